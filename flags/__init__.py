@@ -1,0 +1,1 @@
+"""The command line: absl flags, made from the fields of `trainer.config`."""

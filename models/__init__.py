@@ -1,0 +1,138 @@
+"""Networks: arguments in, tensors out. No flags, no Horovod, no training.
+
+A network is a function. It is found by its name, or, where it is yours, as
+`package.module:function`:
+
+    # my_nets.py, in the current folder or installed: --model=my_nets:tiny
+    from models.slim_compat import slim
+
+    def tiny(images, num_classes, is_training):
+        with slim.arg_scope([slim.batch_norm], is_training=is_training):
+            net = slim.conv2d(images, 16, [3, 3], stride=2, scope="conv1")  # And BN, and ReLU.
+        net = slim.flatten(slim.avg_pool2d(net, net.shape[1:3], scope="pool"))
+        logits = slim.fully_connected(net, num_classes, activation_fn=None, scope="logits")
+        return logits, {"pool": net}
+
+    tiny.minimum_image_size = 8  # pixels; may be left out, as may default_image_size
+
+It is called as `function(images, num_classes=..., is_training=...)`: images are float32, bfloat16
+or float16 [batch, height, width, 3] in [-1, 1], of a known height and width; the other two are an
+int and a bool. It returns `(logits, end_points)`: logits [batch, num_classes], before the softmax,
+and a dict of named tensors, which may be empty. It may be called again in the same graph, to share
+its variables: they are slim's, or `tf.compat.v1.get_variable`'s, and every layer states its scope.
+
+The caller enters `slim.arg_scope(network.arg_scope_fn(weight_decay=..., is_training=..., ...))`
+around the call: in it slim's convolutions have weight decay, BN and ReLU by default, and BN has its
+mode, decay and epsilon. That is `resnet_arg_scope`, unless the function has an attribute
+`arg_scope_fn` with the same arguments. A layer that is not slim's adds what it has of
+REGULARIZATION_LOSSES and UPDATE_OPS to the graph's collections itself.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from models import resnet_v2
+from models.arg_scopes import resnet_arg_scope
+
+__all__ = [
+    "NAMES",
+    "Network",
+    "UnknownModelError",
+    "check_image_size",
+    "get",
+    "resnet_arg_scope",
+]
+
+NetworkFn = Callable[..., tuple[tf.Tensor, dict[str, tf.Tensor]]]
+
+_NETWORKS: dict[str, NetworkFn] = {
+    "resnet_v2_50": resnet_v2.resnet_v2_50,
+    "resnet_v2_101": resnet_v2.resnet_v2_101,
+    "resnet_v2_152": resnet_v2.resnet_v2_152,
+    "resnet_v2_200": resnet_v2.resnet_v2_200,
+}
+NAMES = tuple(_NETWORKS)
+
+
+class UnknownModelError(ValueError):
+    """There is no such network. The message is one line: what was looked for, and where."""
+
+
+class Network(NamedTuple):
+    """A network and what its caller has to know.
+
+    Attributes:
+      name: what `get` was asked for.
+      fn: the function described above.
+      arg_scope_fn: makes the arg scope in which `fn` is to be called.
+      default_image_size: height and width that it was made for, pixels.
+      minimum_image_size: the least height and width that it can work with, pixels.
+    """
+
+    name: str
+    fn: NetworkFn
+    arg_scope_fn: Callable[..., dict[str, dict[str, Any]]]
+    default_image_size: int
+    minimum_image_size: int
+
+
+def get(name: str) -> Network:
+    """Finds a network.
+
+    Args:
+      name: one of `NAMES`, or `package.module:function`.
+
+    Raises:
+      UnknownModelError: no network has that name.
+    """
+    fn = _NETWORKS[name] if name in _NETWORKS else _import_function(name)
+    return Network(
+        name=name,
+        fn=fn,
+        arg_scope_fn=getattr(fn, "arg_scope_fn", resnet_arg_scope),
+        default_image_size=getattr(fn, "default_image_size", 224),
+        minimum_image_size=getattr(fn, "minimum_image_size", 1),
+    )
+
+
+def check_image_size(network: Network, image_size: int) -> None:
+    """Refuses images that are too small for a network.
+
+    Args:
+      network: the network.
+      image_size: height and width, pixels.
+
+    Raises:
+      ValueError: `image_size` is less than `network.minimum_image_size`.
+    """
+    if image_size < network.minimum_image_size:
+        raise ValueError(
+            f"must be at least {network.minimum_image_size} for {network.name}, got {image_size}"
+        )
+
+
+def _import_function(name: str) -> NetworkFn:
+    """The function that `package.module:function` names."""
+    module_name, colon, function_name = name.partition(":")
+    if not (module_name and colon and function_name):
+        raise UnknownModelError(
+            f"must be one of {', '.join(NAMES)}, or package.module:function, got {name!r}"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except (
+        ImportError,
+        TypeError,
+    ) as error:  # TypeError: a relative name, such as ".nets"
+        raise UnknownModelError(
+            f"cannot import module {module_name} ({error}), got {name!r}"
+        ) from error
+    fn = getattr(module, function_name, None)
+    if not callable(fn):
+        raise UnknownModelError(
+            f"module {module_name} has no function {function_name}, got {name!r}"
+        )
+    return fn

@@ -1,0 +1,76 @@
+"""The defaults that a residual network's layers are built with: slim's `resnet_arg_scope`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from models.slim_compat import slim
+
+UPDATE_OPS = tf.compat.v1.GraphKeys.UPDATE_OPS
+
+
+@slim.add_arg_scope
+def training_mode(requested: bool, is_training: bool | None = None) -> bool:
+    """Whether BN uses batch statistics: as the network's caller requested, unless frozen.
+
+    Args:
+      requested: the network's own argument `is_training`.
+      is_training: set by `resnet_arg_scope(is_training=...)` alone. False freezes BN, since a
+        caller who says it there leaves the network's argument at its default, True.
+    """
+    return False if is_training is False else requested
+
+
+def resnet_arg_scope(
+    weight_decay: float = 0.0001,
+    batch_norm_decay: float = 0.997,
+    batch_norm_epsilon: float = 1e-5,
+    batch_norm_scale: bool = True,
+    activation_fn: Callable[..., tf.Tensor] | None = tf.nn.relu,
+    use_batch_norm: bool = True,
+    batch_norm_updates_collections: Any = UPDATE_OPS,
+    *,
+    is_training: bool | None = None,
+) -> dict[str, dict[str, Any]]:
+    """The arg scope of a residual network, to be entered with `slim.arg_scope`.
+
+    Args:
+      weight_decay: each convolution's regularization loss is weight_decay * sum(weights^2) / 2,
+        over its kernel alone: not over biases, beta and gamma.
+      batch_norm_decay: share of the old value that BN's moving statistics keep at each update.
+      batch_norm_epsilon: added to BN's variance.
+      batch_norm_scale: whether BN multiplies by a trained gamma.
+      activation_fn: after each convolution and its BN. None: no activation.
+      use_batch_norm: whether convolutions are followed by BN.
+      batch_norm_updates_collections: name of the graph collection, or names, that gets the ops
+        which update the moving statistics. None: they run with the layer itself.
+      is_training: False puts BN into inference mode, whatever the network's own argument says.
+        None or True: that argument decides.
+
+    Returns:
+      The scope: the default arguments of each slim layer.
+    """
+    batch_norm_params = {
+        "decay": batch_norm_decay,
+        "epsilon": batch_norm_epsilon,
+        "scale": batch_norm_scale,
+        "updates_collections": batch_norm_updates_collections,
+    }
+    mode = {} if is_training is None else {"is_training": is_training}
+    with (
+        slim.arg_scope(
+            [slim.conv2d],
+            weights_regularizer=slim.l2_regularizer(weight_decay),
+            # He initialization, arXiv:1502.01852: variance 2 / fan-in.
+            weights_initializer=slim.variance_scaling_initializer(),
+            activation_fn=activation_fn,
+            normalizer_fn=slim.batch_norm if use_batch_norm else None,
+            normalizer_params=batch_norm_params,
+        ),
+        slim.arg_scope([slim.batch_norm], **batch_norm_params, **mode),
+        slim.arg_scope([training_mode], **mode),
+        # pool1 on an even-sized map: SAME, as in the released checkpoints.
+        slim.arg_scope([slim.max_pool2d], padding="SAME") as scope,
+    ):
+        return scope

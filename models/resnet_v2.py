@@ -1,0 +1,238 @@
+"""Residual networks with pre-activation, arXiv:1603.05027, as in slim's nets.
+
+Names of variables and end points, signatures and results are those of slim's `resnet_v2`, so that
+its checkpoints load. The unit with stride 2 is the last of its block, not the first.
+
+    with slim.arg_scope(resnet_v2.resnet_arg_scope()):
+        logits, end_points = resnet_v2.resnet_v2_50(images, num_classes=1000, is_training=False)
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from models import resnet_utils
+from models.arg_scopes import resnet_arg_scope, training_mode
+from models.slim_compat import slim
+
+tf1 = tf.compat.v1
+
+__all__ = [
+    "bottleneck",
+    "resnet_arg_scope",
+    "resnet_v2",
+    "resnet_v2_50",
+    "resnet_v2_101",
+    "resnet_v2_152",
+    "resnet_v2_200",
+    "resnet_v2_block",
+]
+
+
+@slim.add_arg_scope
+def bottleneck(
+    inputs: tf.Tensor,
+    depth: int,
+    depth_bottleneck: int,
+    stride: int,
+    rate: int = 1,
+    outputs_collections: Any = None,
+    scope: str | None = None,
+) -> tf.Tensor:
+    """The residual unit: BN and ReLU first, then 1x1, 3x3 and 1x1 convolutions, plus the shortcut.
+
+    Args:
+      inputs: [batch, height, width, channels].
+      depth: channels of the result.
+      depth_bottleneck: channels of the first two convolutions.
+      stride: of the 3x3 convolution and of the shortcut, pixels.
+      rate: distance of the 3x3 kernel's taps, pixels.
+      outputs_collections: graph collection, or collections, that get the result.
+      scope: name of the variable scope.
+
+    Returns:
+      [batch, ceil(height / stride), ceil(width / stride), depth].
+    """
+    with tf1.variable_scope(scope, "bottleneck_v2", [inputs]) as unit_scope:
+        preact = slim.batch_norm(inputs, activation_fn=tf.nn.relu, scope="preact")
+        # What is added up, the shortcut and the last convolution, is left as it is: the next unit
+        # normalizes the sum.
+        plain = {"normalizer_fn": None, "activation_fn": None}
+        if depth == slim.utils.last_dimension(inputs.shape, min_rank=4):
+            shortcut = resnet_utils.subsample(inputs, stride, "shortcut")
+        else:
+            shortcut = slim.conv2d(preact, depth, 1, stride=stride, scope="shortcut", **plain)
+        residual = slim.conv2d(preact, depth_bottleneck, 1, stride=1, scope="conv1")
+        residual = resnet_utils.conv2d_same(
+            residual, depth_bottleneck, 3, stride, rate=rate, scope="conv2"
+        )
+        residual = slim.conv2d(residual, depth, 1, stride=1, scope="conv3", **plain)
+        return slim.utils.collect_named_outputs(
+            outputs_collections, unit_scope.name, shortcut + residual
+        )
+
+
+def _root_block(net: tf.Tensor) -> tf.Tensor:
+    """From images to a quarter of their height and width: 7x7 convolution and max pool."""
+    with slim.arg_scope([slim.conv2d], activation_fn=None, normalizer_fn=None):
+        net = resnet_utils.conv2d_same(net, 64, 7, stride=2, scope="conv1")
+    return slim.max_pool2d(net, [3, 3], stride=2, scope="pool1")
+
+
+def resnet_v2(
+    inputs: tf.Tensor,
+    blocks: Sequence[resnet_utils.Block],
+    num_classes: int | None = None,
+    is_training: bool = True,
+    global_pool: bool = True,
+    output_stride: int | None = None,
+    include_root_block: bool = True,
+    spatial_squeeze: bool | None = True,
+    reuse: Any = None,
+    scope: Any = None,
+) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    """A network of the given blocks.
+
+    slim has had two orders of arguments: `tf_slim.nets` has no `spatial_squeeze`, and its logits
+    keep their height and width of 1. A call in that order, which is one with the name of a scope
+    in the place of `reuse`, is understood as such.
+
+    Args:
+      inputs: images [batch, height, width, 3], or any map where `include_root_block` is False.
+      blocks: the stages.
+      num_classes: of the logits. None or 0: no logits, and the features are the result.
+      is_training: whether BN uses the batch's statistics, and updates the moving ones.
+      global_pool: whether to average over height and width.
+      output_stride: `inputs`' height by the last map's. None: as the strides make it, 32 for the
+        networks below. A smaller one makes convolutions atrous, for dense prediction.
+      include_root_block: whether to begin with `conv1` and `pool1`.
+      spatial_squeeze: whether pooled logits lose their height and width of 1.
+      reuse: whether to use the variables that are there already, in `scope`.
+      scope: name of the variable scope.
+
+    Returns:
+      logits [batch, num_classes], before the softmax; [batch, 1, 1, num_classes] without
+      `spatial_squeeze`, [batch, height_out, width_out, num_classes] without `global_pool`. And the
+      end points: each convolution's, unit's and block's result under the name of its scope,
+      `global_pool`, and `predictions`, the softmax of the logits.
+
+    Raises:
+      ValueError: the blocks cannot give `output_stride`.
+    """
+    if isinstance(reuse, str | tf1.VariableScope):
+        spatial_squeeze, reuse, scope = False, spatial_squeeze, reuse
+    with tf1.variable_scope(scope, "resnet_v2", [inputs], reuse=reuse) as network_scope:
+        collection = network_scope.original_name_scope + "_end_points"
+        with (
+            slim.arg_scope(
+                [slim.conv2d, bottleneck, resnet_utils.stack_blocks_dense],
+                outputs_collections=collection,
+            ),
+            slim.arg_scope([slim.batch_norm], is_training=training_mode(is_training)),
+        ):
+            net = inputs
+            if include_root_block:
+                net = _root_block(net)
+                if output_stride is not None:
+                    if output_stride % 4 != 0:
+                        raise ValueError(
+                            f"output_stride: must be a multiple of 4, got {output_stride}"
+                        )
+                    output_stride //= 4
+            net = resnet_utils.stack_blocks_dense(net, blocks, output_stride)
+            net = slim.batch_norm(net, activation_fn=tf.nn.relu, scope="postnorm")
+            pooled = {}
+            if global_pool:
+                net = tf.reduce_mean(net, [1, 2], keepdims=True, name="pool5")
+                pooled["global_pool"] = net
+            if num_classes:
+                net = slim.conv2d(
+                    net,
+                    num_classes,
+                    [1, 1],
+                    activation_fn=None,
+                    normalizer_fn=None,
+                    scope="logits",
+                )
+        end_points = slim.utils.convert_collection_to_dict(collection) | pooled
+        if num_classes:
+            if spatial_squeeze and global_pool:
+                net = tf.squeeze(net, [1, 2], name="SpatialSqueeze")
+                end_points[network_scope.name + "/spatial_squeeze"] = net
+            end_points["predictions"] = slim.softmax(net, scope="predictions")
+        return net, end_points
+
+
+resnet_v2.default_image_size = 224  # type: ignore[attr-defined]  # slim's nets have it there
+
+
+def resnet_v2_block(scope: str, base_depth: int, num_units: int, stride: int) -> resnet_utils.Block:
+    """A stage of `num_units` bottleneck units; the last one has the stride.
+
+    Args:
+      scope: name of its variable scope.
+      base_depth: channels within the bottleneck; the units' results have four times as many.
+      num_units: how many units.
+      stride: of the stage, pixels.
+    """
+    strides = [1] * (num_units - 1) + [stride]
+    return resnet_utils.Block(
+        scope,
+        bottleneck,
+        [
+            {
+                "depth": 4 * base_depth,
+                "depth_bottleneck": base_depth,
+                "stride": unit_stride,
+            }
+            for unit_stride in strides
+        ],
+    )
+
+
+def _create_network(
+    name: str, units: tuple[int, int, int, int]
+) -> Callable[..., tuple[tf.Tensor, dict[str, tf.Tensor]]]:
+    """The network function of a name, given the units of its four stages."""
+
+    def network(
+        inputs: tf.Tensor,
+        num_classes: int | None = None,
+        is_training: bool = True,
+        global_pool: bool = True,
+        output_stride: int | None = None,
+        spatial_squeeze: bool | None = True,
+        reuse: Any = None,
+        scope: Any = name,
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        blocks = [
+            resnet_v2_block("block1", base_depth=64, num_units=units[0], stride=2),
+            resnet_v2_block("block2", base_depth=128, num_units=units[1], stride=2),
+            resnet_v2_block("block3", base_depth=256, num_units=units[2], stride=2),
+            resnet_v2_block("block4", base_depth=512, num_units=units[3], stride=1),
+        ]
+        return resnet_v2(
+            inputs,
+            blocks,
+            num_classes,
+            is_training=is_training,
+            global_pool=global_pool,
+            output_stride=output_stride,
+            include_root_block=True,
+            spatial_squeeze=spatial_squeeze,
+            reuse=reuse,
+            scope=scope,
+        )
+
+    network.__name__ = network.__qualname__ = name
+    network.__doc__ = f"{name}: stages of {units} units. Arguments and results: see `resnet_v2`."
+    # Less than the total stride, 32, leaves the last stages maps of one pixel.
+    vars(network).update(default_image_size=224, minimum_image_size=32)
+    return network
+
+
+resnet_v2_50 = _create_network("resnet_v2_50", (3, 4, 6, 3))
+resnet_v2_101 = _create_network("resnet_v2_101", (3, 4, 23, 3))
+resnet_v2_152 = _create_network("resnet_v2_152", (3, 8, 36, 3))
+resnet_v2_200 = _create_network("resnet_v2_200", (3, 24, 36, 3))

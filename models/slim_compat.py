@@ -1,0 +1,39 @@
+"""tf-slim 1.1.0 on today's TensorFlow; the only place that knows what stands between the two.
+
+Whoever wants tf-slim writes `from models.slim_compat import slim`. That import is enough to make
+`tf_slim` itself work too, its layers and its networks (`tf_slim.nets`) unchanged.
+"""
+
+import importlib
+from typing import Any
+
+import tensorflow as tf
+import tf_slim as slim
+from tensorflow.python.framework import ops as framework_ops
+
+__all__ = ["slim"]
+
+
+class _GraphKeys(tf.compat.v1.GraphKeys):  # type: ignore[misc]  # TensorFlow has no types
+    """The graph keys, with an UPDATE_OPS that equals TensorFlow's but is another object."""
+
+    UPDATE_OPS = tf.compat.v1.GraphKeys.UPDATE_OPS.encode().decode()
+
+
+class _OpsForSlimLayers:
+    """`tensorflow.python.framework.ops` as `tf_slim.layers.layers` is to see it."""
+
+    GraphKeys = _GraphKeys
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(framework_ops, name)
+
+
+# Some of slim's functions ask isinstance(x, ops.Tensor), a class that TensorFlow has moved away.
+framework_ops.Tensor = tf.Tensor
+
+# slim.batch_norm goes to a Keras class that needs a package of its own (tf_keras), but only where
+# `updates_collections is ops.GraphKeys.UPDATE_OPS`, the very object. With this view that is never
+# so, and slim takes its own fused implementation. The update ops land in UPDATE_OPS all the same,
+# since a graph finds a collection by equality.
+vars(importlib.import_module("tf_slim.layers.layers"))["ops"] = _OpsForSlimLayers()

@@ -1,0 +1,73 @@
+#!/usr/bin/env python3
+"""Turns a folder of images into TFRecord shards and a manifest, for --dataset=tfrecord.
+
+  make_tfrecords.py --images=DIR --out=DIR
+
+DIR has train/<class>/* and validation/<class>/*, or <class>/* and --validation_fraction.
+JPEG and PNG files go in as they are; other formats are turned into PNG. Stopped and started
+again, it goes on where it was; the same images and options give the same shards, bit for bit.
+"""
+
+import argparse
+import os
+import sys
+
+from trainer.config import UserError
+from trainer.inputs import convert, manifest, storage
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", required=True, help="folder of images")
+    parser.add_argument("--out", required=True, help="folder for the shards")
+    parser.add_argument(
+        "--validation_fraction", type=float, default=0.0, help="share of every class to hold out"
+    )
+    parser.add_argument("--shard_mb", type=float, default=128, help="size of a shard, MiB")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the images")
+    parser.add_argument(
+        "--max_bad", type=int, default=0, help="unreadable files to leave out without failing"
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="how many work at the same time; default: one per core",
+    )
+    arguments = parser.parse_args()
+    if not 0 <= arguments.validation_fraction < 1:
+        parser.error("--validation_fraction: must be at least 0 and less than 1")
+    if arguments.shard_mb <= 0 or arguments.processes < 1 or arguments.max_bad < 0:
+        parser.error("--shard_mb and --processes: must be positive, --max_bad at least 0")
+    return arguments
+
+
+def main() -> int:
+    arguments = _parse_arguments()
+    if not storage.is_folder(arguments.images):
+        raise UserError(f"--images: must be a folder that exists, got {arguments.images!r}")
+    described = convert.convert(
+        arguments.images,
+        arguments.out,
+        validation_fraction=arguments.validation_fraction,
+        shard_bytes=int(arguments.shard_mb * 2**20),
+        seed=arguments.seed,
+        max_bad=arguments.max_bad,
+        processes=arguments.processes,
+    )
+    for split, shards in described.splits.items():
+        examples = sum(shard.examples for shard in shards)
+        print(
+            f"{split}: {examples} images of {len(described.classes)} classes, {len(shards)} shards"
+        )
+    print(f"{os.path.join(arguments.out, manifest.FILE_NAME)}: --data_dir={arguments.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"make_tfrecords.py: {error}")

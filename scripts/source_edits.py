@@ -1,0 +1,90 @@
+"""The edits that Horovod 0.28.1 needs to compile and work with TensorFlow 2.21.
+
+Each replaces one passage, and insists on finding that passage exactly once: a changed release ends
+in a clear message instead of in a subtly wrong build.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+
+class EditError(Exception):
+    """The source is not the one that an edit was written for."""
+
+
+class Edit(NamedTuple):
+    """One replacement in a file of Horovod's source."""
+
+    path: str
+    old: str
+    new: str
+
+
+EDITS = (
+    # It includes XLA headers that TensorFlow has moved, and serves HOROVOD_ENABLE_XLA_OPS=1 alone.
+    Edit(
+        "horovod/tensorflow/CMakeLists.txt",
+        'list(APPEND TF_SOURCES "${PROJECT_SOURCE_DIR}/horovod/tensorflow/xla_mpi_ops.cc")\n',
+        "",
+    ),
+    # TensorFlow no longer has the function that is declared here. GPU builds alone need it.
+    Edit(
+        "horovod/tensorflow/mpi_ops.cc",
+        "// Forward declaration of AsGpuStreamValue\n"
+        "namespace stream_executor {\n"
+        "namespace gpu {\n"
+        "GpuStreamHandle AsGpuStreamValue(Stream* stream);\n"
+        "} // namespace stream_executor\n"
+        "} // namespace gpu\n",
+        '#include "xla/stream_executor/stream.h"\n'
+        "namespace stream_executor {\n"
+        "namespace gpu {\n"
+        "inline GpuStreamHandle AsGpuStreamValue(Stream* stream) {\n"
+        "  return static_cast<GpuStreamHandle>(stream->platform_specific_handle().stream);\n"
+        "}\n"
+        "} // namespace gpu\n"
+        "} // namespace stream_executor\n",
+    ),
+    # The headers of CUDA 13 are C++17. GPU builds alone.
+    Edit(
+        "horovod/common/ops/cuda/CMakeLists.txt",
+        "set(CMAKE_CUDA_STANDARD 11)\n",
+        "set(CMAKE_CUDA_STANDARD 17)\n",
+    ),
+    # A vector that is written beyond its size: under Gloo the stall check sees no ranks in it, so
+    # that a job with a lost worker hangs for ever, without a word.
+    Edit(
+        "horovod/common/gloo/gloo_controller.cc",
+        "global_ranks_.reserve(size_);\n",
+        "global_ranks_.resize(size_);\n",
+    ),
+    # The wheel serves every environment with this TensorFlow: libraries are found relative to it,
+    # not where they were when it was built. NCCL is the copy that TensorFlow itself loads.
+    Edit(
+        "CMakeLists.txt",
+        "project(horovod CXX)\n",
+        "project(horovod CXX)\n"
+        "set(CMAKE_BUILD_WITH_INSTALL_RPATH ON)\n"
+        'set(CMAKE_INSTALL_RPATH "$ORIGIN/../../nvidia/nccl/lib")\n',
+    ),
+)
+
+
+def apply_edit(source: Path, edit: Edit) -> None:
+    """Replaces the one passage `edit.old` in the source tree `source`.
+
+    Raises:
+      EditError: the file is missing, or the passage is not there exactly once.
+    """
+    file = source / edit.path
+    if not file.is_file():
+        raise EditError(f"Horovod's source has no {edit.path}: not the release this edits")
+    text = file.read_text(encoding="utf-8")
+    found = text.count(edit.old)
+    if found != 1:
+        first_line = edit.old.strip().splitlines()[0]
+        raise EditError(
+            f"{edit.path}: expected once, found {found} times: {first_line!r}. "
+            "Horovod's release has changed: see EDITS in scripts/source_edits.py"
+        )
+    file.write_text(text.replace(edit.old, edit.new), encoding="utf-8")

@@ -1,0 +1,47 @@
+"""Starts real processes for tests."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def environment(**extra):
+    """The environment of a process that is to find this checkout and the tests' plug-ins."""
+    paths = [str(ROOT), str(ROOT / "tests")]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        **extra,
+    }
+
+
+def run(command, *, timeout_sec=300, **extra):
+    """Runs a command from the checkout and returns what came of it."""
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment(**extra),
+        capture_output=True,
+        text=True,
+        timeout=timeout_sec,
+        check=False,
+    )
+
+
+def horovodrun(workers, arguments, *, timeout_sec=300, **extra):
+    """Runs Python with some arguments on several workers."""
+    return run(
+        ["horovodrun", "-np", str(workers), sys.executable, *arguments],
+        timeout_sec=timeout_sec,
+        **extra,
+    )
+
+
+def trainer(*flags, **extra):
+    """Runs `python -m trainer` with some flags in one process."""
+    return run([sys.executable, "-m", "trainer", *flags], **extra)

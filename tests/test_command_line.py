@@ -1,0 +1,128 @@
+"""Flags become a configuration; a wrong one becomes one line that names flag, rule and value."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+from absl import flags as absl_flags
+
+from flags import command_line
+from trainer.config import Config, DataConfig, OptimizerConfig, RunConfig, UserError
+
+
+def parse(*arguments):
+    return command_line.parse(["slim-horovod", *arguments], absl_flags.FlagValues())
+
+
+def test_without_flags_every_value_is_the_fields_default():
+    assert parse() == Config()
+
+
+def test_flags_reach_their_fields():
+    config = parse(
+        "--batch_size=7",
+        "--data_dir=d",
+        "--lr_schedule=step",
+        "--steps=3",
+        "--deterministic",
+    )
+    assert config == Config(
+        data=DataConfig(batch_size=7, data_dir="d"),
+        optimizer=OptimizerConfig(lr_schedule="step"),
+        run=RunConfig(steps=3, deterministic=True),
+    )
+
+
+def test_benchmark_is_short_for_its_mode():
+    assert parse("--benchmark") == parse("--mode=benchmark")
+
+
+def test_a_flagfile_carries_a_recipe(tmp_path):
+    recipe = tmp_path / "recipe.flags"
+    recipe.write_text("# a comment\n--batch_size=5\n--seed=3\n")
+    config = parse(f"--flagfile={recipe}", "--seed=4")
+    assert (config.data.batch_size, config.run.seed) == (5, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--batch_size=0"], "--batch_size: must be at least 1, got 0"),
+        (["--image_size=-1"], "--image_size: must be at least 1, got -1"),
+        (["--steps=0"], "--steps: must be at least 1, got 0"),
+        (["--epochs=0"], "--epochs: must be greater than 0.0, got 0.0"),
+        (["--momentum=1"], "--momentum: must be less than 1.0, got 1.0"),
+        (["--weight_decay=nan"], "--weight_decay: must be a finite number, got nan"),
+        (
+            ["--optimizer=sdg"],
+            "--optimizer: must be one of sgd, momentum, .*, got 'sdg'",
+        ),
+        (["--mode=trian"], "--mode: must be one of train, .*, got 'trian'"),
+        (
+            ["--steps=3", "--epochs=2"],
+            "--steps: must not be given with --epochs, got 3 and 2",
+        ),
+        (["--batch_size=many"], "--batch_size=many: invalid literal"),
+        (
+            ["--bach_size=3"],
+            "Unknown command line flag 'bach_size'. Did you mean: batch_size",
+        ),
+        (["data"], "argument 'data': --mode=train takes flags only"),
+        (
+            ["--dataset=folder"],
+            "--data_dir: must be given with --dataset=folder, got none",
+        ),
+        (
+            ["--benchmark", "--mode=train"],
+            "--benchmark: must not be given with --mode=train",
+        ),
+        (["--flagfile=nowhere.flags"], "nowhere.flags"),
+        (["--resume=must"], "--logdir: must be given with --resume=must, got none"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(arguments, line):
+    with pytest.raises(UserError, match=line) as caught:
+        parse(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_predict_takes_files():
+    assert parse("--mode=predict", "a.png", "b.jpg").files == ("a.png", "b.jpg")
+
+
+def test_help_lists_every_flag_with_its_default():
+    with pytest.raises(command_line.HelpRequested) as caught:
+        parse("--help")
+    text = str(caught.value)
+    for group in command_line.GROUPS.values():
+        for field in dataclasses.fields(group):
+            assert f"--{field.name}:" in text or f"--[no]{field.name}:" in text
+
+
+def test_the_program_prints_one_line_and_exits_with_1():
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer", "--batch_size=0"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "slim-horovod: --batch_size: must be at least 1, got 0\n"
+    assert done.stdout == ""
+
+
+def test_only_the_first_worker_of_a_job_complains_of_a_flag(monkeypatch):
+    for rank, lines in ((0, 1), (1, 0)):
+        monkeypatch.setenv("HOROVOD_RANK", str(rank))
+        monkeypatch.setenv("HOROVOD_SIZE", "2")
+        done = subprocess.run(
+            [sys.executable, "-m", "trainer", "--steps=-3"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == lines

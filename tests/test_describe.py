@@ -1,0 +1,170 @@
+"""The layer table and the FLOP count, against the paper's sizes and TensorFlow's own profiler."""
+
+import json
+
+import pytest
+import tensorflow as tf
+
+import models
+from models import resnet_v2
+from models.slim_compat import slim
+from trainer import describe, flops
+from trainer.config import Config, ConfigError, DataConfig, ModelConfig
+
+tf1 = tf.compat.v1
+
+
+def profiled_flops(graph, op_type):
+    """What TensorFlow's profiler counts for the operations of a type."""
+    options = tf1.profiler.ProfileOptionBuilder.float_operation()
+    options["output"] = "none"
+    node = tf1.profiler.profile(graph, cmd="op", options=options)
+    while node.name != op_type:
+        (node,) = node.children
+    return node.float_ops
+
+
+def configuration(model, image_size=224, num_classes=None):
+    return Config(
+        mode="describe",
+        model=ModelConfig(model=model, num_classes=num_classes),
+        data=DataConfig(image_size=image_size),
+    )
+
+
+@pytest.fixture(scope="module")
+def resnet_v2_50():
+    return describe.describe(models.get("resnet_v2_50"), image_size=224, num_classes=1000)
+
+
+def test_every_unit_of_resnet_v2_50_is_traced(resnet_v2_50):
+    units = [layer for layer in resnet_v2_50.layers if layer.stages]
+    expected = []
+    size, channels = 56, 64
+    for block, (count, depth) in enumerate([(3, 64), (4, 128), (6, 256), (3, 512)], start=1):
+        for unit in range(1, count + 1):
+            out = size // 2 if unit == count and block < 4 else size
+            whole = (out, out, 4 * depth)
+            stages = ((size, size, depth), (out, out, depth), whole)
+            scope = f"resnet_v2_50/block{block}/unit_{unit}/bottleneck_v2"
+            expected.append((scope, (size, size, channels), whole, stages, whole))
+            size, channels = out, 4 * depth
+    assert [(u.scope, u.input, u.shortcut, u.stages, u.output) for u in units] == expected
+
+
+def test_parameters_and_gflops_of_a_unit_are_those_computed_by_hand(resnet_v2_50):
+    unit = next(u for u in resnet_v2_50.layers if "block1/unit_1" in u.scope)
+    shortcut, stages = 64 * 256, (64 * 64, 9 * 64 * 64, 64 * 256)
+    biases, norms = 256 + 256, 2 * (64 + 64 + 64)
+    assert unit.parameters == shortcut + sum(stages) + biases + norms
+    assert unit.gflops == pytest.approx(2 * 56 * 56 * (shortcut + sum(stages)) / 1e9)
+
+
+def test_rows_outside_units_and_totals(resnet_v2_50):
+    rows = {u.scope.partition("/")[2]: u for u in resnet_v2_50.layers if not u.stages}
+    assert list(rows) == ["conv1", "postnorm", "logits"]
+    assert (rows["conv1"].input, rows["conv1"].output) == (
+        (224, 224, 3),
+        (112, 112, 64),
+    )
+    assert rows["conv1"].parameters == 7 * 7 * 3 * 64 + 64
+    assert (rows["postnorm"].output, rows["postnorm"].gflops) == ((7, 7, 2048), 0)
+    assert (rows["logits"].input, rows["logits"].output) == ((1, 1, 2048), (1, 1, 1000))
+    assert resnet_v2_50.parameters == 25_568_360
+    assert resnet_v2_50.gflops_per_image == pytest.approx(6.9645, abs=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_convolutions_are_counted_as_by_the_profiler(batch_size):
+    with tf.Graph().as_default() as graph:
+        images = tf1.placeholder(tf.float32, [batch_size, 224, 224, 3])
+        with slim.arg_scope(models.resnet_arg_scope()):
+            resnet_v2.resnet_v2_50(images, 1000, is_training=False)
+    counted = flops.count_flops(graph.get_operations())
+    assert counted == profiled_flops(graph, "Conv2D")
+    assert counted == batch_size * 6_964_510_720
+
+
+def test_a_training_step_costs_three_times_the_forward_less_the_first_input_gradient():
+    with tf.Graph().as_default() as graph:
+        images = tf1.placeholder(tf.float32, [2, 64, 64, 3])
+        with slim.arg_scope(models.resnet_arg_scope()):
+            logits, end_points = resnet_v2.resnet_v2_50(images, 10, is_training=True)
+        forward = flops.count_flops(graph.get_operations())
+        gradients = tf.gradients(tf.reduce_sum(logits**2), tf1.trainable_variables())
+        first = flops.count_op_flops(end_points["resnet_v2_50/conv1"].op.inputs[0].op)
+    assert first == 2 * 2 * 32 * 32 * 64 * 7 * 7 * 3
+    step = flops.list_needed_operations(gradient.op for gradient in gradients)
+    assert len(step) == len(set(step))
+    assert flops.count_flops(step) == 3 * forward - first
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_products_and_depthwise_convolutions_are_counted(transpose):
+    with tf.Graph().as_default() as graph:
+        left = tf.zeros([7, 4] if transpose else [4, 7])
+        tf.matmul(left, tf.zeros([7, 5]), transpose_a=transpose)
+    assert flops.count_flops(graph.get_operations()) == 2 * 4 * 7 * 5
+    with tf.Graph().as_default() as graph:
+        tf.nn.depthwise_conv2d(tf.zeros([2, 8, 8, 3]), tf.zeros([3, 3, 3, 2]), [1] * 4, "SAME")
+    assert flops.count_flops(graph.get_operations()) == 2 * 2 * 8 * 8 * (3 * 2) * 3 * 3
+
+
+def test_an_unknown_shape_is_refused_by_name():
+    with tf.Graph().as_default() as graph:
+        images = tf1.placeholder(tf.float32, [None, 8, 8, 3])
+        tf.nn.conv2d(images, tf.zeros([3, 3, 3, 4]), 1, "SAME", name="first")
+    with pytest.raises(ValueError, match="operation first: must have static shapes"):
+        flops.count_flops(graph.get_operations())
+
+
+def test_run_prints_the_table_and_returns_it(capsys):
+    result = describe.run(configuration("resnet_v2_50", image_size=64, num_classes=10))
+    lines = capsys.readouterr().out.splitlines()
+    header = "layer input shortcut conv1 conv2 conv3 output parameters GFLOP"
+    assert lines[0].split() == header.split()
+    trace = "block1/unit_3 16x16x256 8x8x256 16x16x64 8x8x64 8x8x256 8x8x256 70,656 0.015"
+    assert trace.split() in [line.split() for line in lines]
+    assert len({len(line) for line in lines[:-1]}) == 1
+    assert lines[-2].split()[:2] == ["total", f"{result['parameters']:,}"]
+    assert json.loads(json.dumps(result))["layers"][0]["output"] == [32, 32, 64]
+    assert result["num_classes"] == 10
+    assert result["parameters"] == sum(layer["parameters"] for layer in result["layers"])
+    assert result["gflops_per_image"] == sum(layer["gflops"] for layer in result["layers"])
+
+
+def test_another_network_has_a_row_per_convolution(capsys):
+    result = describe.run(configuration("tf_slim.nets.vgg:vgg_a"))
+    rows = {layer["scope"]: layer for layer in result["layers"]}
+    assert list(rows) == [
+        *(f"vgg_a/{name}" for name in ("conv1/conv1_1", "conv2/conv2_1")),
+        *(f"vgg_a/conv{block}/conv{block}_{unit}" for block in (3, 4, 5) for unit in (1, 2)),
+        *(f"vgg_a/fc{number}" for number in (6, 7, 8)),
+    ]
+    # 3x3 kernel and the BN that the arg scope adds, beta and gamma.
+    assert rows["vgg_a/conv2/conv2_1"]["parameters"] == 9 * 64 * 128 + 2 * 128
+    assert rows["vgg_a/conv2/conv2_1"]["input"] == (112, 112, 64)
+    assert rows["vgg_a/conv2/conv2_1"]["shortcut"] is None
+    assert capsys.readouterr().out.splitlines()[0].split() == [
+        "layer", "input", "output", "parameters", "GFLOP",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "image_size", "message"),
+    [
+        (
+            "resnet_v2_50",
+            31,
+            "--image_size: must be at least 32 for resnet_v2_50, got 31",
+        ),
+        (
+            "resnet_v2_18",
+            224,
+            "--model: must be one of resnet_v2_50, .*, got 'resnet_v2_18'",
+        ),
+    ],
+)
+def test_what_cannot_be_described_is_one_line(model, image_size, message):
+    with pytest.raises(ConfigError, match=message):
+        describe.run(configuration(model, image_size=image_size))

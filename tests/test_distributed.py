@@ -1,0 +1,163 @@
+"""Two workers under horovodrun against numpy and a one-process run."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow.compat.v1 as tf1
+import tiny
+import two_workers
+from processes import horovodrun
+
+from trainer import distributed, graph
+from trainer.config import Config, UserError
+from trainer.distributed import Group, Worker
+from trainer.inputs.device import normalize
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What two workers left behind."""
+    path = tmp_path_factory.mktemp("two_workers")
+    done = horovodrun(2, ["tests/two_workers.py", str(path)])
+    assert done.returncode == 0, done.stdout + done.stderr
+    return path
+
+
+def load(folder, name):
+    return [dict(np.load(folder / f"{name}_{rank}.npz")) for rank in (0, 1)]
+
+
+def reports(folder):
+    return [json.loads((folder / f"report_{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def difference(ours, expected):
+    """The largest difference, relative to the largest value of each variable."""
+    return max(
+        np.max(np.abs(ours[name] - value)) / max(np.max(np.abs(value)), 1e-3)
+        for name, value in expected.items()
+    )
+
+
+def simulate(initial, batches):
+    """The same steps in one process: numpy averages both workers' gradients and updates.
+
+    Returns:
+      the trained variables, and the moving statistics, by name.
+    """
+    config = Config(**tiny.config_groups())
+    values = {name: value.copy() for name, value in initial.items()}
+    with tf.Graph().as_default():
+        images = tf1.placeholder(tf.uint8, [tiny.BATCH_SIZE, 16, 16, 3])
+        labels = tf1.placeholder(tf.int32, [tiny.BATCH_SIZE])
+        logits = graph.build_logits(
+            config.model,
+            normalize(images, config.data),
+            num_classes=tiny.NUM_CLASSES,
+            is_training=True,
+        )
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        trained = tf1.trainable_variables()
+        names = [variable.op.name for variable in trained]
+        gradients = tf.gradients(tf.reduce_mean(losses), trained)
+        moving = [v for v in tf1.global_variables() if "moving" in v.op.name]
+        updates = tf1.get_collection(tf1.GraphKeys.UPDATE_OPS)
+        momentum = {name: np.zeros_like(values[name]) for name in names}
+        with tf1.Session() as session:
+
+            def load(variables):
+                for variable in variables:
+                    variable.load(values[variable.op.name], session)
+
+            for step in range(two_workers.STEPS):
+                of_workers, statistics = [], []
+                for batch in batches:
+                    load(tf1.global_variables())
+                    feed = {images: batch["images"][step], labels: batch["labels"][step]}
+                    of_workers.append(session.run(gradients, feed))
+                    session.run(updates, feed)
+                    statistics.append(session.run(moving))
+                for name, *gradient in zip(names, *of_workers, strict=True):
+                    mean = np.mean(gradient, axis=0)
+                    if name.endswith("/weights"):
+                        mean = mean + config.model.weight_decay * values[name]
+                    momentum[name] = config.optimizer.momentum * momentum[name] + mean
+                    values[name] = values[name] - two_workers.LEARNING_RATE * momentum[name]
+                for variable, *statistic in zip(moving, *statistics, strict=True):
+                    values[variable.op.name] = np.mean(statistic, axis=0)
+    return {name: values[name] for name in [*names, *(v.op.name for v in moving)]}
+
+
+def test_the_broadcast_makes_all_start_from_rank_0(folder):
+    first, second = load(folder, "averaged_initial")
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+
+
+def test_workers_read_different_examples(folder):
+    first, second = load(folder, "averaged_batches")
+    seen = [{image.tobytes() for image in b["images"][0]} for b in (first, second)]
+    assert len(seen[0]) == len(seen[1]) == tiny.BATCH_SIZE
+    assert not seen[0] & seen[1]
+
+
+def test_all_variables_stay_bit_identical(folder):
+    first, second = load(folder, "averaged_final")
+    assert any("moving_mean" in name for name in first)
+    assert any("Momentum" in name for name in first)
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+
+
+def test_two_workers_equal_one_process_that_averages_their_gradients(folder):
+    batches = load(folder, "averaged_batches")
+    expected = simulate(load(folder, "averaged_initial")[0], batches)
+    assert difference(load(folder, "averaged_final")[0], expected) < 1e-5
+
+
+def test_without_averaging_they_do_not(folder):
+    batches = load(folder, "alone_batches")
+    expected = simulate(load(folder, "alone_initial")[0], batches)
+    first, second = load(folder, "alone_final")
+    assert difference(first, expected) > 1e-3
+    assert difference(first, second) > 1e-3
+
+
+def test_the_loss_is_the_mean_over_the_workers(folder):
+    first, second = load(folder, "averaged_batches")
+    np.testing.assert_array_equal(first["loss"], second["loss"])
+
+
+def test_evaluation_counts_each_example_once(folder):
+    for report in reports(folder):
+        assert report["evaluation"]["count"] == tiny.VALIDATION_EXAMPLES
+
+
+def test_gather_gives_every_worker_everything(folder):
+    for report in reports(folder):
+        assert report["gathered"] == [{"rank": 0, "text": ""}, {"rank": 1, "text": "é"}]
+
+
+def test_one_workers_mistake_is_told_on_all(folder):
+    for report in reports(folder):
+        assert report["one_fails"] == "worker 1 of 2: its disk is full"
+
+
+def test_alone_nothing_needs_horovod():
+    group = Group()
+    assert group.worker == Worker(rank=0, size=1, local_rank=0, local_size=1)
+    assert group.gather([1, 2]) == [[1, 2]]
+    with pytest.raises(UserError, match=r"^no disk$"), group.fail_together():
+        raise UserError("no disk")
+
+
+def test_a_launcher_without_horovod_is_told_what_to_do(monkeypatch):
+    monkeypatch.setenv("HOROVOD_RANK", "0")
+    monkeypatch.setenv("HOROVOD_SIZE", "2")
+    monkeypatch.setitem(__import__("sys").modules, "horovod.tensorflow", None)
+    with pytest.raises(UserError, match=r"horovodrun started 2 workers, but .*scripts/setup.sh"):
+        distributed.connect()

@@ -1,0 +1,116 @@
+"""Each way in which an installation breaks gets its reason and its remedy, in one line."""
+
+import os
+import sys
+import time
+from importlib import metadata
+
+import pytest
+
+from trainer import doctor
+
+
+def broken(findings):
+    return [finding for finding in findings if finding.remedy is not None]
+
+
+def with_version(monkeypatch, name, version):
+    real = metadata.version
+
+    def fake(asked):
+        if asked != name:
+            return real(asked)
+        if version is None:
+            raise metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(metadata, "version", fake)
+
+
+@pytest.mark.parametrize("name", ["tensorflow", "tf-slim", "horovod", "slim-horovod"])
+def test_a_missing_package_is_named(monkeypatch, name):
+    with_version(monkeypatch, name, None)
+    (finding,) = broken(doctor.check_packages())
+    assert finding == (name, "is not installed for this Python", "run scripts/setup.sh")
+
+
+@pytest.mark.parametrize(("name", "version"), [("tensorflow", "2.16.1"), ("horovod", "0.27.0")])
+def test_a_wrong_version_is_held_against_its_rule(monkeypatch, name, version):
+    with_version(monkeypatch, name, version)
+    (finding,) = broken(doctor.check_packages())
+    assert finding.title == name
+    assert finding.text.startswith(f"{version} does not fit ")
+    assert finding.remedy == "run scripts/setup.sh"
+
+
+def test_this_environments_packages_are_right():
+    assert broken(doctor.check_packages()) == []
+
+
+def test_horovod_for_another_tensorflow_is_told_by_what_it_was_built_for(monkeypatch):
+    monkeypatch.setattr(doctor, "read_text", lambda path: '{"tensorflow": "2.12.0"}')
+    finding = doctor.check_horovod({"error": "NotFoundError: mpi_lib.so: undefined symbol: _ZN3"})
+    here = metadata.version("tensorflow")
+    assert finding.text == f"was built for TensorFlow 2.12.0, but here is {here}"
+    assert "scripts/setup.sh" in finding.remedy
+
+
+def test_horovod_that_does_not_load_is_told_by_the_first_line_of_its_error():
+    finding = doctor.check_horovod({"error": "ImportError: libmpi.so.40: no such file\nmore"})
+    assert finding.text == "can't be loaded (ImportError: libmpi.so.40: no such file)"
+    assert finding.remedy is not None
+
+
+def test_slim_that_builds_no_update_ops_is_broken():
+    assert doctor.check_slim({"updates": 0}).remedy is not None
+    assert doctor.check_slim({"error": "AttributeError: Tensor"}).remedy is not None
+    assert doctor.check_slim({"updates": 2}).remedy is None
+
+
+def test_a_missing_launcher_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    finding = doctor.check_allreduce()
+    assert str(tmp_path / "horovodrun") in finding.text
+    assert finding.remedy is not None
+
+
+def test_a_crash_while_a_library_loads_is_a_finding(monkeypatch):
+    monkeypatch.setattr(doctor, "_PROBE", "import os; os.abort()")
+    (finding,) = broken(doctor.examine())
+    assert (finding.title, finding.text) == ("tensorflow", "can't be loaded (exit status -6)")
+
+
+def test_processes_that_do_not_end_are_ended():
+    start = time.monotonic()
+    sleep = "import subprocess; subprocess.run(['sleep', '60'])"
+    assert doctor.run_python(sleep, timeout_sec=0.5).errors == "no end after 0.5 s"
+    assert time.monotonic() - start < 20
+
+
+def test_the_status_says_whether_anything_is_broken(monkeypatch, capsys):
+    good, bad = doctor.Finding("python", "3.11"), doctor.Finding("slim", "fails", "mend it")
+    monkeypatch.setattr(doctor, "examine", lambda: [good])
+    assert doctor.run() == 0
+    monkeypatch.setattr(doctor, "examine", lambda: [good, bad])
+    assert doctor.run() == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].split() == ["slim", "BROKEN:", "fails:", "mend", "it"]
+    assert len(lines) == 3
+
+
+@pytest.mark.processes
+def test_two_workers_average_their_ranks():
+    finding = doctor.check_allreduce()
+    assert finding.remedy is None, finding
+    assert finding.text.startswith("2 workers, on ")
+
+
+@pytest.mark.processes
+def test_a_launcher_that_fails_is_told_by_its_last_words(monkeypatch, tmp_path):
+    launcher = tmp_path / "horovodrun"
+    launcher.write_text("#!/bin/sh\necho 'no route to host' >&2\nexit 1\n")
+    launcher.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / os.path.basename(sys.executable)))
+    finding = doctor.check_allreduce()
+    assert "no route to host" in finding.text
+    assert finding.remedy is not None

@@ -1,0 +1,78 @@
+"""Schedules against values computed by hand."""
+
+import math
+
+import pytest
+
+from trainer.config import OptimizerConfig
+from trainer.learning_rate import create_schedule
+
+
+def schedule(lr_schedule="constant", *, global_batch_size=256, total_steps=90, warmup_epochs=0.0):
+    """One epoch is one step here, unless the test says otherwise."""
+    config = OptimizerConfig(
+        base_learning_rate=0.1, lr_schedule=lr_schedule, warmup_epochs=warmup_epochs
+    )
+    return create_schedule(
+        config,
+        global_batch_size=global_batch_size,
+        total_steps=total_steps,
+        steps_per_epoch=1,
+    )
+
+
+@pytest.mark.parametrize(("global_batch_size", "peak"), [(256, 0.1), (64, 0.025), (8192, 3.2)])
+def test_the_peak_scales_with_the_global_batch(global_batch_size, peak):
+    assert schedule(global_batch_size=global_batch_size)(0) == pytest.approx(peak)
+
+
+def test_warmup_is_linear_and_ends_at_the_peak():
+    rate = schedule(warmup_epochs=5)
+    assert [rate(step) for step in range(6)] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("step", "value"),
+    [
+        (10, 0.1),  # the warm-up's end
+        (
+            30,
+            0.1 * 0.5 * (1 + math.cos(math.pi / 4)),
+        ),  # a quarter of the 80 steps after it
+        (50, 0.05),  # half of them
+        (89, 0.1 * 0.5 * (1 + math.cos(math.pi * 79 / 80))),
+    ],
+)
+def test_cosine(step, value):
+    assert schedule("cosine", warmup_epochs=10)(step) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("step", "value"),
+    [
+        (29, 0.1),
+        (30, 0.01),
+        (59, 0.01),
+        (60, 0.001),
+        (79, 0.001),
+        (80, 0.0001),
+        (89, 0.0001),
+    ],
+)
+def test_step_falls_at_epochs_30_60_80_of_90(step, value):
+    assert schedule("step")(step) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(("step", "value"), [(0, 0.1), (45, 0.025), (81, 0.001)])
+def test_polynomial_has_power_2(step, value):
+    assert schedule("polynomial")(step) == pytest.approx(value)
+
+
+def test_a_run_shorter_than_its_warmup_reaches_the_peak():
+    rate = schedule("cosine", total_steps=4, warmup_epochs=100)
+    assert max(rate(step) for step in range(4)) == pytest.approx(0.1)
+
+
+def test_no_schedule_is_negative_or_fails_past_the_end():
+    for name in ("constant", "cosine", "step", "polynomial"):
+        assert schedule(name, total_steps=3)(1000) >= 0

@@ -1,0 +1,41 @@
+"""tf-slim's own layers and networks work on this TensorFlow once models.slim_compat is imported."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tf_slim.nets import resnet_utils as slim_resnet_utils
+from tf_slim.nets import resnet_v2 as slim_resnet_v2
+
+from models.slim_compat import slim
+
+tf1 = tf.compat.v1
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_slims_batch_norm_normalizes_and_updates_with_its_default_arguments(fused):
+    images = np.random.default_rng(0).normal(3, 2, (4, 5, 5, 2)).astype(np.float32)
+    with tf.Graph().as_default(), tf1.Session() as session:
+        normalized = slim.batch_norm(tf.constant(images), scope="norm", fused=fused)
+        updates = tf1.get_collection("update_ops")
+        session.run(tf1.global_variables_initializer())
+        result, _ = session.run([normalized, updates])
+        (moving_mean,) = session.run(slim.get_variables_by_name("moving_mean"))
+    mean, variance = images.mean((0, 1, 2)), images.var((0, 1, 2))
+    np.testing.assert_allclose(result, (images - mean) / np.sqrt(variance + 0.001), atol=1e-4)
+    assert len(updates) == 2
+    np.testing.assert_allclose(moving_mean, mean * (1 - 0.999), rtol=1e-3)
+
+
+def test_slims_resnet_v2_has_the_published_number_of_parameters():
+    with tf.Graph().as_default():
+        images = tf1.placeholder(tf.float32, [1, 224, 224, 3])
+        with slim.arg_scope(slim_resnet_utils.resnet_arg_scope()):
+            slim_resnet_v2.resnet_v2_50(images, 1000)
+        assert sum(v.shape.num_elements() for v in tf1.trainable_variables()) == 25_568_360
+        assert len(tf1.get_collection(tf1.GraphKeys.UPDATE_OPS)) == 98
+
+
+def test_slim_tells_a_tensor_from_a_python_value():
+    with tf.Graph().as_default():
+        assert bool(slim.utils.constant_value(tf.constant(True))) is True
+        assert slim.utils.constant_value(tf1.placeholder(tf.bool)) is None

@@ -1,0 +1,74 @@
+"""A network and a data set that are small enough for tests of whole runs.
+
+They are plug-ins: --model=tiny:network --dataset=tiny:dataset, with this folder in PYTHONPATH.
+"""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from models.slim_compat import slim
+from trainer.config import DataConfig, ModelConfig
+from trainer.inputs.source import Source
+
+BATCH_SIZE = 8
+NUM_CLASSES = 4
+TRAIN_EXAMPLES = 90
+VALIDATION_EXAMPLES = 37
+
+
+def network(images, num_classes, is_training):
+    """Two convolutions with BN, an average pool and a linear layer."""
+    net = slim.conv2d(
+        images, 8, 3, stride=2, scope="conv1", normalizer_params={"is_training": is_training}
+    )
+    net = slim.conv2d(
+        net, 8, 3, stride=2, scope="conv2", normalizer_params={"is_training": is_training}
+    )
+    net = slim.flatten(slim.avg_pool2d(net, net.shape[1:3], scope="pool"))
+    logits = slim.fully_connected(net, num_classes, activation_fn=None, scope="logits")
+    return logits, {}
+
+
+class Patches:
+    """Noise with a square in the corner that the class names."""
+
+    def __init__(self, examples, seed):
+        rng = np.random.default_rng(seed)
+        self.labels = rng.integers(NUM_CLASSES, size=examples)
+        self.images = rng.integers(0, 128, (examples, 16, 16, 3)).astype(np.uint8)
+        for image, label in zip(self.images, self.labels, strict=True):
+            row, column = divmod(label, 2)
+            image[8 * row : 8 * row + 8, 8 * column : 8 * column + 8] += 127
+
+    def read(self, index):
+        data = io.BytesIO()
+        Image.fromarray(self.images[index]).save(data, "PNG")
+        return data.getvalue()
+
+    def where(self, index):
+        return f"patch {index}"
+
+
+def dataset(config):
+    """90 training and 37 validation examples."""
+    del config
+    return Source(
+        name="patches",
+        train=Patches(TRAIN_EXAMPLES, seed=1),
+        validation=Patches(VALIDATION_EXAMPLES, seed=2),
+        num_classes=NUM_CLASSES,
+        class_names=("top left", "top right", "bottom left", "bottom right"),
+        fingerprint="patches",
+    )
+
+
+def config_groups():
+    """The configuration's groups for this network and this data."""
+    return {
+        "model": ModelConfig(model="tiny:network", weight_decay=0.01, batch_norm_decay=0.9),
+        "data": DataConfig(
+            dataset="tiny:dataset", image_size=16, batch_size=BATCH_SIZE, augment="none"
+        ),
+    }

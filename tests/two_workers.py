@@ -1,0 +1,94 @@
+"""Run by test_distributed under horovodrun: two workers do things and write down what came out.
+
+usage: two_workers.py FOLDER
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+import tensorflow.compat.v1 as tf1
+import tiny
+
+from trainer import distributed, evaluate, graph, session
+from trainer.config import Config, UserError
+from trainer.inputs.dataset import open_dataset
+
+STEPS = 5
+LEARNING_RATE = 0.1
+
+
+class WithoutAveraging(distributed.HorovodGroup):
+    """The mistake: every worker applies its own gradients."""
+
+    def __init__(self, group):
+        self.__dict__.update(group.__dict__)
+
+    def average(self, tensor, name):
+        return tensor if name.startswith("gradient/") else super().average(tensor, name)
+
+
+def train(group, folder, name):
+    """Takes some steps; writes this worker's variables and input, and the evaluation after them."""
+    config = Config(**tiny.config_groups())
+    dataset = open_dataset(config.data)
+    worker = group.worker
+    with tf.Graph().as_default():
+        tf1.set_random_seed(worker.rank)  # Other initial values on each: the broadcast is needed.
+        train_graph = graph.build_train_graph(config, group, dataset)
+        evaluation = graph.build_evaluation_graph(config, group, dataset)
+        variables = tf1.global_variables()
+        initializer = tf1.global_variables_initializer()
+        names = [variable.op.name for variable in variables]
+        with tf1.Session(config=session.create_config(local_size=worker.local_size)) as run:
+            run.graph.finalize()
+            run.run(initializer)
+            run.run(train_graph.broadcast_op)
+            initial = dict(zip(names, run.run(variables), strict=True))
+            run.run(train_graph.stream.initializer, {train_graph.stream.start_step: 0})
+            fetches = (train_graph.metrics, train_graph.stream.batch, train_graph.train_op)
+            steps = [
+                run.run(fetches, {train_graph.learning_rate: LEARNING_RATE}) for _ in range(STEPS)
+            ]
+            final = dict(zip(names, run.run(variables), strict=True))
+            result = evaluate.evaluate(run, evaluation, group)
+    np.savez(folder / f"{name}_initial_{worker.rank}.npz", **initial)
+    np.savez(folder / f"{name}_final_{worker.rank}.npz", **final)
+    np.savez(
+        folder / f"{name}_batches_{worker.rank}.npz",
+        images=np.stack([batch.images for _, batch, _ in steps]),
+        labels=np.stack([batch.labels for _, batch, _ in steps]),
+        loss=[metrics.loss for metrics, _, _ in steps],
+    )
+    return {"count": result.count, "top1": result.top1, "loss": result.loss}
+
+
+def fail_on(group, rank, message):
+    """What a worker hears when another one fails."""
+    try:
+        with group.fail_together():
+            if group.worker.rank == rank:
+                raise UserError(message)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def main():
+    folder = Path(sys.argv[1])
+    group = distributed.connect()
+    report = {
+        "worker": group.worker,
+        "gathered": group.gather({"rank": group.worker.rank, "text": "é" * group.worker.rank}),
+        "one_fails": fail_on(group, 1, "its disk is full"),
+        "evaluation": train(group, folder, "averaged"),
+    }
+    train(WithoutAveraging(group), folder, "alone")
+    (folder / f"report_{group.worker.rank}.json").write_text(json.dumps(report))
+    group.shutdown()
+
+
+if __name__ == "__main__":
+    main()

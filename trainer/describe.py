@@ -1,0 +1,202 @@
+"""--mode=describe: a network's layers as a table, with shapes, parameters and GFLOP."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+import models
+from models.slim_compat import slim
+from trainer import flops, graph
+from trainer.config import Config
+
+tf1 = tf.compat.v1
+
+_NORMALIZATION = "FusedBatchNormV3"
+_UNIT = "/bottleneck_v2"
+_STAGES = ("conv1", "conv2", "conv3")
+
+Shape = tuple[int | None, ...]  # Of one example: height, width, channels; or channels alone.
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One row: a residual unit, or a scope with a convolution, matrix product or parameters.
+
+    Attributes:
+      scope: name of the variable scope.
+      input: shape of what comes in; None where the row has no counted layer and no BN.
+      output: shape of what goes out; None likewise.
+      shortcut: of a unit, the shape of what is added to the residual.
+      stages: of a unit, the shapes of its three convolutions' results.
+      parameters: number of trainable values.
+      gflops: of convolutions and matrix products, per image, forward.
+    """
+
+    scope: str
+    input: Shape | None
+    output: Shape | None
+    shortcut: Shape | None
+    stages: tuple[Shape, ...]
+    parameters: int
+    gflops: float
+
+
+class Description(NamedTuple):
+    """A network's layers, in the order in which it builds them."""
+
+    model: str
+    image_size: int
+    num_classes: int
+    layers: tuple[Layer, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Number of trainable values."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def gflops_per_image(self) -> float:
+        """Of convolutions and matrix products, forward."""
+        return sum(layer.gflops for layer in self.layers)
+
+
+def describe(network: models.Network, *, image_size: int, num_classes: int) -> Description:
+    """Builds a network for one image, in a graph of its own, and reads the layers off the graph.
+
+    Args:
+      network: any network.
+      image_size: height and width, pixels.
+      num_classes: of the logits.
+    """
+    with tf.Graph().as_default() as network_graph:
+        images = tf1.placeholder(tf.float32, [1, image_size, image_size, 3], name="images")
+        with slim.arg_scope(network.arg_scope_fn(is_training=False)):
+            _, end_points = network.fn(images, num_classes=num_classes, is_training=False)
+        units = {name: end_points[name] for name in end_points if name.endswith(_UNIT)}
+        parameters = {
+            variable.op.name: variable.shape.num_elements()
+            for variable in tf1.trainable_variables()
+        }
+    scopes = {
+        op: _own_scope(op, parameters)
+        for op in network_graph.get_operations()
+        if op.name in parameters or op.type == _NORMALIZATION or flops.count_op_flops(op)
+    }
+    convolution_scopes = {scope for op, scope in scopes.items() if flops.count_op_flops(op)}
+    rows: dict[str, list[tf.Operation]] = {}
+    for op, scope in scopes.items():
+        row = next((unit for unit in units if scope.startswith(unit + "/")), scope)
+        parent = scope.rpartition("/")[0]
+        if row == scope and scope not in convolution_scopes and parent in convolution_scopes:
+            row = parent  # The BN of a convolution, in a scope within its scope.
+        rows.setdefault(row, []).append(op)
+    layers = tuple(_create_layer(row, rows[row], parameters, units.get(row)) for row in rows)
+    return Description(network.name, image_size, num_classes, layers)
+
+
+def _own_scope(op: tf.Operation, parameters: Mapping[str, int]) -> str:
+    """The scope of the variables that an operation uses or is; else of its own name."""
+    name = op.name
+    for tensor in op.inputs[1:]:
+        source = tensor.op
+        while source.type in ("ReadVariableOp", "Identity", "Cast"):
+            source = source.inputs[0].op
+        if source.name in parameters:
+            name = source.name
+            break
+    return name.rpartition("/")[0]
+
+
+def _create_layer(
+    scope: str,
+    operations: Sequence[tf.Operation],
+    parameters: Mapping[str, int],
+    unit_output: tf.Tensor | None,
+) -> Layer:
+    """A row from its operations: variables, convolutions, products and BN, in building order."""
+    counted = [op for op in operations if op.name not in parameters]
+    input_shape = output_shape = shortcut = None
+    stages: tuple[Shape, ...] = ()
+    if counted:
+        input_shape = _shape(_data_input(counted[0]))
+        output_shape = _shape(counted[-1].outputs[0])
+    if unit_output is not None:
+        # A unit's result is `shortcut + residual`.
+        shortcut = _shape(unit_output.op.inputs[0])
+        convolutions = {_own_scope(op, parameters): op for op in counted}
+        stages = tuple(_shape(convolutions[f"{scope}/{stage}"].outputs[0]) for stage in _STAGES)
+        output_shape = _shape(unit_output)
+    return Layer(
+        scope=scope,
+        input=input_shape,
+        output=output_shape,
+        shortcut=shortcut,
+        stages=stages,
+        parameters=sum(parameters.get(op.name, 0) for op in operations),
+        gflops=flops.count_flops(operations) / 1e9,
+    )
+
+
+def _data_input(op: tf.Operation) -> tf.Tensor:
+    """What a layer's operation gets from the layer before it."""
+    tensor = op.inputs[2 if op.type == "Conv2DBackpropInput" else 0]  # That is a transposed one.
+    return tensor.op.inputs[0] if tensor.op.type == "Pad" else tensor
+
+
+def _shape(tensor: tf.Tensor) -> Shape:
+    return tuple(tensor.shape.as_list()[1:])
+
+
+def format_table(description: Description) -> str:
+    """The description as lines of text; maps are written as height x width x channels."""
+    has_units = any(layer.stages for layer in description.layers)
+    stages = ("shortcut", *_STAGES) if has_units else ()
+    rows = [("layer", "input", *stages, "output", "parameters", "GFLOP")]
+    for layer in description.layers:
+        trace = (layer.shortcut, *(layer.stages or (None,) * len(_STAGES))) if has_units else ()
+        shapes = map(_format_shape, (layer.input, *trace, layer.output))
+        # All rows lie in the network's own scope, and all units in a scope of one name.
+        name = layer.scope.partition("/")[2].removesuffix(_UNIT) or layer.scope or "."
+        rows.append((name, *shapes, f"{layer.parameters:,}", f"{layer.gflops:.3f}"))
+    totals = (f"{description.parameters:,}", f"{description.gflops_per_image:.3f}")
+    rows.append(("total", *[""] * (len(rows[0]) - 3), *totals))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    )
+
+
+def _format_shape(shape: Shape | None) -> str:
+    return "-" if shape is None else "x".join("?" if size is None else str(size) for size in shape)
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Prints the table of the configured network; 1000 classes where none are given.
+
+    Returns:
+      `model`, `image_size`, `num_classes`, `layers` (the rows), `parameters`, `gflops_per_image`.
+
+    Raises:
+      ConfigError: there is no such network, or its images must be larger.
+    """
+    description = describe(
+        graph.find_network(config.model, config.data.image_size),
+        image_size=config.data.image_size,
+        num_classes=config.model.num_classes or 1000,
+    )
+    print(format_table(description))
+    print(
+        f"{description.model} at {description.image_size} px with {description.num_classes} "
+        f"classes: {description.parameters:,} parameters, "
+        f"{description.gflops_per_image:.2f} GFLOP per image forward (2 x multiply-adds)"
+    )
+    return {
+        "model": description.model,
+        "image_size": description.image_size,
+        "num_classes": description.num_classes,
+        "layers": [dataclasses.asdict(layer) for layer in description.layers],
+        "parameters": description.parameters,
+        "gflops_per_image": description.gflops_per_image,
+    }

@@ -1,0 +1,77 @@
+"""What a figure was measured with: versions, device, cores, date."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import platform
+import re
+from pathlib import Path
+
+import tensorflow as tf
+
+from trainer import session
+
+PACKAGES = ("tensorflow", "tf-slim", "horovod", "tensorboard", "absl-py", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """Where a run ran.
+
+    Attributes:
+      date: of the start, ISO 8601, UTC.
+      versions: of Python and of each of `PACKAGES`; a package that is missing is not there.
+      device: the accelerator's name, or the CPU's where there is none.
+      cpu: the CPU's name.
+      cores: that this process may use.
+      threads: of this worker's session.
+      host: its name.
+    """
+
+    date: str
+    versions: dict[str, str]
+    device: str
+    cpu: str
+    cores: int
+    threads: int
+    host: str
+
+
+def find_version(package: str) -> str | None:
+    """The installed version of a package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_name() -> str:
+    """The CPU's name as the kernel gives it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    return found[1] if found else platform.machine()
+
+
+def describe(local_rank: int = 0, local_size: int = 1) -> Environment:
+    """The environment of this worker, `local_rank` of `local_size` on its host."""
+    cpu = cpu_name()
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        details = tf.config.experimental.get_device_details(gpus[local_rank % len(gpus)])
+        device = details.get("device_name", "GPU")
+    else:
+        device = cpu
+    versions = {name: find_version(name) for name in PACKAGES}
+    return Environment(
+        date=datetime.datetime.now(tz=datetime.timezone.utc).isoformat(timespec="seconds"),
+        versions={"python": platform.python_version()}
+        | {name: version for name, version in versions.items() if version},
+        device=device,
+        cpu=cpu,
+        cores=session.available_cores(),
+        threads=session.worker_cores(local_size),
+        host=platform.node(),
+    )

@@ -1,0 +1,77 @@
+"""Exact evaluation: each example counts once, whatever the batch size and the number of workers."""
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+import tensorflow.compat.v1 as tf1
+
+from trainer import checkpoints, distributed, graph, results
+from trainer.config import Config, UserError
+from trainer.distributed import Group
+from trainer.inputs.dataset import open_dataset
+from trainer.session import create_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The result of an evaluation.
+
+    Attributes:
+      count: examples.
+      top1: share of them whose label got the highest logit.
+      top5: share of them whose label is among the five highest.
+      loss: mean cross-entropy.
+    """
+
+    count: int
+    top1: float
+    top5: float
+    loss: float
+
+    def __str__(self) -> str:
+        return (
+            f"top-1 {self.top1:.4f}  top-5 {self.top5:.4f}  loss {self.loss:.4f}  "
+            f"({self.count} examples)"
+        )
+
+
+def evaluate(session: tf1.Session, evaluation: graph.EvaluationGraph, group: Group) -> Evaluation:
+    """Evaluates a session's variables on the validation data. A collective.
+
+    Every worker evaluates its part; the sums are added up in float64.
+    """
+    stream = evaluation.stream
+    session.run(stream.initializer, {stream.start_step: 0})
+    totals = np.zeros(4)
+    with graph.explain_errors(stream):
+        for _ in range(evaluation.steps):
+            totals += session.run(evaluation.totals)
+    count, top1, top5, loss = np.sum(group.gather(totals.tolist()), axis=0)
+    return Evaluation(int(count), top1 / count, top5 / count, loss / count)
+
+
+def run(config: Config) -> int:
+    """Evaluates --init_checkpoint, or the newest good checkpoint in --logdir."""
+    group = distributed.connect()
+    with group.fail_together():
+        prefix = checkpoints.choose(config.run)
+        dataset = open_dataset(config.data, num_classes=config.model.num_classes)
+        if not dataset.info.num_validation_examples:
+            raise UserError(f"--data_dir: {dataset.info.name} has no validation examples")
+        with tf.Graph().as_default():
+            evaluation = graph.build_evaluation_graph(config, group, dataset)
+            session = tf1.Session(
+                config=create_config(
+                    local_rank=group.worker.local_rank,
+                    local_size=group.worker.local_size,
+                    xla=config.model.xla,
+                )
+            )
+            checkpoints.restore_weights(session, prefix, checkpoints.network_variables())
+            session.graph.finalize()
+    with session:
+        result = evaluate(session, evaluation, group)
+    results.report(config, group.worker, dataclasses.asdict(result), text=f"{prefix}: {result}")
+    group.shutdown()
+    return 0

@@ -1,0 +1,61 @@
+"""--mode=export: a SavedModel for serving, with the preprocessing inside."""
+
+import os
+import shutil
+from pathlib import Path
+
+import tensorflow as tf
+import tensorflow.compat.v1 as tf1
+
+from trainer import atomic_file, checkpoints, graph, session
+from trainer.config import Config, UserError
+from trainer.inputs.device import normalize
+
+
+def run(config: Config) -> int:
+    """Writes the SavedModel of a checkpoint to --export_dir, whole or not at all."""
+    prefix = checkpoints.choose(config.run)
+    target = _find_target(config)
+    num_classes = checkpoints.count_classes(prefix)
+    size = config.data.image_size
+    with tf.Graph().as_default():
+        images = tf1.placeholder(tf.uint8, [None, size, size, 3], name="images")
+        logits = graph.build_logits(
+            config.model,
+            normalize(images, config.data),
+            num_classes=num_classes,
+            is_training=False,
+        )
+        outputs = {
+            "logits": logits,
+            "probabilities": tf.nn.softmax(logits),
+            "classes": tf.argmax(logits, axis=1),
+        }
+        aside = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            with tf1.Session(config=session.create_config()) as export_session:
+                checkpoints.restore_weights(export_session, prefix, checkpoints.network_variables())
+                tf1.saved_model.simple_save(
+                    export_session, str(aside), inputs={"images": images}, outputs=outputs
+                )
+            aside.replace(target)
+            atomic_file.sync(target.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    print(f"{prefix}: exported to {target}")
+    return 0
+
+
+def _find_target(config: Config) -> Path:
+    """The folder to make.
+
+    Raises:
+      UserError: it is there already, or can't be made.
+    """
+    if config.run.export_dir is None:
+        raise UserError("--export_dir: must be given with --mode=export, got none")
+    target = Path(config.run.export_dir).absolute()
+    if target.exists():
+        raise UserError(f"--export_dir: must not be there yet, got {target}")
+    atomic_file.check_writable(target.parent, "export_dir", is_folder=True)
+    return target

@@ -1,0 +1,73 @@
+"""Floating-point operations of a graph's convolutions and matrix products, from its static shapes.
+
+A multiplication and the addition that follows count as two. Everything else in a network (BN, ReLU,
+pools, sums) is left out: it is limited by memory, not by arithmetic.
+"""
+
+import math
+from collections.abc import Iterable
+
+import tensorflow as tf
+
+
+def _elements(shape: tf.TensorShape, op: tf.Operation) -> int:
+    if not shape.is_fully_defined():
+        raise ValueError(f"operation {op.name}: must have static shapes to be counted, got {shape}")
+    return math.prod(shape.as_list())
+
+
+def count_op_flops(op: tf.Operation) -> int:
+    """FLOP of one run of an operation: 0 for all but convolutions, their gradients and products.
+
+    Args:
+      op: of any type; the batch size is a part of its shapes.
+
+    Raises:
+      ValueError: a shape that the count needs is not static.
+    """
+    match op.type:
+        case "Conv2D":
+            result, kernel = op.outputs[0].shape, op.inputs[1].shape
+        case "Conv2DBackpropInput":
+            result, kernel = op.inputs[2].shape, op.inputs[1].shape
+        case "Conv2DBackpropFilter":
+            result, kernel = op.inputs[2].shape, op.outputs[0].shape
+        case "DepthwiseConv2dNative":
+            # One kernel per channel of the result: [height, width, channels, multiplier].
+            kernel = op.inputs[1].shape
+            return 2 * _elements(op.outputs[0].shape, op) * _elements(kernel[:2], op)
+        case "MatMul":
+            left = op.inputs[0].shape
+            summed = left[:1] if op.get_attr("transpose_a") else left[1:]
+            return 2 * _elements(op.outputs[0].shape, op) * _elements(summed, op)
+        case _:
+            return 0
+    # kernel: [height, width, channels in, channels out]. Each element of a convolution's result is
+    # a sum over the first three; both gradients run through the same products.
+    return 2 * _elements(result, op) * _elements(kernel[:3], op)
+
+
+def count_flops(operations: Iterable[tf.Operation]) -> int:
+    """FLOP of running each of the operations once, for the whole batch.
+
+    Args:
+      operations: `graph.get_operations()` for all that was built, `list_needed_operations(...)` for
+        what a step runs.
+    """
+    return sum(count_op_flops(op) for op in operations)
+
+
+def list_needed_operations(targets: Iterable[tf.Operation]) -> list[tf.Operation]:
+    """The operations that a session runs to compute the targets: them, and all that they depend on.
+
+    A graph holds more. The gradient of a network's first convolution by the images, for one, is
+    there, but nothing asks for it.
+    """
+    needed: dict[tf.Operation, None] = {}
+    waiting = list(targets)
+    while waiting:
+        op = waiting.pop()
+        if op not in needed:
+            needed[op] = None
+            waiting += [tensor.op for tensor in op.inputs] + list(op.control_inputs)
+    return list(needed)

@@ -1,0 +1,91 @@
+"""What is random about a training example, decided in NumPy from (seed, epoch, example) alone.
+
+The graph in `pixels` then does as it is told, so that the stream is the same however many
+threads or workers make it.
+"""
+
+import numpy as np
+
+_ASPECT_RANGE = (
+    3 / 4,
+    4 / 3,
+)  # Width over height of a random crop (arXiv:1409.4842, section 6).
+_CROP_ATTEMPTS = 10
+SHIFT_FRACTION = 1 / 8  # 4 of 32 pixels, as in arXiv:1512.03385, section 4.2.
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """SplitMix64's output function: spreads 64 bits over 64 bits."""
+    values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return values ^ values >> np.uint64(31)
+
+
+def uniforms(
+    seed: int, epochs: np.ndarray, examples: np.ndarray, count: int
+) -> np.ndarray:
+    """Random numbers that belong to (seed, epoch, example).
+
+    Args:
+      seed: of the run.
+      epochs, examples: int64 [n].
+      count: how many for each.
+
+    Returns:
+      float64 [n, count] in [0, 1).
+    """
+    key = _mix(np.array([seed], np.uint64) + _GOLDEN)
+    for part in (epochs, examples):
+        key = _mix((key ^ part.astype(np.uint64)) + _GOLDEN)
+    counters = key[:, None] + _GOLDEN * np.arange(1, count + 1, dtype=np.uint64)
+    return (_mix(counters) >> np.uint64(11)) * 2.0**-53
+
+
+def random_crops(
+    heights: np.ndarray, widths: np.ndarray, randoms: np.ndarray, *, min_area: float
+) -> np.ndarray:
+    """Windows of random area, aspect and place; the first of ten attempts that fits.
+
+    Args:
+      heights, widths: int64 [n], pixels.
+      randoms: float64 [n, CROP_RANDOMS] in [0, 1).
+      min_area: smallest share of the image; the largest is 1.
+
+    Returns:
+      int32 [n, 4]: top, left, height and width of each window.
+    """
+    shares = min_area + (1 - min_area) * randoms[:, :_CROP_ATTEMPTS]
+    areas = shares * (heights * widths)[:, None]
+    low, high = np.log(_ASPECT_RANGE)
+    aspects = np.exp(
+        low + (high - low) * randoms[:, _CROP_ATTEMPTS : 2 * _CROP_ATTEMPTS]
+    )
+    crop_widths = np.rint(np.sqrt(areas * aspects))
+    crop_heights = np.rint(np.sqrt(areas / aspects))
+    fits = (crop_widths <= widths[:, None]) & (crop_heights <= heights[:, None])
+    fits &= (crop_widths >= 1) & (crop_heights >= 1)
+    first = (np.arange(len(heights)), np.argmax(fits, axis=1))
+    # No attempt fits a very long image: then the largest window of an allowed aspect.
+    narrow, wide = _ASPECT_RANGE
+    crop_width = np.where(
+        fits[first], crop_widths[first], np.minimum(widths, np.rint(heights * wide))
+    )
+    crop_height = np.where(
+        fits[first], crop_heights[first], np.minimum(heights, np.rint(widths / narrow))
+    )
+    top = np.floor(randoms[:, -2] * (heights - crop_height + 1))
+    left = np.floor(randoms[:, -1] * (widths - crop_width + 1))
+    return np.stack([top, left, crop_height, crop_width], axis=1).astype(np.int32)
+
+
+CROP_RANDOMS = 2 * _CROP_ATTEMPTS + 2
+
+
+def centre_crops(
+    heights: np.ndarray, widths: np.ndarray, *, fraction: float
+) -> np.ndarray:
+    """Square windows in the middle, `fraction` of the shorter side wide; int32 [n, 4]."""
+    side = np.maximum(1, np.rint(np.minimum(heights, widths) * fraction))
+    top, left = (heights - side) // 2, (widths - side) // 2
+    return np.stack([top, left, side, side], axis=1).astype(np.int32)

@@ -1,0 +1,166 @@
+"""Opens a data set and checks that it fits the run, before any graph is built."""
+
+import importlib
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from trainer.config import ConfigError, DataConfig, UserError
+from trainer.distributed import Worker
+from trainer.inputs import manifest, storage, synthetic
+from trainer.inputs.folder import open_folder
+from trainer.inputs.pipeline import Stream, build_stream
+from trainer.inputs.reader import EvaluationRows, TrainRows
+from trainer.inputs.shards import find_shards, open_tfrecord
+from trainer.inputs.source import OpenFn, Source, Split
+
+BUILT_IN: dict[str, OpenFn] = {"tfrecord": open_tfrecord, "folder": open_folder}
+
+
+class DatasetInfo(NamedTuple):
+    """What a run has to know of its data.
+
+    Attributes:
+      name: of the kind of data set.
+      num_train_examples, num_validation_examples: 0 where there is no such split.
+      num_classes: of the network.
+      class_names: by label; None: not known.
+      fingerprint: the same as long as the data set is.
+    """
+
+    name: str
+    num_train_examples: int
+    num_validation_examples: int
+    num_classes: int
+    class_names: tuple[str, ...] | None
+    fingerprint: str
+
+
+class Dataset:
+    """Images and labels from files, or from a plug-in."""
+
+    def __init__(self, config: DataConfig, source: Source, info: DatasetInfo) -> None:
+        self.info = info
+        self._config = config
+        self._source = source
+
+    def _split(self, name: str) -> Split:
+        split: Split | None = getattr(self._source, name)
+        if split is None or len(split.labels) == 0:
+            raise UserError(
+                f"--data_dir: {self._config.data_dir} has no {name} examples. "
+                "See the kinds of --dataset for where they belong."
+            )
+        return split
+
+    def build_train(self, worker: Worker, *, seed: int) -> Stream:
+        """Adds the endless stream of this worker's shuffled, augmented batches to the graph."""
+        maker = TrainRows(self._config, self._split("train"), worker, seed=seed)
+        return build_stream(maker, self._config, worker, steps=None)
+
+    def build_evaluation(self, worker: Worker) -> Stream:
+        """Adds one pass over the validation examples; each is in one worker's batches, once."""
+        split = self._split("validation")
+        maker = EvaluationRows(self._config, split, worker)
+        steps = math.ceil(len(split.labels) / (self._config.batch_size * worker.size))
+        return build_stream(maker, self._config, worker, steps=steps)
+
+
+class SyntheticDataset:
+    """One random batch again and again; nothing to validate on."""
+
+    def __init__(self, config: DataConfig, num_classes: int) -> None:
+        self._config = config
+        self.info = DatasetInfo(
+            name="synthetic",
+            num_train_examples=synthetic.NUM_EXAMPLES,
+            num_validation_examples=0,
+            num_classes=num_classes,
+            class_names=None,
+            fingerprint="synthetic",
+        )
+
+    def build_train(self, worker: Worker, *, seed: int) -> Stream:
+        """Adds a stream that repeats one batch to the current graph."""
+        return synthetic.build_synthetic(
+            self._config, worker, num_classes=self.info.num_classes, seed=seed
+        )
+
+    def build_evaluation(self, worker: Worker) -> Stream:
+        """Refuses: accuracy on random labels means nothing."""
+        raise UserError("--dataset: synthetic has nothing to evaluate on; give --data_dir")
+
+
+def _kind(config: DataConfig) -> str:
+    """The kind of data set that --data_dir holds, where --dataset does not say."""
+    if config.dataset is not None:
+        return config.dataset
+    if config.data_dir is None:
+        return "synthetic"
+    holds_shards = manifest.FILE_NAME in storage.list_folder(config.data_dir)
+    return "tfrecord" if holds_shards or find_shards(config.data_dir) else "folder"
+
+
+def _plug_in(name: str) -> OpenFn:
+    module, _, function = name.partition(":")
+    if not module or not function:
+        raise ConfigError(
+            "--dataset: must be synthetic, tfrecord, folder or package.module:function, "
+            f"got {name!r}"
+        )
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"--dataset: must name a function, got {name!r} ({error})") from error
+
+
+def _check_labels(source: Source, num_classes: int) -> None:
+    for name, split in (("train", source.train), ("validation", source.validation)):
+        if split is None or len(split.labels) == 0:
+            continue
+        smallest, largest = int(split.labels.min()), int(split.labels.max())
+        if smallest < 0 or largest >= num_classes:
+            wrong = int(np.argmax((split.labels < 0) | (split.labels >= num_classes)))
+            raise UserError(
+                f"--num_classes: labels of the {name} split go from {smallest} to {largest} after "
+                f"--label_offset, where 0 to {num_classes - 1} are allowed; the first other one "
+                f"is {int(split.labels[wrong])}, {split.where(wrong)}"
+            )
+
+
+def open_dataset(
+    config: DataConfig, *, num_classes: int | None = None
+) -> Dataset | SyntheticDataset:
+    """Opens what --dataset and --data_dir name. Adds nothing to a graph.
+
+    Args:
+      config: the data group of flags.
+      num_classes: of the network, where the user says; else as many as the data has.
+
+    Raises:
+      UserError: the data set is missing or damaged, or has more classes than the network.
+    """
+    if config.data_dir is not None and not storage.is_folder(config.data_dir):
+        raise ConfigError(f"--data_dir: must be a folder that exists, got {config.data_dir!r}")
+    kind = _kind(config)
+    if kind == "synthetic":
+        return SyntheticDataset(config, num_classes or synthetic.DEFAULT_CLASSES)
+    source = BUILT_IN[kind](config) if kind in BUILT_IN else _plug_in(kind)(config)
+    splits = [split for split in (source.train, source.validation) if split is not None]
+    classes = source.num_classes or max(int(split.labels.max()) for split in splits) + 1
+    if num_classes is not None and num_classes < classes:
+        raise ConfigError(
+            f"--num_classes: must be at least {classes}, as many as the data has, got {num_classes}"
+        )
+    classes = num_classes or classes
+    _check_labels(source, classes)
+    info = DatasetInfo(
+        name=source.name,
+        num_train_examples=len(source.train.labels) if source.train else 0,
+        num_validation_examples=len(source.validation.labels) if source.validation else 0,
+        num_classes=classes,
+        class_names=source.class_names,
+        fingerprint=source.fingerprint,
+    )
+    return Dataset(config, source, info)

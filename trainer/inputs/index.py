@@ -1,0 +1,184 @@
+"""Where every record of a set of shards lies and which label it has: scanned once, remembered.
+
+The scan hops from length to length and to the label within each record, so that the images'
+bytes are not read. What it finds is kept beside the data (`.train.index.npz`), or, where that
+cannot be written, in the user's cache folder, and used as long as no shard changes.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tqdm
+
+from trainer.config import UserError
+from trainer.inputs import example_proto, storage, tfrecord
+
+LABEL_FEATURE = "image/class/label"
+IMAGE_FEATURE = "image/encoded"
+_VERSION = 1
+
+
+class ShardIndex(NamedTuple):
+    """The records of one shard.
+
+    Attributes:
+      offsets: int64 [records + 1]: where each record begins; last, the size of the file.
+      images: int64 [records, 2]: where in its record each encoded image begins, and its length,
+        bytes; a length of 0 where there is none.
+      labels: int64 [records]: as they are stored, without an offset.
+    """
+
+    offsets: np.ndarray
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def scan_shard(path: str) -> ShardIndex:
+    """Finds the records of one shard.
+
+    Raises:
+      ShardError: the shard is damaged, empty, or holds something else than labelled images.
+    """
+    buffer = storage.map_file(path)
+    offsets, images, labels = [], [], []
+    for offset, data in tfrecord.scan(buffer, path):
+        offsets.append(offset)
+        try:
+            start, length, label = _find_image(data)
+        except ValueError as error:
+            raise tfrecord.ShardError(path, offset, f"not a labelled image: {error}") from error
+        images.append((tfrecord.HEADER_BYTES + start, length))
+        labels.append(label)
+    if not offsets:
+        raise tfrecord.ShardError(path, 0, "the shard is empty")
+    return ShardIndex(
+        np.array([*offsets, len(buffer)], np.int64),
+        np.array(images, np.int64),
+        np.array(labels, np.int64),
+    )
+
+
+def _find_image(data: memoryview) -> tuple[int, int, int]:
+    """First byte and length of an example's encoded image, and its label."""
+    features = example_proto.find_features(data, (IMAGE_FEATURE, LABEL_FEATURE))
+    if LABEL_FEATURE not in features:
+        raise ValueError(f"it has no feature {LABEL_FEATURE}")
+    label = example_proto.read_int64(data, features[LABEL_FEATURE])
+    if IMAGE_FEATURE not in features:
+        return 0, 0, label
+    start, end = example_proto.find_bytes(data, features[IMAGE_FEATURE])
+    return start, end - start, label
+
+
+def _state(paths: Sequence[str]) -> str:
+    """A string that changes whenever a shard does."""
+    digest = hashlib.sha256(str(_VERSION).encode())
+    for path in paths:
+        try:
+            digest.update(
+                repr((os.path.basename(path), *storage.file_state(path))).encode()
+            )
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    return digest.hexdigest()
+
+
+def _memory_paths(paths: Sequence[str], split: str) -> list[str]:
+    """Where the index of these shards may be remembered, best first."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    name = hashlib.sha256(os.path.abspath(paths[0]).encode()).hexdigest()[:16]
+    in_cache = os.path.join(cache, "slim-horovod", "index", f"{name}.npz")
+    if storage.is_remote(paths[0]):
+        return [in_cache]
+    return [os.path.join(os.path.dirname(paths[0]), f".{split}.index.npz"), in_cache]
+
+
+def _recall(path: str, state: str, num_shards: int) -> list[ShardIndex] | None:
+    """The index remembered in `path`, unless it is absent, unreadable or of other shards."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if str(file["state"]) != state:
+                return None
+            sizes, offsets = file["sizes"], file["offsets"]
+            images, labels = file["images"], file["labels"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    ends = np.cumsum(sizes)
+    if (
+        len(sizes) != num_shards
+        or len(labels) != ends[-1]
+        or len(offsets) != ends[-1] + num_shards
+    ):
+        return None
+    return [
+        ShardIndex(offsets[start + i : end + i + 1], images[start:end], labels[start:end])
+        for i, (start, end) in enumerate(zip(ends - sizes, ends, strict=True))
+    ]
+
+
+def _remember(
+    candidates: Sequence[str], state: str, shards: Sequence[ShardIndex]
+) -> None:
+    """Keeps the index in the first place that can be written; in none, if need be."""
+    for path in candidates:
+        with contextlib.suppress(OSError):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with storage.atomic_path(path) as temporary, open(temporary, "wb") as file:
+                np.savez(
+                    file,
+                    state=np.array(state),
+                    sizes=np.array([len(shard.labels) for shard in shards], np.int64),
+                    offsets=np.concatenate([shard.offsets for shard in shards]),
+                    images=np.concatenate([shard.images for shard in shards]),
+                    labels=np.concatenate([shard.labels for shard in shards]),
+                )
+            return
+
+
+@contextlib.contextmanager
+def _one_process_at_a_time(path: str) -> Iterator[None]:
+    """Lets one of a host's workers scan while the others wait for what it finds."""
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        file = open(f"{path}.lock", "w")
+    except OSError:  # No place for a lock: each worker scans for itself.
+        yield
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def load_index(paths: Sequence[str], *, split: str) -> list[ShardIndex]:
+    """The index of every shard, in the order of `paths`.
+
+    Raises:
+      ShardError: a shard is damaged or empty.
+      UserError: a shard is missing.
+    """
+    candidates = _memory_paths(paths, split)
+    state = _state(paths)
+
+    def recall() -> list[ShardIndex] | None:
+        remembered = (_recall(path, state, len(paths)) for path in candidates)
+        return next((shards for shards in remembered if shards is not None), None)
+
+    shards = recall()
+    if shards is not None:
+        return shards
+    with _one_process_at_a_time(candidates[-1]):
+        shards = recall()
+        if shards is None:
+            # A bar only on a terminal, and only where it takes longer than a second.
+            progress = tqdm.tqdm(
+                paths, f"Indexing {split} shards", unit="shard", delay=1, disable=None
+            )
+            shards = [scan_shard(path) for path in progress]
+            _remember(candidates, state, shards)
+    return shards

@@ -1,0 +1,189 @@
+"""`--dataset=tfrecord`: shards named `train-00000-of-01024` and `validation-00000-of-00128`."""
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from trainer.config import DataConfig, UserError
+from trainer.inputs import index, manifest, storage, tfrecord
+from trainer.inputs.source import Source
+
+# Also flowers_train_00000-of-00005.tfrecord, as tf-slim's other scripts name them.
+_SHARD_NAME = re.compile(
+    r"(?:^|.*[-_])(train|validation)[-_](\d{5})-of-(\d{5})(?:\.tfrecords?)?$"
+)
+
+
+class ShardSplit:
+    """The examples of some shards, numbered in the order of the shards and of their records."""
+
+    def __init__(
+        self, paths: Sequence[str], shards: Sequence[index.ShardIndex], labels: np.ndarray
+    ) -> None:
+        self.labels = labels
+        self._paths = paths
+        self._shards = shards
+        self._firsts = np.cumsum([0] + [len(shard.labels) for shard in shards])
+        self._reader = storage.RangeReader()
+
+    def _locate(self, example: int) -> tuple[int, int]:
+        """Shard of an example, and its record there."""
+        shard = int(np.searchsorted(self._firsts, example, side="right")) - 1
+        return shard, example - int(self._firsts[shard])
+
+    def where(self, example: int) -> str:
+        shard, record = self._locate(example)
+        return f"{self._paths[shard]}: record {record} at byte {self._shards[shard].offsets[record]}"
+
+    def read(self, example: int) -> bytes:
+        shard, record = self._locate(example)
+        path, index = self._paths[shard], self._shards[shard]
+        offset, end = index.offsets[record : record + 2].tolist()
+        try:
+            data = self._reader.read(path, offset, end - offset)
+        except OSError as error:
+            raise tfrecord.ShardError(path, offset, f"cannot be read ({error.strerror})") from error
+        if len(data) < end - offset:
+            raise tfrecord.ShardError(path, offset, "the file ends within a record")
+        tfrecord.verify(data, path, offset)
+        start, length = index.images[record].tolist()
+        return data[start : start + length]
+
+
+def find_shards(folder: str) -> dict[str, list[str]]:
+    """The complete set of shards of each split, in order.
+
+    Shards are looked for in the folder itself and in its subfolders `train` and `validation`.
+
+    Raises:
+      UserError: one is missing, or shards of two sets are mixed.
+    """
+    found: dict[str, dict[int, str]] = {}
+    totals: dict[str, set[int]] = {}
+    subfolders = [
+        name for name in ("train", "validation") if name in storage.list_folder(folder)
+    ]
+    for place in (folder, *(os.path.join(folder, name) for name in subfolders)):
+        for name in storage.list_folder(place) if storage.is_folder(place) else ():
+            match = _SHARD_NAME.match(name)
+            if match is None:
+                continue
+            split, number, total = (
+                match.group(1),
+                int(match.group(2)),
+                int(match.group(3)),
+            )
+            if number in found.setdefault(split, {}):
+                raise UserError(
+                    f"{folder}: holds shard {number} of {split} twice. Remove one."
+                )
+            found[split][number] = os.path.join(place, name)
+            totals.setdefault(split, set()).add(total)
+    for split, counts in totals.items():
+        if len(counts) > 1:
+            raise UserError(
+                f"{folder}: {split} shards are of {len(counts)} sets "
+                f"(of {', '.join(map(str, sorted(counts)))}). Remove those that do not belong."
+            )
+        missing = sorted(set(range(max(counts))) - set(found[split]))
+        if missing:
+            raise UserError(
+                f"{folder}: {len(missing)} of {max(counts)} {split} shards are missing, "
+                f"first number {missing[0]}. Copy them again."
+            )
+    return {
+        split: [shards[i] for i in sorted(shards)] for split, shards in found.items()
+    }
+
+
+def _check_against_manifest(
+    folder: str,
+    split: str,
+    paths: Sequence[str],
+    shards: Sequence[index.ShardIndex],
+    expected: Sequence[manifest.Shard],
+) -> None:
+    """Raises UserError unless the shards hold what dataset.json says."""
+    names = [os.path.basename(path) for path in paths]
+    if names != [shard.file for shard in expected]:
+        raise UserError(
+            f"{folder}: the {split} shards are not those that {manifest.FILE_NAME} names. "
+            "Copy the data set again."
+        )
+    for path, shard, wanted in zip(paths, shards, expected, strict=True):
+        if (len(shard.labels), int(shard.offsets[-1])) != (
+            wanted.examples,
+            wanted.bytes,
+        ):
+            raise tfrecord.ShardError(
+                path,
+                int(shard.offsets[-1]),
+                f"the shard holds {len(shard.labels)} examples in {shard.offsets[-1]} bytes, "
+                f"where {manifest.FILE_NAME} says {wanted.examples} in {wanted.bytes}",
+            )
+
+
+def _label_offset(
+    config: DataConfig, described: manifest.Manifest | None, stored: np.ndarray
+) -> int:
+    """What is to be subtracted from the stored labels."""
+    if described is not None:
+        if config.label_offset not in (None, described.label_offset):
+            raise UserError(
+                f"--label_offset: {config.data_dir}/{manifest.FILE_NAME} says "
+                f"{described.label_offset}, got {config.label_offset}"
+            )
+        return described.label_offset
+    smallest = int(stored.min())
+    if config.label_offset is None and smallest != 0:
+        raise UserError(
+            f"--label_offset: must be given for {config.data_dir}, whose labels begin at "
+            f"{smallest} and which has no {manifest.FILE_NAME}: 1 where the first class is 1 "
+            "(tf-slim's and TPU's ImageNet), 0 where it is 0"
+        )
+    return config.label_offset or 0
+
+
+def open_tfrecord(config: DataConfig) -> Source:
+    """Opens the shards in `--data_dir`; scans them where that was not done before."""
+    folder = config.data_dir or ""
+    described = manifest.read_manifest(folder)
+    paths = find_shards(folder)
+    if not paths:
+        raise UserError(
+            f"--data_dir: {folder} has no shards named like train-00000-of-01024. "
+            "scripts/make_tfrecords.py makes them from a folder of images."
+        )
+    indices = {
+        split: index.load_index(paths[split], split=split) for split in sorted(paths)
+    }
+    if described is not None:
+        for split, expected in described.splits.items():
+            _check_against_manifest(
+                folder, split, paths.get(split, ()), indices.get(split, ()), expected
+            )
+    stored = {
+        split: np.concatenate([shard.labels for shard in shards])
+        for split, shards in indices.items()
+    }
+    offset = _label_offset(config, described, np.concatenate(list(stored.values())))
+    splits = {
+        split: ShardSplit(paths[split], indices[split], labels - offset)
+        for split, labels in stored.items()
+    }
+    digest = hashlib.sha256()
+    for split, shards in indices.items():
+        for path, shard in zip(paths[split], shards, strict=True):
+            digest.update(os.path.basename(path).encode())
+            digest.update(shard.offsets.tobytes() + shard.labels.tobytes())
+    return Source(
+        name="tfrecord",
+        train=splits.get("train"),
+        validation=splits.get("validation"),
+        num_classes=len(described.classes) if described else None,
+        class_names=described.classes if described else None,
+        fingerprint=digest.hexdigest()[:16],
+    )

@@ -1,0 +1,43 @@
+"""Which launcher started this process, told from its environment alone."""
+
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Launched(NamedTuple):
+    """What a launcher says of this process.
+
+    Attributes:
+      name: horovodrun, mpirun or srun.
+      rank: of this process, in [0, size).
+      size: processes in the job.
+    """
+
+    name: str
+    rank: int
+    size: int
+
+
+# (launcher, variable of the rank, variable of the size). Within sbatch's own script, outside of any
+# srun, Slurm sets SLURM_PROCID too, but not SLURM_STEP_NUM_TASKS.
+_LAUNCHERS = (
+    ("horovodrun", "HOROVOD_RANK", "HOROVOD_SIZE"),
+    ("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("mpirun", "PMI_RANK", "PMI_SIZE"),
+    ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+)
+
+
+def find(environ: Mapping[str, str] = os.environ) -> Launched | None:
+    """The launcher of this process; None where it was started by hand."""
+    for name, rank, size in _LAUNCHERS:
+        if rank in environ and size in environ:
+            return Launched(name, int(environ[rank]), int(environ[size]))
+    return None
+
+
+def is_first(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process speaks for the job before its workers know each other."""
+    launched = find(environ)
+    return launched is None or launched.rank == 0

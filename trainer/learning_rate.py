@@ -1,0 +1,53 @@
+"""Learning rates as functions of the step."""
+
+import math
+from collections.abc import Callable
+
+from trainer.config import OptimizerConfig
+
+Schedule = Callable[[int], float]
+
+# Where lr_schedule=step multiplies the rate by 0.1: epochs 30, 60 and 80 of 90 (arXiv:1706.02677).
+STEP_BOUNDARIES = (1 / 3, 2 / 3, 8 / 9)
+
+
+def create_schedule(
+    config: OptimizerConfig,
+    *,
+    global_batch_size: int,
+    total_steps: int,
+    steps_per_epoch: float,
+) -> Schedule:
+    """The learning rate of each step.
+
+    Args:
+      config: the peak rate (for a global batch of 256), the warm-up and the schedule.
+      global_batch_size: examples per update, over all workers; the peak scales linearly with it.
+      total_steps: updates in the run.
+      steps_per_epoch: updates in one pass over the data; need not be whole.
+
+    Returns:
+      a function of the step, which counts updates already made: 0 for the first. Warm-up is linear
+      and ends with the peak: step k of w has (k + 1) / w of it. What comes after is a function of
+      the share of the remaining steps that is done.
+    """
+    peak = config.base_learning_rate * global_batch_size / 256
+    # A run that is shorter than its warm-up would never reach the peak.
+    warmup = min(round(config.warmup_epochs * steps_per_epoch), total_steps // 2)
+
+    def after_warmup(share: float) -> float:
+        if config.lr_schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * share))
+        if config.lr_schedule == "polynomial":
+            return (1 - share) ** 2
+        return 1.0
+
+    def learning_rate(step: int) -> float:
+        if step < warmup:
+            return peak * (step + 1) / warmup
+        if config.lr_schedule == "step":
+            passed = sum(step >= boundary * total_steps for boundary in STEP_BOUNDARIES)
+            return peak * 0.1**passed
+        return peak * after_warmup(min(1.0, (step - warmup) / max(1, total_steps - warmup)))
+
+    return learning_rate

@@ -1,0 +1,70 @@
+"""How fast the device can multiply at all, measured: the limit that a pass is held against."""
+
+import time
+from collections.abc import Callable
+
+import tensorflow as tf
+import tensorflow.compat.v1 as tf1
+
+from trainer import flops
+
+# A measurement runs for at least this long, so that launching it does not count.
+_LEAST_SEC = 0.03
+_REPEATS = 12
+
+
+def _build_product(dtype: tf.DType, size: int) -> tf.Tensor:
+    """A matrix product [size, size] x [size, size]."""
+    left, right = (tf.Variable(tf.random.normal([size, size], dtype=tf.float32)) for _ in range(2))
+    return tf.matmul(tf.cast(left, dtype), tf.cast(right, dtype))
+
+
+def _build_convolution(dtype: tf.DType, size: int) -> tf.Tensor:
+    """A 3x3 convolution with `size` channels of maps [28, 28]."""
+    images = tf.Variable(tf.random.normal([32, 28, 28, size]))
+    kernel = tf.Variable(tf.random.normal([3, 3, size, size]))
+    return tf.nn.conv2d(tf.cast(images, dtype), tf.cast(kernel, dtype), 1, "SAME")
+
+
+def _measure(
+    build: Callable[[tf.DType, int], tf.Tensor],
+    dtype: tf.DType,
+    size: int,
+    config: tf1.ConfigProto,
+) -> tuple[float, float]:
+    """FLOP per second of the fastest of some runs, and that run's duration in seconds."""
+    with tf.Graph().as_default() as graph:
+        result = build(dtype, size)
+        # Nothing but the maximum leaves the device, and nothing can be left out for it.
+        fetch = tf.reduce_max(result)
+        work = flops.count_flops(graph.get_operations())
+        with tf1.Session(config=config) as session:
+            session.run(tf1.global_variables_initializer())
+            take = session.make_callable(fetch)
+            take()
+            durations = []
+            for _ in range(_REPEATS):
+                began = time.perf_counter()
+                take()
+                durations.append(time.perf_counter() - began)
+    return work / min(durations), min(durations)
+
+
+def measure_peak_gflops(dtype: tf.DType, config: tf1.ConfigProto) -> float:
+    """The device's highest rate in `dtype`, GFLOP/s.
+
+    The better of a large matrix product and a large convolution, each made larger until a run takes
+    long enough, and each at its fastest run: a limit must not be measured too low.
+
+    Args:
+      dtype: of the operands.
+      config: of the session: its device and its threads.
+    """
+    best = 0.0
+    for build, smallest in ((_build_product, 1024), (_build_convolution, 128)):
+        for size in (smallest * 2**doubling for doubling in range(5)):
+            rate, duration = _measure(build, dtype, size, config)
+            best = max(best, rate)
+            if duration > _LEAST_SEC:
+                break
+    return best / 1e9

@@ -1,0 +1,78 @@
+"""How long a run is and what happens at which step. Pure Python."""
+
+import dataclasses
+import math
+
+from trainer.config import RunConfig
+
+DEFAULT_EPOCHS = 90.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The course of a run. Steps count from 1; a step is an update.
+
+    Attributes:
+      total_steps: of the run.
+      steps_per_epoch: steps in one pass over the training data; need not be whole.
+      global_batch_size: examples per step, over all workers.
+      log_every: steps between two reports.
+      checkpoint_every: steps between two checkpoints; 0: one at the end.
+      evaluate_every: steps between two evaluations; 0: one at the end; None: there is nothing to
+        evaluate on.
+    """
+
+    total_steps: int
+    steps_per_epoch: float
+    global_batch_size: int
+    log_every: int
+    checkpoint_every: int
+    evaluate_every: int | None
+
+    def _is_due(self, step: int, every: int) -> bool:
+        return step == self.total_steps or (every > 0 and step % every == 0)
+
+    def saves_at(self, step: int) -> bool:
+        """Whether a checkpoint follows `step`."""
+        return self._is_due(step, self.checkpoint_every)
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether an evaluation follows `step`."""
+        return self.evaluate_every is not None and self._is_due(step, self.evaluate_every)
+
+    def reports_at(self, step: int) -> bool:
+        """Whether the numbers of the latest steps are gathered and written after `step`."""
+        return self._is_due(step, self.log_every) or self.saves_at(step) or self.evaluates_at(step)
+
+    def epoch_at(self, step: int) -> float:
+        """Passes over the training data after `step`."""
+        return step / self.steps_per_epoch
+
+
+def create_plan(
+    config: RunConfig,
+    *,
+    global_batch_size: int,
+    train_examples: int,
+    validation_examples: int,
+) -> Plan:
+    """The plan of a run over `train_examples`, with `global_batch_size` of them a step."""
+    steps_per_epoch = train_examples / global_batch_size
+    if config.steps is not None:
+        total_steps = config.steps
+    else:
+        epochs = DEFAULT_EPOCHS if config.epochs is None else config.epochs
+        total_steps = math.ceil(epochs * steps_per_epoch)
+    evaluate_every = None
+    if validation_examples:
+        evaluate_every = 0
+        if config.eval_every_epochs > 0:
+            evaluate_every = max(1, round(config.eval_every_epochs * steps_per_epoch))
+    return Plan(
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+        global_batch_size=global_batch_size,
+        log_every=config.log_every,
+        checkpoint_every=config.checkpoint_every,
+        evaluate_every=evaluate_every,
+    )

@@ -1,0 +1,91 @@
+"""Collects each step's numbers on every worker, and writes them as numbers of the whole run."""
+
+import time
+from typing import NamedTuple
+
+from trainer.distributed import Group
+from trainer.telemetry.console import Console
+from trainer.telemetry.writers import Writer
+
+
+class Step(NamedTuple):
+    """One step, as one worker saw it.
+
+    Attributes:
+      number: of the step, from 1.
+      duration_sec: from the end of the step before to the end of this one.
+      own_sec: the part of it before this worker began to wait for the others.
+      data_wait_sec: the part of that in which it waited for its input.
+      learning_rate: of the update.
+      loss, cross_entropy, weight_decay_loss, gradient_norm, top1: see `graph.StepMetrics`.
+    """
+
+    number: int
+    duration_sec: float
+    own_sec: float
+    data_wait_sec: float
+    learning_rate: float
+    loss: float
+    cross_entropy: float
+    weight_decay_loss: float
+    gradient_norm: float
+    top1: float
+
+
+class StepLog:
+    """Gathers steps and writes them.
+
+    Only the time until a worker's gradients are ready is its own: from there on all wait for the
+    slowest, and their step times are the same. The own times are gathered for all steps since the
+    last time in one small collective.
+    """
+
+    def __init__(
+        self, group: Group, writer: Writer, console: Console, *, images_per_step: int
+    ) -> None:
+        """Creates an empty log.
+
+        Args:
+          group: the workers. All of them must call `flush` after the same steps.
+          writer: gets the scalars.
+          console: hears of each step.
+          images_per_step: over all workers.
+        """
+        self._group = group
+        self._writer = writer
+        self._console = console
+        self._images_per_step = images_per_step
+        self._waiting: list[tuple[float, Step]] = []
+
+    def add(self, step: Step) -> None:
+        """Takes note of a step; its scalars are written by the next `flush`."""
+        self._waiting.append((time.time(), step))
+        self._console.report_step(step.number, step.duration_sec, loss=step.loss, top1=step.top1)
+
+    def flush(self) -> None:
+        """Writes the steps since the last time. A collective."""
+        own_times = self._group.gather([step.own_sec for _, step in self._waiting])
+        for (wall_time, step), *own_sec in zip(self._waiting, *own_times, strict=True):
+            scalars = self._scalars(step, slowest_sec=max(own_sec), fastest_sec=min(own_sec))
+            self._writer.write(step.number, scalars, wall_time=wall_time)
+        self._waiting = []
+
+    def _scalars(self, step: Step, *, slowest_sec: float, fastest_sec: float) -> dict[str, float]:
+        images_per_sec = self._images_per_step / step.duration_sec
+        return {
+            "train/loss": step.loss,
+            "train/cross_entropy": step.cross_entropy,
+            "train/weight_decay_loss": step.weight_decay_loss,
+            "train/learning_rate": step.learning_rate,
+            "train/gradient_norm": step.gradient_norm,
+            "train/top1": step.top1,
+            "perf/step_time_ms": 1000 * step.duration_sec,
+            "perf/images_per_sec": images_per_sec,
+            "perf/images_per_sec_per_worker": images_per_sec / self._group.worker.size,
+            "perf/data_wait_ms": 1000 * step.data_wait_sec,
+            "perf/compute_ms": 1000 * (step.own_sec - step.data_wait_sec),
+            "perf/wait_for_slowest_ms": 1000 * (slowest_sec - step.own_sec),
+            "perf/allreduce_and_update_ms": 1000 * (step.duration_sec - slowest_sec),
+            "perf/slowest_worker_step_ms": 1000 * slowest_sec,
+            "perf/fastest_worker_step_ms": 1000 * fastest_sec,
+        }

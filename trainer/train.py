@@ -1,0 +1,265 @@
+"""The training loop."""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+import tensorflow.compat.v1 as tf1
+
+from trainer import (
+    atomic_file,
+    checkpoints,
+    distributed,
+    evaluate,
+    graph,
+    learning_rate,
+    plan,
+    results,
+    timing,
+)
+from trainer.config import Config, UserError
+from trainer.distributed import Group
+from trainer.inputs.dataset import DatasetInfo, open_dataset
+from trainer.session import create_config
+from trainer.telemetry.console import Console, create_console
+from trainer.telemetry.step_log import Step, StepLog
+from trainer.telemetry.writers import Writer, create_writer
+
+
+class Setup(NamedTuple):
+    """Everything that the loop needs, built before its first collective."""
+
+    info: DatasetInfo
+    plan: plan.Plan
+    train: graph.TrainGraph
+    evaluation: graph.EvaluationGraph | None
+    store: checkpoints.Store
+    session: tf1.Session
+
+
+def run(config: Config) -> int:
+    """Trains; evaluates now and then and at the end. All workers of a run call it."""
+    group = distributed.connect()
+    status = results.Status(config.run.logdir, group.worker)
+    with group.fail_together():
+        setup = _set_up(config, group)
+    with setup.session, _failures_in_status(status, setup):
+        setup.session.run(setup.train.broadcast_op)
+        result = _train(config, group, setup, status)
+    results.report(config, group.worker, result, text=_describe_end(config, result))
+    group.shutdown()
+    return 0
+
+
+def _set_up(config: Config, group: Group) -> Setup:
+    """Opens the data, builds the graph and, on rank 0, restores the checkpoint. No collectives."""
+    if config.run.logdir is not None:
+        atomic_file.check_writable(config.run.logdir, "logdir", is_folder=True)
+    if config.run.result_json is not None:
+        atomic_file.check_writable(config.run.result_json, "result_json", is_folder=False)
+    dataset = open_dataset(config.data, num_classes=config.model.num_classes)
+    course = plan.create_plan(
+        config.run,
+        global_batch_size=config.data.batch_size * group.worker.size,
+        train_examples=dataset.info.num_train_examples,
+        validation_examples=dataset.info.num_validation_examples,
+    )
+    with tf.Graph().as_default() as main_graph:
+        tf1.set_random_seed(config.run.seed)
+        train = graph.build_train_graph(config, group, dataset)
+        evaluation = None
+        if course.evaluate_every is not None:
+            evaluation = graph.build_evaluation_graph(config, group, dataset)
+        store = checkpoints.create_store(
+            config.run, rank=group.worker.rank, variables=tf1.global_variables()
+        )
+        initializer = tf1.global_variables_initializer()
+        main_graph.finalize()
+    session = tf1.Session(
+        graph=main_graph,
+        config=create_config(
+            local_rank=group.worker.local_rank,
+            local_size=group.worker.local_size,
+            xla=config.model.xla,
+        ),
+    )
+    session.run(initializer)
+    store.restore(session)
+    return Setup(dataset.info, course, train, evaluation, store, session)
+
+
+@contextlib.contextmanager
+def _failures_in_status(status: results.Status, setup: Setup) -> Iterator[None]:
+    """Writes why a run failed into status.json, and lets the error pass."""
+    try:
+        yield
+    except BaseException as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        status.set("failed", step=setup.store.saved_step, reason=reason)
+        raise
+
+
+def _train(config: Config, group: Group, setup: Setup, status: results.Status) -> dict[str, Any]:
+    """Runs the steps that are left; returns the result. All workers hold the same variables."""
+    session, course, stream = setup.session, setup.plan, setup.train.stream
+    done = int(session.run(setup.train.global_step))
+    console = create_console(group.worker.rank, course, first_step=done + 1)
+    for line in (*setup.store.story, _describe_start(config, group, setup, done)):
+        console.say(line)
+    writer = create_writer(config.run.logdir, rank=group.worker.rank, first_step=done + 1)
+    log = StepLog(group, writer, console, images_per_step=course.global_batch_size)
+    schedule = learning_rate.create_schedule(
+        config.optimizer,
+        global_batch_size=course.global_batch_size,
+        total_steps=course.total_steps,
+        steps_per_epoch=course.steps_per_epoch,
+    )
+    take_step = session.make_callable(
+        [setup.train.metrics, setup.train.train_op], [setup.train.learning_rate]
+    )
+    clock = timing.StepClock()
+    steps: list[Step] = []
+    evaluation = None
+
+    status.set("running", step=done)
+    results.write_class_names(config.run.logdir, group.worker, setup.info.class_names)
+    if done < course.total_steps:
+        session.run(stream.initializer, {stream.start_step: done})
+    clock.start()
+    for number in range(done + 1, course.total_steps + 1):
+        rate = schedule(number - 1)
+        with graph.explain_errors(stream):
+            metrics, _ = take_step(rate)
+        step = _as_step(number, clock.finish_step(), rate, metrics)
+        steps.append(step)
+        log.add(step)
+        _refuse_nonfinite(step)
+        if course.reports_at(number):
+            log.flush()
+        if course.saves_at(number):
+            with clock.pause():
+                writer.flush()
+                _save(setup, number, console)
+                status.set("running", step=number)
+        if course.evaluates_at(number):
+            with clock.pause():
+                evaluation = _evaluate(group, setup, number, writer, console)
+    if evaluation is None:
+        evaluation = _evaluate(group, setup, done, writer, console)
+    writer.close()
+    console.close()
+    status.set("finished", step=course.total_steps)
+    return _summarize(group, course, steps, evaluation)
+
+
+def _as_step(number: int, duration_sec: float, rate: float, metrics: graph.StepMetrics) -> Step:
+    """A step's numbers, once it is over: called at its end, since it looks at the clock."""
+    waited_sec = max(0.0, time.time() - float(metrics.gradients_ready_sec))
+    return Step(
+        number=number,
+        duration_sec=duration_sec,
+        own_sec=max(0.0, duration_sec - waited_sec),
+        data_wait_sec=float(metrics.data_wait_sec),
+        learning_rate=rate,
+        loss=float(metrics.loss),
+        cross_entropy=float(metrics.cross_entropy),
+        weight_decay_loss=float(metrics.weight_decay_loss),
+        gradient_norm=float(metrics.gradient_norm),
+        top1=float(metrics.top1),
+    )
+
+
+def _refuse_nonfinite(step: Step) -> None:
+    """Ends a run whose loss or gradient is not finite: on all workers, since all see the mean."""
+    if not math.isfinite(step.loss + step.gradient_norm):
+        raise UserError(
+            f"step {step.number}: the loss is {step.loss}, the gradient's norm "
+            f"{step.gradient_norm}; lower --base_learning_rate or lengthen --warmup_epochs. "
+            "The last checkpoint is from before"
+        )
+
+
+def _save(setup: Setup, step: int, console: Console) -> None:
+    """Saves a checkpoint. A disk that is full now may not be the next time: training goes on."""
+    try:
+        setup.store.save(setup.session, step)
+    except OSError as error:
+        console.say(f"step {step}: no checkpoint was saved ({error}); training goes on")
+
+
+def _evaluate(
+    group: Group, setup: Setup, step: int, writer: Writer, console: Console
+) -> evaluate.Evaluation | None:
+    """Evaluates, where there is something to evaluate on, and tells the result."""
+    if setup.evaluation is None:
+        return None
+    result = evaluate.evaluate(setup.session, setup.evaluation, group)
+    console.say(f"step {step}: evaluation: {result}")
+    scalars = {
+        "eval/top1": result.top1,
+        "eval/top5": result.top5,
+        "eval/loss": result.loss,
+    }
+    writer.write(step, scalars, wall_time=time.time())
+    return result
+
+
+def _summarize(
+    group: Group,
+    course: plan.Plan,
+    steps: list[Step],
+    evaluation: evaluate.Evaluation | None,
+) -> dict[str, Any]:
+    """The result of the run, as --result_json has it. Times are without the warm-up's steps."""
+    result: dict[str, Any] = {
+        "steps": course.total_steps,
+        "epochs": course.epoch_at(course.total_steps),
+        "workers": group.worker.size,
+        "global_batch_size": course.global_batch_size,
+    }
+    if steps:
+        warmup = timing.warmup_steps(len(steps))
+        durations = [step.duration_sec for step in steps[warmup:]]
+        images_per_sec = timing.images_per_sec(course.global_batch_size, durations)
+        waits = [step.data_wait_sec for step in steps[warmup:]]
+        result |= {
+            "warmup_steps": warmup,
+            "timed_steps": len(durations),
+            "images_per_sec": images_per_sec,
+            "images_per_sec_per_worker": images_per_sec / group.worker.size,
+            "step_time_ms": timing.summarize(durations)._asdict(),
+            "data_wait_ms": 1000 * math.fsum(waits) / len(waits),
+            "final_loss": steps[-1].loss,
+        }
+    if evaluation is not None:
+        result["eval"] = dataclasses.asdict(evaluation)
+    return result
+
+
+def _describe_start(config: Config, group: Group, setup: Setup, done: int) -> str:
+    info, course = setup.info, setup.plan
+    start = f"goes on after step {done}" if done else "begins"
+    if done >= course.total_steps:
+        start = "is complete already"
+    return (
+        f"{config.model.model} on {info.name}: {info.num_train_examples} training and "
+        f"{info.num_validation_examples} validation examples, {info.num_classes} classes; "
+        f"{group.worker.size} workers x {config.data.batch_size} images, {config.model.precision}; "
+        f"{course.total_steps} steps ({course.epoch_at(course.total_steps):.1f} epochs); it {start}"
+    )
+
+
+def _describe_end(config: Config, result: dict[str, Any]) -> str:
+    parts = [f"finished after {result['steps']} steps"]
+    if "images_per_sec" in result:
+        parts.append(
+            f"{result['images_per_sec']:.1f} images/s over all workers "
+            f"({result['step_time_ms']['mean']:.1f} ms/step)"
+        )
+    if config.run.logdir is not None:
+        parts.append(f"logs: {config.run.logdir}")
+    return "; ".join(parts)
