@@ -5,6 +5,7 @@ Whoever wants tf-slim writes `from models.slim_compat import slim`. That import 
 """
 
 import importlib
+import warnings
 from typing import Any
 
 import tensorflow as tf
@@ -12,6 +13,10 @@ import tf_slim as slim
 from tensorflow.python.framework import ops as framework_ops
 
 __all__ = ["slim"]
+
+# slim builds its layers with what TensorFlow calls deprecated, and still has: nothing that the
+# user of a trainer could change.
+warnings.filterwarnings("ignore", "`(layer.apply|tf.layers.flatten)` is deprecated", UserWarning)
 
 
 class _GraphKeys(tf.compat.v1.GraphKeys):  # type: ignore[misc]  # TensorFlow has no types

@@ -1,0 +1,197 @@
+"""Whole runs of `python -m trainer`: one process, and two under horovodrun, read back from disk."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny
+from processes import horovodrun, trainer
+from tensorboard.backend.event_processing import event_accumulator
+
+FLAGS = [
+    "--model=tiny:network",
+    "--dataset=tiny:dataset",
+    "--image_size=16",
+    "--batch_size=8",
+    "--augment=none",
+    "--batch_norm_decay=0.9",
+    "--base_learning_rate=1",
+    "--log_every=7",
+]
+TRAIN_TAGS = {
+    "train/loss",
+    "train/cross_entropy",
+    "train/weight_decay_loss",
+    "train/learning_rate",
+    "train/gradient_norm",
+    "perf/step_time_ms",
+    "perf/images_per_sec",
+    "perf/images_per_sec_per_worker",
+    "perf/data_wait_ms",
+    "perf/slowest_worker_step_ms",
+    "perf/fastest_worker_step_ms",
+}
+EVAL_TAGS = {"eval/top1", "eval/top5", "eval/loss"}
+
+
+def read_events(logdir):
+    """Every scalar in a folder's event files: {tag: {step: value}}."""
+    events = event_accumulator.EventAccumulator(str(logdir), {"scalars": 0})
+    events.Reload()
+    return {
+        tag: {point.step: point.value for point in events.Scalars(tag)}
+        for tag in events.Tags()["scalars"]
+    }
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of 60 steps on two workers."""
+    logdir = tmp_path_factory.mktemp("run")
+    flags = [*FLAGS, "--steps=60", f"--logdir={logdir}", f"--result_json={logdir}/result.json"]
+    done = horovodrun(2, ["-m", "trainer", *flags, "--checkpoint_every=25"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    (logdir / "console.txt").write_text(done.stdout, encoding="utf-8")
+    return logdir
+
+
+@pytest.mark.processes
+class TestRun:
+    def test_every_step_of_every_tag_is_in_tensorboard(self, run):
+        scalars = read_events(run)
+        assert TRAIN_TAGS | EVAL_TAGS <= set(scalars)
+        for tag in TRAIN_TAGS:
+            assert sorted(scalars[tag]) == list(range(1, 61)), tag
+
+    def test_metrics_jsonl_holds_the_same_numbers(self, run):
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        scalars = read_events(run)
+        seen = 0
+        for line in lines:
+            for tag, value in line.items():
+                if tag not in ("step", "wall_time"):
+                    assert scalars[tag][line["step"]] == pytest.approx(value, rel=1e-6)
+                    seen += 1
+        assert seen == sum(len(points) for points in scalars.values())
+
+    def test_the_result_says_what_the_events_say(self, run):
+        result = read_json(run / "result.json")["result"]
+        step_times = read_events(run)["perf/step_time_ms"]
+        timed = [step_times[step] for step in range(result["warmup_steps"] + 1, 61)]
+        images = result["global_batch_size"] * len(timed)
+        assert result["images_per_sec"] == pytest.approx(images / (sum(timed) / 1000), rel=1e-3)
+        assert result["images_per_sec_per_worker"] == result["images_per_sec"] / 2
+        assert result["step_time_ms"]["mean"] == pytest.approx(np.mean(timed), rel=1e-3)
+        assert result["step_time_ms"]["p50"] == pytest.approx(np.median(timed), rel=1e-3)
+        assert (result["steps"], result["workers"], result["global_batch_size"]) == (60, 2, 16)
+        assert result["epochs"] == pytest.approx(60 * 16 / tiny.TRAIN_EXAMPLES)
+
+    def test_each_steps_rate_is_images_over_its_time(self, run):
+        scalars = read_events(run)
+        for step, step_time_ms in scalars["perf/step_time_ms"].items():
+            rate = scalars["perf/images_per_sec"][step]
+            assert rate == pytest.approx(16 / (step_time_ms / 1000), rel=1e-4)
+
+    def test_it_learned_and_counted_every_validation_example(self, run):
+        evaluation = read_json(run / "result.json")["result"]["eval"]
+        assert evaluation["count"] == tiny.VALIDATION_EXAMPLES
+        assert evaluation["top1"] > 0.6
+
+    def test_only_rank_0_talks_and_writes(self, run):
+        console = (run / "console.txt").read_text(encoding="utf-8")
+        assert "[0]<stdout>:step 7/60  epoch 1.24  loss " in console
+        assert "[1]<stdout>" not in console
+        assert len(list(run.glob("events.out.tfevents.*"))) == 1
+
+    def test_status_and_checkpoints(self, run):
+        assert read_json(run / "status.json") == {"state": "finished", "step": 60, "reason": None}
+        assert tf.train.latest_checkpoint(str(run)) == f"{run}/model.ckpt-60"
+        assert sorted(path.name for path in run.glob("model.ckpt-*.index")) == [
+            "model.ckpt-25.index",
+            "model.ckpt-50.index",
+            "model.ckpt-60.index",
+        ]
+        assert tf.train.load_variable(f"{run}/model.ckpt-60", "global_step") == 60
+
+    def test_one_process_evaluates_what_two_trained(self, run, tmp_path):
+        flags = [*FLAGS, "--mode=evaluate", f"--logdir={run}", f"--result_json={tmp_path}/e.json"]
+        done = trainer(*flags)
+        assert done.returncode == 0, done.stderr
+        ours = read_json(tmp_path / "e.json")["result"]
+        expected = read_json(run / "result.json")["result"]["eval"]
+        assert ours["count"] == expected["count"]
+        assert ours["top1"] == expected["top1"]
+        assert ours["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+
+    def test_started_again_it_says_that_it_is_complete(self, run):
+        before = (run / "metrics.jsonl").read_text().count("train/loss")
+        done = trainer(*FLAGS, "--steps=60", f"--logdir={run}")
+        assert done.returncode == 0, done.stderr
+        assert "is complete already" in done.stdout
+        assert (run / "metrics.jsonl").read_text().count("train/loss") == before
+
+    def test_a_mistake_is_told_once_and_ends_all_workers(self, tmp_path):
+        done = horovodrun(2, ["-m", "trainer", "--data_dir=/nowhere", f"--logdir={tmp_path}"])
+        assert done.returncode != 0
+        lines = [line for line in done.stderr.splitlines() if "slim-horovod:" in line]
+        assert len(lines) == 1
+        assert "--data_dir: must be a folder that exists, got '/nowhere'" in lines[0]
+
+
+@pytest.mark.processes
+def test_a_resumed_run_shows_each_step_once_and_ends_as_a_straight_one(tmp_path):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    common = [*FLAGS, "--lr_schedule=constant", "--warmup_epochs=0", "--deterministic"]
+    assert trainer(*common, "--steps=20", f"--logdir={straight}").returncode == 0
+    assert trainer(*common, "--steps=12", f"--logdir={stopped}").returncode == 0
+    # As if it had been killed at step 12, with the checkpoint of step 8 as the newest.
+    done = trainer(*common, "--steps=8", f"--logdir={tmp_path}/eight")
+    assert done.returncode == 0, done.stderr
+    for path in stopped.glob("model.ckpt-12*"):
+        path.unlink()
+    for path in (tmp_path / "eight").glob("model.ckpt-8*"):
+        path.rename(stopped / path.name)
+    done = trainer(*common, "--steps=20", f"--logdir={stopped}", "--resume=must")
+    assert done.returncode == 0, done.stderr
+    assert f"resumed from {stopped}/model.ckpt-8" in done.stdout
+    steps = [json.loads(line) for line in (stopped / "metrics.jsonl").read_text().splitlines()]
+    trained = [line["step"] for line in steps if "train/loss" in line]
+    assert trained == list(range(1, 21))
+    assert sorted(read_events(stopped)["train/loss"]) == trained
+    ours = tf.train.load_checkpoint(f"{stopped}/model.ckpt-20")
+    theirs = tf.train.load_checkpoint(f"{straight}/model.ckpt-20")
+    for name in theirs.get_variable_to_shape_map():
+        np.testing.assert_array_equal(ours.get_tensor(name), theirs.get_tensor(name), err_msg=name)
+
+
+@pytest.mark.processes
+def test_wrong_input_is_one_line(tmp_path):
+    """Several command lines in one process would share its state: each has its own, side by side."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "other").mkdir()
+    done = trainer(*FLAGS, "--steps=2", f"--logdir={tmp_path}/other")
+    assert done.returncode == 0, done.stderr
+    cases = {
+        ("--model=resnet_v2_51",): "--model: must be one of resnet_v2_50, ",
+        ("--dataset=imagenet",): "--dataset: must be synthetic, tfrecord, folder or ",
+        ("--model=resnet_v2_50", "--image_size=16"): "--image_size: must be at least 32 for ",
+        ("--num_classes=3",): "--num_classes: must be at least 4, ",
+        ("--dataset=folder", f"--data_dir={tmp_path}/empty"): f"{tmp_path}/empty",
+        (f"--logdir={tmp_path}/file",): "--logdir: must be writable, got ",
+        (f"--logdir={tmp_path}/other", "--optimizer=adam"): "is of another network or optimizer: ",
+        (f"--logdir={tmp_path}/other", "--resume=never"): "--resume: must not be never where ",
+        (f"--init_checkpoint={tmp_path}/none",): "--init_checkpoint: must be the prefix of a ",
+    }
+    for flags, line in cases.items():
+        done = trainer(*FLAGS, "--steps=1", *flags)
+        lines = [text for text in done.stderr.splitlines() if "slim-horovod:" in text]
+        assert done.returncode == 1, (flags, done.stderr)
+        assert len(lines) == 1, (flags, done.stderr)
+        assert line in lines[0]
+        assert "Traceback" not in done.stderr
