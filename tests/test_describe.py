@@ -1,5 +1,6 @@
 """The layer table and the FLOP count, against the paper's sizes and TensorFlow's own profiler."""
 
+import dataclasses
 import json
 
 import pytest
@@ -9,7 +10,7 @@ import models
 from models import resnet_v2
 from models.slim_compat import slim
 from trainer import describe, flops
-from trainer.config import Config, ConfigError, DataConfig, ModelConfig
+from trainer.config import Config, ConfigError, DataConfig, ModelConfig, RunConfig
 
 tf1 = tf.compat.v1
 
@@ -30,6 +31,15 @@ def configuration(model, image_size=224, num_classes=None):
         model=ModelConfig(model=model, num_classes=num_classes),
         data=DataConfig(image_size=image_size),
     )
+
+
+def run(folder, model, **settings):
+    """What --mode=describe writes to --result_json."""
+    path = folder / "result.json"
+    config = configuration(model, **settings)
+    config = dataclasses.replace(config, run=RunConfig(result_json=str(path)))
+    assert describe.run(config) == 0
+    return json.loads(path.read_text())["result"]
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +128,8 @@ def test_an_unknown_shape_is_refused_by_name():
         flops.count_flops(graph.get_operations())
 
 
-def test_run_prints_the_table_and_returns_it(capsys):
-    result = describe.run(configuration("resnet_v2_50", image_size=64, num_classes=10))
+def test_run_prints_the_table_and_writes_it(capsys, tmp_path):
+    result = run(tmp_path, "resnet_v2_50", image_size=64, num_classes=10)
     lines = capsys.readouterr().out.splitlines()
     header = "layer input shortcut conv1 conv2 conv3 output parameters GFLOP"
     assert lines[0].split() == header.split()
@@ -127,14 +137,14 @@ def test_run_prints_the_table_and_returns_it(capsys):
     assert trace.split() in [line.split() for line in lines]
     assert len({len(line) for line in lines[:-1]}) == 1
     assert lines[-2].split()[:2] == ["total", f"{result['parameters']:,}"]
-    assert json.loads(json.dumps(result))["layers"][0]["output"] == [32, 32, 64]
+    assert result["layers"][0]["output"] == [32, 32, 64]
     assert result["num_classes"] == 10
     assert result["parameters"] == sum(layer["parameters"] for layer in result["layers"])
     assert result["gflops_per_image"] == sum(layer["gflops"] for layer in result["layers"])
 
 
-def test_another_network_has_a_row_per_convolution(capsys):
-    result = describe.run(configuration("tf_slim.nets.vgg:vgg_a"))
+def test_another_network_has_a_row_per_convolution(capsys, tmp_path):
+    result = run(tmp_path, "tf_slim.nets.vgg:vgg_a")
     rows = {layer["scope"]: layer for layer in result["layers"]}
     assert list(rows) == [
         *(f"vgg_a/{name}" for name in ("conv1/conv1_1", "conv2/conv2_1")),
@@ -143,7 +153,7 @@ def test_another_network_has_a_row_per_convolution(capsys):
     ]
     # 3x3 kernel and the BN that the arg scope adds, beta and gamma.
     assert rows["vgg_a/conv2/conv2_1"]["parameters"] == 9 * 64 * 128 + 2 * 128
-    assert rows["vgg_a/conv2/conv2_1"]["input"] == (112, 112, 64)
+    assert rows["vgg_a/conv2/conv2_1"]["input"] == [112, 112, 64]
     assert rows["vgg_a/conv2/conv2_1"]["shortcut"] is None
     assert capsys.readouterr().out.splitlines()[0].split() == [
         "layer", "input", "output", "parameters", "GFLOP",

@@ -41,7 +41,7 @@ def damage(prefix: str) -> str | None:
         reader = tf.train.load_checkpoint(prefix)
         for name in reader.get_variable_to_shape_map():
             reader.get_tensor(name)
-    except (tf.errors.OpError, ValueError, RuntimeError, SystemError) as error:
+    except (tf.errors.OpError, ValueError, RuntimeError, LookupError) as error:
         return str(error).splitlines()[0]
     return None
 

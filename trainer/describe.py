@@ -8,8 +8,9 @@ import tensorflow as tf
 
 import models
 from models.slim_compat import slim
-from trainer import flops, graph
+from trainer import flops, graph, results
 from trainer.config import Config
+from trainer.distributed import Worker
 
 tf1 = tf.compat.v1
 
@@ -172,11 +173,11 @@ def _format_shape(shape: Shape | None) -> str:
     return "-" if shape is None else "x".join("?" if size is None else str(size) for size in shape)
 
 
-def run(config: Config) -> dict[str, Any]:
-    """Prints the table of the configured network; 1000 classes where none are given.
+def run(config: Config) -> int:
+    """Prints the table of the configured network, and writes it to --result_json.
 
-    Returns:
-      `model`, `image_size`, `num_classes`, `layers` (the rows), `parameters`, `gflops_per_image`.
+    There, the result is `model`, `image_size`, `num_classes` (1000 where none are given), `layers`
+    (the rows), `parameters` and `gflops_per_image`.
 
     Raises:
       ConfigError: there is no such network, or its images must be larger.
@@ -186,13 +187,12 @@ def run(config: Config) -> dict[str, Any]:
         image_size=config.data.image_size,
         num_classes=config.model.num_classes or 1000,
     )
-    print(format_table(description))
-    print(
+    total = (
         f"{description.model} at {description.image_size} px with {description.num_classes} "
         f"classes: {description.parameters:,} parameters, "
         f"{description.gflops_per_image:.2f} GFLOP per image forward (2 x multiply-adds)"
     )
-    return {
+    result = {
         "model": description.model,
         "image_size": description.image_size,
         "num_classes": description.num_classes,
@@ -200,3 +200,5 @@ def run(config: Config) -> dict[str, Any]:
         "parameters": description.parameters,
         "gflops_per_image": description.gflops_per_image,
     }
+    results.report(config, Worker(), result, text=f"{format_table(description)}\n{total}")
+    return 0

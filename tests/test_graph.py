@@ -1,0 +1,145 @@
+"""The training step against numpy: BN's moving statistics, weight decay, losses, precision."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow.compat.v1 as tf1
+import tiny
+
+from trainer import graph
+from trainer.config import Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig
+from trainer.distributed import Group
+from trainer.inputs.dataset import open_dataset
+from trainer.inputs.pipeline import Batch
+
+DECAY = 0.9
+
+
+def one_batch(step=3):
+    """A batch of noise, the same at each call."""
+    rng = np.random.default_rng(step)
+    images = rng.integers(0, 256, (tiny.BATCH_SIZE, 16, 16, 3)).astype(np.uint8)
+    return images, rng.integers(0, tiny.NUM_CLASSES, tiny.BATCH_SIZE).astype(np.int32)
+
+
+def run_steps(config, steps, *, fetch=(), learning_rate=0.1):
+    """Takes steps of the trainer's own graph; returns initial and final variables, and fetches."""
+    with tf.Graph().as_default():
+        tf1.set_random_seed(1)
+        train = graph.build_train_graph(config, Group(), open_dataset(config.data))
+        fetches = [tf1.get_default_graph().get_tensor_by_name(name) for name in fetch]
+        variables = {variable.op.name: variable for variable in tf1.global_variables()}
+        with tf1.Session() as session:
+            session.run(tf1.global_variables_initializer())
+            session.run(train.stream.initializer, {train.stream.start_step: 0})
+            initial = session.run(variables)
+            taken = [
+                session.run(
+                    (train.metrics, fetches, train.train_op), {train.learning_rate: learning_rate}
+                )
+                for _ in range(steps)
+            ]
+            final = session.run(variables)
+    return initial, final, [(metrics, values) for metrics, values, _ in taken]
+
+
+@pytest.fixture(scope="module")
+def stepped():
+    """Four steps, and the input of conv1's BN in each."""
+    config = Config(**tiny.config_groups())
+    return run_steps(config, 4, fetch=["conv1/Conv2D:0"])
+
+
+def test_moving_statistics_are_numpys(stepped):
+    initial, final, steps = stepped
+    mean, variance = initial["conv1/BatchNorm/moving_mean"], initial[
+        "conv1/BatchNorm/moving_variance"
+    ]
+    for _, (values,) in steps:
+        rows = values.reshape(-1, values.shape[-1]).astype(np.float64)
+        mean = DECAY * mean + (1 - DECAY) * rows.mean(axis=0)
+        # TensorFlow's fused BN moves the variance towards the unbiased estimate.
+        variance = DECAY * variance + (1 - DECAY) * rows.var(axis=0, ddof=1)
+    np.testing.assert_allclose(final["conv1/BatchNorm/moving_mean"], mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(final["conv1/BatchNorm/moving_variance"], variance, rtol=1e-4)
+
+
+def test_without_the_update_ops_they_stay(monkeypatch):
+    monkeypatch.setattr(tf1.GraphKeys, "UPDATE_OPS", "nobody_asks_for_these")
+    initial, final, _ = run_steps(Config(**tiny.config_groups()), 2)
+    for name in ("conv1/BatchNorm/moving_mean", "conv2/BatchNorm/moving_variance"):
+        np.testing.assert_array_equal(initial[name], final[name])
+
+
+def test_weight_decay_is_over_kernels_alone(stepped):
+    initial, _, steps = stepped
+    kernels = [value for name, value in initial.items() if name.endswith("/weights")]
+    assert len(kernels) == 3
+    expected = 0.01 * sum(np.sum(kernel.astype(np.float64) ** 2) / 2 for kernel in kernels)
+    assert steps[0][0].weight_decay_loss == pytest.approx(expected, rel=1e-6)
+    metrics = steps[0][0]
+    assert metrics.loss == pytest.approx(metrics.cross_entropy + expected, rel=1e-6)
+
+
+def test_weight_decay_moves_kernels_and_nothing_else():
+    """Without a cross-entropy to follow, a step is lr * decay * w for kernels, and 0 for others."""
+    groups = tiny.config_groups()
+    groups["optimizer"] = OptimizerConfig(optimizer="sgd")
+    with_decay = run_steps(Config(**groups), 1)
+    groups["model"] = ModelConfig(model="tiny:network", weight_decay=0.0, batch_norm_decay=DECAY)
+    without = run_steps(Config(**groups), 1)
+    for name, value in with_decay[0].items():
+        moved = with_decay[1][name].astype(np.float64) - without[1][name]
+        expected = -0.1 * 0.01 * value if name.endswith("/weights") else np.zeros_like(value)
+        np.testing.assert_allclose(moved, expected, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_is_numpys(smoothing):
+    logits = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    labels = np.array([0, 3, 1, 1, 2], np.int32)
+    targets = np.eye(4)[labels] * (1 - smoothing) + smoothing / 4
+    expected = -(targets * (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))).sum(axis=1)
+    with tf.Graph().as_default(), tf1.Session() as session:
+        batch = Batch(images=None, labels=tf.constant(labels), weights=None)
+        ours = session.run(graph.build_cross_entropy(tf.constant(logits), batch, smoothing))
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
+def test_gradient_norm_is_the_update_of_plain_descent():
+    groups = tiny.config_groups() | {"optimizer": OptimizerConfig(optimizer="sgd")}
+    initial, final, steps = run_steps(Config(**groups), 1, learning_rate=0.5)
+    trained = [name for name in initial if "moving" not in name and name != "global_step"]
+    squares = sum(np.sum(((final[name] - initial[name]) / 0.5) ** 2) for name in trained)
+    assert steps[0][0].gradient_norm == pytest.approx(np.sqrt(squares), rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_low_precision_keeps_float32_variables_and_follows_float32(precision):
+    groups = tiny.config_groups()
+    exact = run_steps(Config(**groups), 10)
+    groups["model"] = ModelConfig(
+        model="tiny:network", weight_decay=0.01, batch_norm_decay=DECAY, precision=precision
+    )
+    initial, final, steps = run_steps(Config(**groups), 10)
+    for name, value in exact[0].items():
+        assert initial[name].dtype == value.dtype
+        np.testing.assert_array_equal(initial[name], value, err_msg=name)
+    losses = np.array([metrics.loss for metrics, _ in steps])
+    expected = np.array([metrics.loss for metrics, _ in exact[2]])
+    np.testing.assert_allclose(losses, expected, rtol=0.05)
+    assert np.any(losses != expected)
+    assert steps[0][0].weight_decay_loss == exact[2][0][0].weight_decay_loss
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "nesterov", "adam"])
+def test_every_optimizer_learns_one_batch(optimizer):
+    groups = tiny.config_groups()
+    groups["optimizer"] = OptimizerConfig(optimizer=optimizer)
+    groups["data"] = DataConfig(
+        dataset="tiny:dataset", image_size=16, batch_size=tiny.TRAIN_EXAMPLES, augment="none"
+    )
+    groups["run"] = RunConfig(seed=5)
+    rate = {"sgd": 0.5, "adam": 0.02}.get(optimizer, 0.1)
+    _, _, steps = run_steps(Config(**groups), 40, learning_rate=rate)
+    assert steps[-1][0].cross_entropy < 0.6 * steps[0][0].cross_entropy
