@@ -31,7 +31,7 @@ def _value_type(annotation: Any) -> type:
     return annotation
 
 
-def _define_field(field: dataclasses.Field, group: str, values: absl_flags.FlagValues) -> None:
+def _define_field(field: dataclasses.Field[Any], group: str, values: absl_flags.FlagValues) -> None:
     define: Any = {
         str: absl_flags.DEFINE_string,
         int: absl_flags.DEFINE_integer,

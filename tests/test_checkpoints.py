@@ -72,7 +72,7 @@ def test_the_state_file_is_not_believed(logdir, content):
 def test_where_all_are_damaged_it_stops(logdir):
     for step in (1, 2, 3):
         data_file(logdir, step).write_bytes(b"")
-    with pytest.raises(UserError, match="no checkpoint in .* can be read"):
+    with pytest.raises(UserError, match=r"no checkpoint in .* can be read"):
         checkpoints.find_newest(str(logdir))
 
 

@@ -52,9 +52,10 @@ def stepped():
 
 def test_moving_statistics_are_numpys(stepped):
     initial, final, steps = stepped
-    mean, variance = initial["conv1/BatchNorm/moving_mean"], initial[
-        "conv1/BatchNorm/moving_variance"
-    ]
+    mean, variance = (
+        initial["conv1/BatchNorm/moving_mean"],
+        initial["conv1/BatchNorm/moving_variance"],
+    )
     for _, (values,) in steps:
         rows = values.reshape(-1, values.shape[-1]).astype(np.float64)
         mean = DECAY * mean + (1 - DECAY) * rows.mean(axis=0)
@@ -121,7 +122,7 @@ def test_low_precision_keeps_float32_variables_and_follows_float32(precision):
     groups["model"] = ModelConfig(
         model="tiny:network", weight_decay=0.01, batch_norm_decay=DECAY, precision=precision
     )
-    initial, final, steps = run_steps(Config(**groups), 10)
+    initial, _, steps = run_steps(Config(**groups), 10)
     for name, value in exact[0].items():
         assert initial[name].dtype == value.dtype
         np.testing.assert_array_equal(initial[name], value, err_msg=name)

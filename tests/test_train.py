@@ -64,7 +64,7 @@ def run(tmp_path_factory):
 class TestRun:
     def test_every_step_of_every_tag_is_in_tensorboard(self, run):
         scalars = read_events(run)
-        assert TRAIN_TAGS | EVAL_TAGS <= set(scalars)
+        assert set(scalars) >= TRAIN_TAGS | EVAL_TAGS
         for tag in TRAIN_TAGS:
             assert sorted(scalars[tag]) == list(range(1, 61)), tag
 
@@ -171,7 +171,7 @@ def test_a_resumed_run_shows_each_step_once_and_ends_as_a_straight_one(tmp_path)
 
 @pytest.mark.processes
 def test_wrong_input_is_one_line(tmp_path):
-    """Several command lines in one process would share its state: each has its own, side by side."""
+    """Each command line has a process of its own, as a user's has."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     (tmp_path / "other").mkdir()

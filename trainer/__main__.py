@@ -37,8 +37,9 @@ def run(argv: Sequence[str]) -> int:
 
 def run_mode(config: Config) -> int:
     """Runs the mode that `config` asks for; returns the exit status."""
-    # TensorFlow's start-up notes would come before every line of ours, once per worker.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # TensorFlow's start-up notes would come before every line of ours, once per worker; without
+    # the driver's device file, so would its complaint that there is no GPU.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if os.path.exists("/dev/nvidiactl") else "3")
     return importlib.import_module(f"trainer.{config.mode}").run(config)
 
 

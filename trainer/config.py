@@ -54,7 +54,7 @@ def flag(
         "below": below,
         "choices": choices,
     }
-    return dataclasses.field(default=default, metadata=metadata)  # type: ignore[return-value]
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def _broken_rule(value: Any, metadata: Any) -> str | None:
@@ -149,8 +149,9 @@ class DataConfig(Checked):
     augment: str = flag(
         "standard",
         "Training images. none: as in evaluation; shift: by up to an eighth of the size, for "
-        "small centred images; standard: random resized crop and mirror (arXiv:1409.4842).",
-        choices=("none", "shift", "standard"),
+        "small centred images; standard: random resized crop and mirror (arXiv:1409.4842); "
+        "rand: these and RandAugment (arXiv:1909.13719).",
+        choices=("none", "shift", "standard", "rand"),
     )
     crop_min_area: float = flag(
         0.08,
@@ -159,11 +160,40 @@ class DataConfig(Checked):
         maximum=1.0,
     )
     flip: bool = flag(True, "Mirror half of the training images; not with --augment=none or shift.")
+    color_jitter: float = flag(
+        0.0,
+        "Brightness, contrast and colour of training images change by up to this share.",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    mixup: float = flag(
+        0.0,
+        "Alpha of mixup: training images and their labels are blended (arXiv:1710.09412); 0: off.",
+        minimum=0.0,
+    )
+    cutmix: float = flag(
+        0.0,
+        "Alpha of CutMix: boxes of training images are exchanged, with their share of the label "
+        "(arXiv:1905.04899); 0: off. With --mixup, each example gets one of the two.",
+        minimum=0.0,
+    )
     crop_fraction: float = flag(
         0.875,
         "Side of the centre crop in evaluation, as a share of the image's shorter side.",
         above=0.0,
         maximum=1.0,
+    )
+    shuffle_block: int | None = flag(
+        None,
+        "Neighbouring examples that the shuffle keeps together, so that a spinning or remote disk "
+        "is read in larger pieces. Default: 1 for local files, 16 for remote ones.",
+        minimum=1,
+    )
+    cache: str = flag(
+        "none",
+        "What a worker keeps in memory once it has been read: none, encoded images, or decoded "
+        "ones. Refused where memory does not suffice.",
+        choices=("none", "encoded", "decoded"),
     )
     max_bad_examples: int = flag(
         0,
@@ -288,10 +318,15 @@ class BenchmarkConfig(Checked):
         "forward,forward_backward",
         f"What to time, comma-separated: {', '.join(PASSES)}.",
     )
-    benchmark_burn_in: int = flag(10, "Runs before the timed ones.", minimum=0)
+    benchmark_burn_in: int = flag(
+        10,
+        "Runs before the timed ones, besides the very first, which is told apart.",
+        minimum=0,
+    )
     benchmark_steps: int = flag(100, "Timed runs of each pass.", minimum=1)
     benchmark_batch_sizes: str | None = flag(
-        None, "Batch sizes to try, comma-separated, instead of --batch_size."
+        None,
+        "Batch sizes to try, comma-separated, instead of --batch_size; each in its own process.",
     )
     result_csv: str | None = flag(None, "File to append a row per pass and batch size to.")
 

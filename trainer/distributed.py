@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -13,6 +14,10 @@ import tensorflow as tf
 
 from trainer import launcher, session
 from trainer.config import UserError
+
+# At 2 workers of a core each, ResNet-50 at 224 px: a step of 3.30 s at 1 ms, 2.81 s at 20 ms, and
+# 2.72 s without communication.
+CPU_CYCLE_MS = "10"
 
 
 class Worker(NamedTuple):
@@ -144,6 +149,10 @@ def connect() -> Group:
     if launched is None:
         return Group()
     remedy = "run scripts/setup.sh, then python -m trainer --mode=doctor"
+    if not tf.config.list_physical_devices("GPU"):
+        # Horovod's thread wakes up each cycle, and takes its time from the worker's cores. On GPUs
+        # its default of 1 ms costs nothing.
+        os.environ.setdefault("HOROVOD_CYCLE_TIME", CPU_CYCLE_MS)
     try:
         hvd = importlib.import_module("horovod.tensorflow")
         hvd.init()
@@ -157,7 +166,7 @@ def connect() -> Group:
         hvd.shutdown()
         raise UserError(
             f"{launched.name} started {launched.size} workers, but each is alone: Horovod was "
-            "built without MPI; install one with mpicc (Debian: libopenmpi-dev, RHEL: openmpi-devel), "
-            f"{remedy}"
+            "built without MPI; install one that has mpicc (Debian: libopenmpi-dev, RHEL: "
+            f"openmpi-devel), {remedy}"
         )
     return HorovodGroup(hvd)

@@ -1,31 +1,81 @@
 """--mode=predict: classifies image files."""
 
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
 from trainer import checkpoints, graph, results, session
-from trainer.config import Config, UserError
+from trainer.config import Config, ConfigError
 from trainer.distributed import Worker
-from trainer.inputs.dataset import open_files
+from trainer.inputs.dataset import Dataset, DatasetInfo
 from trainer.inputs.device import normalize
+from trainer.inputs.encoded import BadImageError
+from trainer.inputs.source import Source
 
 _BEST = 5
 
 
+class _Files:
+    """Image files as a split; the label of each is its number."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.labels = np.arange(len(paths))
+        self._paths = paths
+
+    def read(self, index: int) -> bytes:
+        try:
+            return Path(self._paths[index]).read_bytes()
+        except OSError as error:
+            raise BadImageError(error.strerror or "cannot be read") from error
+
+    def where(self, index: int) -> str:
+        return self._paths[index]
+
+
 def run(config: Config) -> int:
-    """Prints the most likely classes of each file that the command line names."""
+    """Prints the most likely classes of each file that the command line names.
+
+    Returns:
+      the exit status: 1 where a file is not an image that can be read; the others are classified.
+    """
     if not config.files:
-        raise UserError("--mode=predict: name at least one image file")
+        raise ConfigError("--mode=predict: must be followed by image files, got none")
     prefix = checkpoints.choose(config.run)
     num_classes = checkpoints.count_classes(prefix)
     names = results.read_class_names(config.run.logdir) or [str(n) for n in range(num_classes)]
-    dataset = open_files(config.files, config.data, num_classes=num_classes)
+    rows: dict[int, dict[str, Any]] = {}
+    for number, probabilities in _classify(config, prefix, num_classes).items():
+        best = np.argsort(-probabilities, kind="stable")[:_BEST]
+        likely = {names[index]: float(probabilities[index]) for index in best}
+        rows[number] = {"file": config.files[number], "probabilities": likely}
+    lines = []
+    for row in rows.values():
+        shares = [f"{name} {share:.4f}" for name, share in row["probabilities"].items()]
+        lines.append(f"{row['file']}: {', '.join(shares)}")
+    results.report(config, Worker(), {"predictions": list(rows.values())}, text="\n".join(lines))
+    unread = [name for number, name in enumerate(config.files) if number not in rows]
+    for name in unread:
+        print(f"slim-horovod: {name}: is not a JPEG or PNG that can be read", file=sys.stderr)
+    return 1 if unread else 0
+
+
+def _classify(config: Config, prefix: str, num_classes: int) -> dict[int, np.ndarray]:
+    """The probabilities, float32 [num_classes], of each file that can be read, by its number."""
+    data = dataclasses.replace(config.data, max_bad_examples=len(config.files))
+    files = Source("files", None, _Files(config.files), num_classes, None, "files")
+    info = DatasetInfo("files", 0, len(config.files), num_classes, None, "files")
+    found: dict[int, np.ndarray] = {}
     with tf.Graph().as_default():
-        stream = dataset.build_evaluation(Worker())
+        stream = Dataset(data, files, info).build_evaluation(Worker())
         logits = graph.build_logits(
             config.model,
-            normalize(stream.batch.images, config.data),
+            normalize(stream.batch.images, data),
             num_classes=num_classes,
             is_training=False,
         )
@@ -33,17 +83,9 @@ def run(config: Config) -> int:
         with tf1.Session(config=session.create_config()) as predict_session:
             checkpoints.restore_weights(predict_session, prefix, checkpoints.network_variables())
             predict_session.run(stream.initializer, {stream.start_step: 0})
-            with graph.explain_errors(stream):
-                batches = [predict_session.run(fetches) for _ in range(stream.steps)]
-    rows = []
-    for probabilities, numbers, weights in batches:
-        for row, number in zip(probabilities[weights > 0], numbers[weights > 0], strict=True):
-            best = np.argsort(-row, kind="stable")[:_BEST]
-            guesses = {names[index]: float(row[index]) for index in best}
-            rows.append({"file": config.files[number], "probabilities": guesses})
-    lines = [
-        f"{row['file']}: " + ", ".join(f"{k} {v:.4f}" for k, v in row["probabilities"].items())
-        for row in rows
-    ]
-    results.report(config, Worker(), {"predictions": rows}, text="\n".join(lines))
-    return 0
+            for _ in range(stream.steps or 0):
+                probabilities, numbers, weights = predict_session.run(fetches)
+                for row, number, weight in zip(probabilities, numbers, weights, strict=True):
+                    if weight > 0:
+                        found[int(number)] = row
+    return dict(sorted(found.items()))

@@ -25,7 +25,8 @@ def available_cores() -> int:
 
 def worker_cores(local_size: int) -> int:
     """One worker's share of the cores, with `local_size` workers on this host."""
-    if "SLURM_CPU_BIND" in os.environ or "OMPI_MCA_orte_bound_at_launch" in os.environ:
+    slurm_binds = "mask" in os.environ.get("SLURM_CPU_BIND", "")
+    if slurm_binds or "OMPI_MCA_orte_bound_at_launch" in os.environ:
         return available_cores()  # The launcher has bound each worker to its own already.
     return max(1, available_cores() // local_size)
 

@@ -1,0 +1,186 @@
+"""Writers read back from disk; what hurts them does not hurt the run."""
+
+import io
+import json
+import math
+
+import pytest
+from tensorboard.backend.event_processing import event_accumulator
+
+from trainer.config import RunConfig
+from trainer.distributed import Group
+from trainer.plan import create_plan
+from trainer.telemetry import console, step_log, writers
+
+
+def read_events(logdir):
+    events = event_accumulator.EventAccumulator(str(logdir), {"scalars": 0})
+    events.Reload()
+    return {
+        tag: [(point.step, point.value) for point in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
+
+
+def write_steps(logdir, steps, **settings):
+    writer = writers.create_writer(str(logdir), rank=0, **settings)
+    for step in steps:
+        writer.write(step, {"a": step / 2, "b": -step}, wall_time=1000.0 + step)
+    writer.close()
+
+
+def test_events_and_lines_hold_what_was_written(tmp_path):
+    write_steps(tmp_path, range(1, 4))
+    assert read_events(tmp_path) == {
+        "a": [(1, 0.5), (2, 1.0), (3, 1.5)],
+        "b": [(1, -1.0), (2, -2.0), (3, -3.0)],
+    }
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[2]) == {"step": 3, "wall_time": 1003.0, "a": 1.5, "b": -3}
+
+
+def test_after_a_resume_each_step_is_there_once(tmp_path):
+    write_steps(tmp_path, range(1, 8))
+    with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 8, "wall_ti')  # Cut, by a kill.
+    write_steps(tmp_path, range(4, 10), first_step=4)
+    assert [step for step, _ in read_events(tmp_path)["a"]] == list(range(1, 10))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 10))
+
+
+def test_flush_brings_everything_to_disk(tmp_path):
+    writer = writers.create_writer(str(tmp_path), rank=0)
+    writer.write(1, {"a": 1.0}, wall_time=0.0)
+    writer.flush()
+    assert read_events(tmp_path) == {"a": [(1, 1.0)]}
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+    writer.close()
+
+
+def test_other_ranks_write_nothing(tmp_path):
+    writer = writers.create_writer(str(tmp_path), rank=1)
+    writer.write(1, {"a": 1.0}, wall_time=0.0)
+    writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_has_no_nan(tmp_path):
+    writer = writers.JsonLinesWriter(str(tmp_path / "metrics.jsonl"))
+    writer.write(1, {"a": math.nan, "b": math.inf, "c": 1.0}, wall_time=0.0)
+    writer.close()
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(line) == {"step": 1, "wall_time": 0.0, "a": None, "b": None, "c": 1.0}
+
+
+class FullDisk(writers.NullWriter):
+    """Has no space at first."""
+
+    def __init__(self):
+        self.tries = 0
+        self.written = []
+
+    def write(self, step, scalars, *, wall_time):
+        self.tries += 1
+        if self.tries <= 3:
+            raise OSError(28, "No space left on device")
+        self.written.append(step)
+
+
+def test_a_full_disk_is_told_once_and_tried_again(capsys):
+    full = FullDisk()
+    writer = writers.BackgroundWriter([full])
+    for step in range(1, 6):
+        writer.write(step, {}, wall_time=0.0)
+    writer.close()
+    assert full.written == [4, 5]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "slim-horovod: FullDisk cannot write ([Errno 28] No space left on device); training goes on"
+    ]
+
+
+class ThreeWorkers(Group):
+    """A group whose other workers say what the test wants."""
+
+    def __init__(self, *others):
+        super().__init__()
+        self.others = others
+
+    def gather(self, value):
+        return [value, *self.others]
+
+
+def step(number, *, duration_sec=0.5, own_sec=0.4):
+    return step_log.Step(
+        number=number,
+        duration_sec=duration_sec,
+        own_sec=own_sec,
+        data_wait_sec=0.1,
+        learning_rate=0.05,
+        loss=2.0,
+        cross_entropy=1.5,
+        weight_decay_loss=0.5,
+        gradient_norm=3.0,
+        top1=0.25,
+    )
+
+
+class Recorder(writers.NullWriter):
+    def __init__(self):
+        self.steps = {}
+
+    def write(self, step, scalars, *, wall_time):
+        self.steps[step] = scalars
+
+
+def test_a_steps_time_is_told_apart():
+    recorder = Recorder()
+    group = ThreeWorkers([0.45, 0.2], [0.3, 0.1])
+    log = step_log.StepLog(group, recorder, console.NullConsole(), images_per_step=96)
+    log.add(step(1))
+    log.add(step(2, own_sec=0.15))
+    log.flush()
+    first, second = recorder.steps[1], recorder.steps[2]
+    assert first["perf/step_time_ms"] == 500
+    assert first["perf/images_per_sec"] == 192
+    assert first["perf/slowest_worker_step_ms"] == 450
+    assert first["perf/fastest_worker_step_ms"] == 300
+    assert first["perf/data_wait_ms"] == 100
+    assert first["perf/compute_ms"] == pytest.approx(300)
+    assert first["perf/wait_for_slowest_ms"] == pytest.approx(50)
+    assert first["perf/allreduce_and_update_ms"] == pytest.approx(50)
+    assert second["perf/slowest_worker_step_ms"] == 200
+    assert second["perf/fastest_worker_step_ms"] == 100
+
+
+def test_a_flush_writes_only_what_is_new():
+    recorder = Recorder()
+    log = step_log.StepLog(Group(), recorder, console.NullConsole(), images_per_step=1)
+    log.add(step(1))
+    log.flush()
+    recorder.steps.clear()
+    log.flush()
+    assert recorder.steps == {}
+
+
+def test_the_console_tells_the_mean_rate_since_its_last_line():
+    plan = create_plan(
+        RunConfig(steps=5, log_every=2),
+        global_batch_size=32,
+        train_examples=64,
+        validation_examples=0,
+    )
+    stream = io.StringIO()
+    talk = console.TextConsole(plan, first_step=1, stream=stream)
+    for number, duration_sec in enumerate((0.1, 0.3, 1.0, 1.0, 4.0), start=1):
+        talk.report_step(number, duration_sec, loss=2.5, top1=0.5)
+    talk.close()
+    # 64 images in 0.4 s: 160 images/s, and 3 steps of 0.2 s are left: 1 s.
+    assert stream.getvalue().splitlines() == [
+        "step 2/5  epoch 1.00  loss 2.5000  top-1 0.500  160.0 images/s  200.0 ms/step  "
+        "ETA 0:00:01",
+        "step 4/5  epoch 2.00  loss 2.5000  top-1 0.500  32.0 images/s  1000.0 ms/step  "
+        "ETA 0:00:01",
+        "step 5/5  epoch 2.50  loss 2.5000  top-1 0.500  8.0 images/s  4000.0 ms/step  ETA 0:00:00",
+    ]
