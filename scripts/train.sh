@@ -44,7 +44,8 @@ cd "$root"
 logdir=runs/digits-$(date +%Y%m%d-%H%M%S)
 python scripts/prepare_digits.py
 horovodrun -np "$workers" python -m trainer \
-  --flagfile=scripts/recipes/digits.flags --logdir="$logdir" --result_json="$logdir/result.json"
+  --flagfile=scripts/recipes/digits.flags --data_dir=data/digits \
+  --logdir="$logdir" --result_json="$logdir/result.json"
 python - "$logdir" <<'END'
 import json
 import sys

@@ -128,6 +128,31 @@ class TestRun:
         assert ours["top1"] == expected["top1"]
         assert ours["loss"] == pytest.approx(expected["loss"], rel=1e-5)
 
+    def test_predictions_name_classes_and_what_cannot_be_read(self, run, tmp_path):
+        split = tiny.dataset(None).validation
+        for number in range(3):
+            (tmp_path / f"{number}.png").write_bytes(split.read(number))
+        (tmp_path / "no image.png").write_text("no image")
+        files = [str(path) for path in sorted(tmp_path.iterdir())]
+        flags = [*FLAGS, "--mode=predict", f"--logdir={run}", "--crop_fraction=1"]
+        done = trainer(*flags, *files, f"--result_json={tmp_path}/p.json")
+        assert done.returncode == 1
+        assert f"{tmp_path}/no image.png: is not a JPEG or PNG that can be read" in done.stderr
+        found = read_json(tmp_path / "p.json")["result"]["predictions"]
+        assert [row["file"] for row in found] == files[:3]
+        for row in found:
+            assert set(row["probabilities"]) == set(tiny.dataset(None).class_names)
+            assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+        target = tmp_path / "exported"
+        done = trainer(*FLAGS, "--mode=export", f"--logdir={run}", f"--export_dir={target}")
+        assert done.returncode == 0, done.stderr
+        serve = tf.saved_model.load(str(target)).signatures["serving_default"]
+        probabilities = serve(images=tf.constant(split.images[:3]))["probabilities"].numpy()
+        for row, expected in zip(found, probabilities, strict=True):
+            ours = [row["probabilities"][name] for name in tiny.dataset(None).class_names]
+            np.testing.assert_allclose(ours, expected, atol=1e-5)
+
     def test_started_again_it_says_that_it_is_complete(self, run):
         before = (run / "metrics.jsonl").read_text().count("train/loss")
         done = trainer(*FLAGS, "--steps=60", f"--logdir={run}")

@@ -9,6 +9,7 @@ The modes: train, evaluate, benchmark, export, predict FILE..., describe, doctor
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -33,6 +34,9 @@ def run(argv: Sequence[str]) -> int:
         if launcher.is_first() or not error.known_to_all:
             print(f"slim-horovod: {error}", file=sys.stderr, flush=True)
         return 1
+    except KeyboardInterrupt:
+        print("slim-horovod: interrupted", file=sys.stderr, flush=True)
+        return 128 + signal.SIGINT
 
 
 def run_mode(config: Config) -> int:

@@ -1,6 +1,7 @@
 """--benchmark_passes=allreduce: how fast the workers average this network's gradients."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -9,11 +10,80 @@ import tensorflow.compat.v1 as tf1
 import models
 from models.slim_compat import slim
 from trainer import session, timing
+from trainer.benchmark_runs import Say, time_runs
 from trainer.config import Config
 from trainer.distributed import Group
+from trainer.inputs.synthetic import DEFAULT_CLASSES
 
-# Sizes of single buffers, bytes, beside the gradients as they come: how the rate depends on fusion.
+# Sizes of single buffers, bytes, beside the gradients as they come: Horovod fuses small tensors
+# into buffers, and the rate depends on how large these are.
 BUFFER_BYTES = tuple(2**20 * size for size in (1, 4, 16, 64))
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The averaging of some float32 tensors over all workers.
+
+    Attributes:
+      bytes: of the tensors.
+      steps: timed runs.
+      mean_sec, sd_sec: of a run; the standard deviation is the population's.
+      step_time_ms: all statistics of the runs.
+      algorithm_gb_per_sec: bytes / seconds / 10^9.
+      bus_gb_per_sec: 2 (n - 1) / n of it, the rate at which each of n workers sends in a ring: it
+        does not depend on n where the links are the limit.
+      durations_sec: each timed run.
+    """
+
+    bytes: int
+    steps: int
+    mean_sec: float
+    sd_sec: float
+    step_time_ms: dict[str, float]
+    algorithm_gb_per_sec: float
+    bus_gb_per_sec: float
+    durations_sec: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class AllreduceResult:
+    """The network's gradients, as Horovod fuses them, and buffers of several sizes.
+
+    Attributes:
+      workers: how many.
+      burn_in: runs before the timed ones.
+      partial: whether Ctrl-C ended it.
+      gradients: of all variables of the network.
+      buffers: a row for each of `BUFFER_BYTES`.
+    """
+
+    workers: int
+    burn_in: int
+    partial: bool
+    gradients: Row
+    buffers: tuple[Row, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The gradients' row, with the buffers' under `buffers`."""
+        content = dataclasses.asdict(self)
+        return content.pop("gradients") | content
+
+    def format(self, name: str) -> str:
+        """The table."""
+        lines = [
+            f"{name}: {self.workers} workers, float32; sd: the population's; GB of 10^9 bytes",
+            f"{'':>14}{'MiB':>9}{'mean ms':>10}{'sd':>9}{'p50':>10}{'p90':>10}{'p99':>10}"
+            f"{'algorithm GB/s':>16}{'bus GB/s':>10}",
+        ]
+        labels = ["all gradients"] + ["one buffer"] * len(self.buffers)
+        for label, row in zip(labels, (self.gradients, *self.buffers), strict=True):
+            times = row.step_time_ms
+            lines.append(
+                f"{label:>14}{row.bytes / 2**20:9.1f}{times['mean']:10.2f}{times['sd']:9.2f}"
+                f"{times['p50']:10.2f}{times['p90']:10.2f}{times['p99']:10.2f}"
+                f"{row.algorithm_gb_per_sec:16.3f}{row.bus_gb_per_sec:10.3f}"
+            )
+        return "\n".join(lines)
 
 
 def _gradient_shapes(config: Config) -> list[tf.TensorShape]:
@@ -22,100 +92,78 @@ def _gradient_shapes(config: Config) -> list[tf.TensorShape]:
     size = config.data.image_size
     with tf.Graph().as_default(), slim.arg_scope(network.arg_scope_fn()):
         images = tf1.placeholder(tf.float32, [1, size, size, 3])
-        network.fn(images, num_classes=config.model.num_classes or 1000, is_training=True)
+        classes = config.model.num_classes or DEFAULT_CLASSES
+        network.fn(images, num_classes=classes, is_training=True)
         return [variable.shape for variable in tf1.trainable_variables()]
 
 
 def _time_averages(
-    config: Config, group: Group, shapes: Sequence[tf.TensorShape], name: str
-) -> list[float]:
+    config: Config, group: Group, shapes: Sequence[tf.TensorShape], name: str, say: Say
+) -> tuple[float, ...]:
     """Times the averaging of tensors of the given shapes: seconds of each timed run."""
+    worker = group.worker
     with tf.Graph().as_default():
         tensors = [tf.Variable(tf.random.normal(shape)) for shape in shapes]
         averages = [
             group.average(tensor.read_value(), f"benchmark/{name}/{number}")
             for number, tensor in enumerate(tensors)
         ]
-        # A collective that only has a control output would be pruned; one element of each is
-        # enough to keep it.
+        # One element of each leaves the device: the collectives run, and nothing else counts.
         fetch = tf.add_n([tf.reshape(average, [-1])[0] for average in averages])
-        worker = group.worker
         session_config = session.create_config(
             local_rank=worker.local_rank, local_size=worker.local_size
         )
         with tf1.Session(config=session_config) as allreduce_session:
             allreduce_session.run(tf1.global_variables_initializer())
             take = allreduce_session.make_callable(fetch)
-            for _ in range(config.benchmark.benchmark_burn_in):
-                take()
+            take()
             group.gather(None)  # All begin together.
-            clock = timing.StepClock()
-            clock.start()
-            durations_sec = []
-            for _ in range(config.benchmark.benchmark_steps):
-                take()
-                durations_sec.append(clock.finish_step())
-    return durations_sec
+            return time_runs(
+                take,
+                f"Allreduce of {name}",
+                burn_in=config.benchmark.benchmark_burn_in,
+                steps=config.benchmark.benchmark_steps,
+                say=say,
+            )
 
 
-def _summarize(durations_sec: Sequence[float], size_bytes: int, workers: int) -> dict[str, Any]:
-    """The figures of one row.
-
-    Algorithm bandwidth is bytes / seconds; bus bandwidth is 2 (n - 1) / n of it, the rate that each
-    of n workers sends at in a ring: it does not depend on n where the links are the limit.
-    """
+def create_row(durations_sec: Sequence[float], *, size_bytes: int, workers: int) -> Row:
+    """The figures of `size_bytes` bytes that `workers` workers averaged in each of the runs."""
     statistics = timing.summarize(durations_sec)
     algorithm = size_bytes / (statistics.mean / 1000) / 1e9
-    return {
-        "bytes": size_bytes,
-        "mean_sec": statistics.mean / 1000,
-        "sd_sec": statistics.sd / 1000,
-        "step_time_ms": statistics._asdict(),
-        "algorithm_gb_per_sec": algorithm,
-        "bus_gb_per_sec": algorithm * 2 * (workers - 1) / workers,
-    }
+    return Row(
+        bytes=size_bytes,
+        steps=len(durations_sec),
+        mean_sec=statistics.mean / 1000,
+        sd_sec=statistics.sd / 1000,
+        step_time_ms=statistics._asdict(),
+        algorithm_gb_per_sec=algorithm,
+        bus_gb_per_sec=algorithm * 2 * (workers - 1) / workers,
+        durations_sec=tuple(durations_sec),
+    )
 
 
-def measure(config: Config, group: Group, say: Callable[[str], None]) -> dict[str, Any]:
+def measure(config: Config, group: Group, say: Say) -> AllreduceResult:
     """Times the all-reduce of the network's float32 gradients, and of single buffers.
 
     Args:
       config: the network, and how many runs.
       group: the workers, who all call this.
       say: prints a line.
-
-    Returns:
-      the gradients' row, and under `buffers` one for each size.
     """
-    workers = group.worker.size
-    shapes = _gradient_shapes(config)
-    size_bytes = 4 * sum(shape.num_elements() for shape in shapes)
-    durations_sec = _time_averages(config, group, shapes, "gradients")
-    gradients = _summarize(durations_sec, size_bytes, workers)
-    buffers = [
-        _summarize(
-            _time_averages(config, group, [tf.TensorShape([size // 4])], f"buffer_{size}"),
-            size,
-            workers,
-        )
-        for size in BUFFER_BYTES
-    ]
-    say(f"allreduce: {workers} workers, float32; GB/s of 10^9 bytes")
-    say(f"{'':>16}{'MiB':>9}{'ms':>10}{'sd':>9}{'algorithm GB/s':>16}{'bus GB/s':>10}")
-    for label, row in (
-        ("all gradients", gradients),
-        *(("one buffer", row) for row in buffers),
-    ):
-        say(
-            f"{label:>16}{row['bytes'] / 2**20:9.1f}{1000 * row['mean_sec']:10.2f}"
-            f"{1000 * row['sd_sec']:9.2f}{row['algorithm_gb_per_sec']:16.2f}"
-            f"{row['bus_gb_per_sec']:10.2f}"
-        )
-    return {
-        "burn_in": config.benchmark.benchmark_burn_in,
-        "steps": len(durations_sec),
-        "workers": workers,
-        "partial": False,
-        **gradients,
-        "buffers": buffers,
-    }
+    shapes = {"gradients": _gradient_shapes(config)}
+    shapes |= {f"buffer_{size // 2**20}MiB": [tf.TensorShape([size // 4])] for size in BUFFER_BYTES}
+    rows: list[Row] = []
+    for name, tensors in shapes.items():
+        durations_sec = _time_averages(config, group, tensors, name, say)
+        size_bytes = 4 * sum(shape.num_elements() for shape in tensors)
+        rows.append(create_row(durations_sec, size_bytes=size_bytes, workers=group.worker.size))
+        if rows[-1].steps < config.benchmark.benchmark_steps:
+            break
+    return AllreduceResult(
+        workers=group.worker.size,
+        burn_in=config.benchmark.benchmark_burn_in,
+        partial=rows[-1].steps < config.benchmark.benchmark_steps,
+        gradients=rows[0],
+        buffers=tuple(rows[1:]),
+    )

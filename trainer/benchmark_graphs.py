@@ -11,6 +11,10 @@ from trainer.config import Config
 from trainer.distributed import Group
 from trainer.graph import AnyDataset
 from trainer.inputs.device import normalize
+from trainer.inputs.pipeline import Stream
+
+# Too small to move the loss far within a benchmark; the step's work does not depend on it.
+_LEARNING_RATE = 1e-3
 
 
 class Target(NamedTuple):
@@ -23,91 +27,70 @@ class Target(NamedTuple):
     Attributes:
       label: of the closing line.
       fetch: float32 [].
-      images: per run.
       flops: of convolutions and matrix products, per run.
       feeds: values of placeholders.
-      initializers: to be run once before, in this order, with their feeds.
+      stream: the input, to be initialized once.
     """
 
     label: str
     fetch: tf.Tensor
-    images: int
     flops: int
     feeds: dict[tf.Tensor, float]
-    initializers: tuple[tuple[tf.Operation, dict[tf.Tensor, int]], ...]
+    stream: Stream
+
+
+def _create_target(
+    label: str,
+    fetch: tf.Tensor,
+    stream: Stream,
+    feeds: dict[tf.Tensor, float] | None = None,
+) -> Target:
+    work = flops.count_flops(flops.list_needed_operations([fetch.op]))
+    return Target(label=label, fetch=fetch, flops=work, feeds=feeds or {}, stream=stream)
+
+
+def _build_logits(
+    config: Config, dataset: AnyDataset, stream: Stream, *, is_training: bool
+) -> tf.Tensor:
+    """float32 [batch, num_classes]."""
+    return graph.build_logits(
+        config.model,
+        normalize(stream.batch.images, config.data),
+        num_classes=dataset.info.num_classes,
+        is_training=is_training,
+    )
 
 
 def build_forward(config: Config, group: Group, dataset: AnyDataset) -> Target:
     """The network's logits, with is_training False."""
     stream = dataset.build_train(group.worker, seed=config.run.seed)
-    logits = graph.build_logits(
-        config.model,
-        normalize(stream.batch.images, config.data),
-        num_classes=dataset.info.num_classes,
-        is_training=False,
-    )
-    fetch = tf.reduce_max(logits)
-    return Target(
-        label="Forward",
-        fetch=fetch,
-        images=config.data.batch_size,
-        flops=flops.count_flops(flops.list_needed_operations([fetch])),
-        feeds={},
-        initializers=((stream.initializer, {stream.start_step: 0}),),
-    )
+    logits = _build_logits(config, dataset, stream, is_training=False)
+    return _create_target("Forward", tf.reduce_max(logits), stream)
 
 
 def build_forward_backward(config: Config, group: Group, dataset: AnyDataset) -> Target:
-    """The gradient of the loss, weight decay included, by every trainable variable.
-
-    Nothing is updated. What is fetched is the gradient's norm.
-    """
+    """The loss with weight decay, and its gradient by every trainable variable; no update."""
     stream = dataset.build_train(group.worker, seed=config.run.seed)
-    logits = graph.build_logits(
-        config.model,
-        normalize(stream.batch.images, config.data),
-        num_classes=dataset.info.num_classes,
-        is_training=True,
-    )
+    logits = _build_logits(config, dataset, stream, is_training=True)
     losses = graph.build_losses(config, logits, stream.batch)
     gradients = tf.gradients(losses.total, tf1.trainable_variables())
-    fetch = tf.linalg.global_norm(gradients)
-    return Target(
-        label="Forward-backward",
-        fetch=fetch,
-        images=config.data.batch_size,
-        flops=flops.count_flops(flops.list_needed_operations([fetch])),
-        feeds={},
-        initializers=((stream.initializer, {stream.start_step: 0}),),
-    )
+    return _create_target("Forward-backward", tf.linalg.global_norm(gradients), stream)
 
 
 def build_train_step(config: Config, group: Group, dataset: AnyDataset) -> Target:
-    """The trainer's own step: gradients, update, BN's moving statistics, metrics."""
+    """The trainer's own step: gradients, update, BN's moving statistics, all metrics."""
     train = graph.build_train_graph(config, group, dataset)
     with tf.control_dependencies([train.train_op]):
-        fetch = tf.identity(train.metrics.loss)
-    return Target(
-        label="Train step",
-        fetch=fetch,
-        images=config.data.batch_size,
-        flops=flops.count_flops(flops.list_needed_operations([fetch])),
-        feeds={train.learning_rate: 1e-3},
-        initializers=((train.stream.initializer, {train.stream.start_step: 0}),),
-    )
+        fetch = tf.add_n([tf.cast(metric, tf.float32) for metric in train.metrics])
+    return _create_target("Train step", fetch, train.stream, {train.learning_rate: _LEARNING_RATE})
 
 
 def build_input(config: Config, group: Group, dataset: AnyDataset) -> Target:
     """The input pipeline alone, with the data set that the flags name."""
     stream = dataset.build_train(group.worker, seed=config.run.seed)
-    return Target(
-        label="Input",
-        fetch=tf.cast(tf.reduce_max(stream.batch.labels), tf.float32),
-        images=config.data.batch_size,
-        flops=0,
-        feeds={},
-        initializers=((stream.initializer, {stream.start_step: 0}),),
-    )
+    # A pipeline makes a batch as a whole, whatever of it is used.
+    fetch = tf.cast(tf.reduce_max(stream.batch.labels), tf.float32)
+    return _create_target("Input", fetch, stream)
 
 
 PASSES: dict[str, Callable[[Config, Group, AnyDataset], Target]] = {

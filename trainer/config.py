@@ -148,7 +148,7 @@ class DataConfig(Checked):
     )
     augment: str = flag(
         "standard",
-        "Training images. none: as in evaluation; shift: by up to an eighth of the size, for "
+        "Training images. none: as in evaluation; shift: by up to a sixteenth of the size, for "
         "small centred images; standard: random resized crop and mirror (arXiv:1409.4842); "
         "rand: these and RandAugment (arXiv:1909.13719).",
         choices=("none", "shift", "standard", "rand"),

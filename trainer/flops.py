@@ -61,13 +61,21 @@ def list_needed_operations(targets: Iterable[tf.Operation]) -> list[tf.Operation
     """The operations that a session runs to compute the targets: them, and all that they depend on.
 
     A graph holds more. The gradient of a network's first convolution by the images, for one, is
-    there, but nothing asks for it.
+    there, but nothing asks for it. Where something waits for it all the same, through a control
+    input, TensorFlow takes it out, as it does with whatever has no effect but its result.
     """
     needed: dict[tf.Operation, None] = {}
-    waiting = list(targets)
+    waited_for: set[tf.Operation] = set()
+    waiting = [(op, True) for op in targets]
     while waiting:
-        op = waiting.pop()
-        if op not in needed:
+        op, is_used = waiting.pop()
+        is_needed = is_used or op.op_def.is_stateful
+        if op in needed or (op in waited_for and not is_needed):
+            continue
+        if is_needed:
             needed[op] = None
-            waiting += [tensor.op for tensor in op.inputs] + list(op.control_inputs)
+        else:
+            waited_for.add(op)
+        waiting += [(tensor.op, is_needed) for tensor in op.inputs]
+        waiting += [(before, False) for before in op.control_inputs]
     return list(needed)

@@ -1,6 +1,7 @@
 """The training step and the evaluation of one batch, as graphs."""
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -186,12 +187,12 @@ def build_losses(config: Config, logits: tf.Tensor, batch: Batch) -> Losses:
 
 def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> TrainGraph:
     """Adds the training step to the default graph, the same on every worker."""
-    began = tf.timestamp()
+    began = _build_now(config)
     with tf.control_dependencies([began]):
         stream = dataset.build_train(group.worker, seed=config.run.seed)
     batch = stream.batch
     with tf.control_dependencies([batch.images]):
-        data_ready = tf.timestamp()
+        data_ready = _build_now(config)
     with tf.control_dependencies([data_ready]):
         images = tf.identity(batch.images)
     logits = build_logits(
@@ -207,7 +208,7 @@ def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> Trai
     pairs = optimizer.compute_gradients(losses.total, tf1.trainable_variables())
     local = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
     with tf.control_dependencies([gradient for gradient, _ in local]):
-        gradients_ready = tf.timestamp()
+        gradients_ready = _build_now(config)
     averaged = [
         (group.average(gradient, f"gradient/{variable.op.name}"), variable)
         for gradient, variable in local
@@ -235,6 +236,14 @@ def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> Trai
         stream=stream,
         broadcast_op=group.build_broadcast(tf1.global_variables()),
     )
+
+
+def _build_now(config: Config) -> tf.Tensor:
+    """The time at which it runs: float64 [], seconds since 1970."""
+    if not config.run.deterministic:
+        return tf.timestamp()
+    # TensorFlow refuses its own clock where it is to be deterministic.
+    return tf.ensure_shape(tf.numpy_function(time.time, [], tf.float64), [])
 
 
 def _build_synchronization(

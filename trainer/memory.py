@@ -1,29 +1,90 @@
-"""How much memory this process needs at most."""
+"""How much memory this process needs at most, and how much it may have."""
 
+import contextlib
 import re
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow as tf
 
+# Of the memory that is left: not all, since other programs grow too.
+_USABLE_SHARE = 0.95
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def _read_kilobytes(path: str, name: str) -> int:
+    """A value of a file such as /proc/meminfo, bytes."""
+    text = Path(path).read_text(encoding="ascii")
+    return 1024 * int(re.findall(rf"^{name}:\s*(\d+) kB$", text, re.MULTILINE)[0])
+
+
+def _prepare_gpu() -> bool:
+    """Whether there is a GPU; if so, it may be asked for its statistics from now on."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return False
+    # They are asked for through the eager runtime, which nothing else here starts. Unless told
+    # otherwise it would take all memory of all GPUs.
+    tf.config.set_visible_devices(gpus[0], "GPU")
+    tf.config.experimental.set_memory_growth(gpus[0], True)
+    return True
+
 
 def reset_peak() -> None:
-    """Begins a new measurement of `peak_bytes`."""
-    if tf.config.list_logical_devices("GPU"):
+    """Begins a new measurement of `peak_bytes`, where the kernel lets it: else it never ends."""
+    if _prepare_gpu():
         tf.config.experimental.reset_memory_stats("GPU:0")
-    else:
+        return
+    with contextlib.suppress(OSError):  # Some containers have a /proc that nobody may write to.
         # Resets VmHWM: see proc(5), clear_refs.
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_bytes() -> int:
     """Most bytes in use since `reset_peak`: TensorFlow's on a GPU, the resident set on a CPU."""
-    if tf.config.list_logical_devices("GPU"):
+    if _prepare_gpu():
         return tf.config.experimental.get_memory_info("GPU:0")["peak"]
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return 1024 * int(re.findall(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)[0])
+    return _read_kilobytes("/proc/self/status", "VmHWM")
 
 
 def available_bytes() -> int:
-    """Main memory that programs can still get."""
-    status = Path("/proc/meminfo").read_text(encoding="ascii")
-    return 1024 * int(re.findall(r"^MemAvailable:\s*(\d+) kB$", status, re.MULTILINE)[0])
+    """Main memory that programs can still get, within this container's limit."""
+    available = _read_kilobytes("/proc/meminfo", "MemAvailable")
+    try:
+        limit = int((_CGROUP / "memory.max").read_text(encoding="ascii"))
+        used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
+        statistics = (_CGROUP / "memory.stat").read_text(encoding="ascii")
+    except (OSError, ValueError):  # No such controller, or a limit of "max".
+        return available
+    # Cached files count as used, but make room.
+    cached = int(re.findall(r"^inactive_file (\d+)$", statistics, re.MULTILINE)[0])
+    return min(available, limit - used + cached)
+
+
+@contextlib.contextmanager
+def limited_to_available() -> Iterator[None]:
+    """Lets allocations fail, inside, that main memory has no room for.
+
+    Without it the kernel grants them, and when they are used it kills this process, or another.
+    GPUs need no such limit.
+    """
+    if tf.config.list_physical_devices("GPU"):
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    has = _read_kilobytes("/proc/self/status", "VmData")
+    wanted = has + int(_USABLE_SHARE * available_bytes())
+    limit = min([wanted, *(bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY)])
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def is_exhausted(error: tf.errors.OpError) -> bool:
+    """Whether it says that memory did not suffice: also in oneDNN's words, whose status 1 it is."""
+    return isinstance(error, tf.errors.ResourceExhaustedError) or (
+        isinstance(error, tf.errors.AbortedError) and "exception:Status: 1," in error.message
+    )

@@ -13,6 +13,20 @@ from trainer.distributed import Worker
 _CLASSES = "classes.json"
 
 
+def check_places(config: Config, worker: Worker) -> None:
+    """Finds out before a run whether what it leaves can be written; on rank 0, which writes.
+
+    Raises:
+      UserError: it can't.
+    """
+    if worker.rank != 0:
+        return
+    if config.run.logdir is not None:
+        atomic_file.check_writable(config.run.logdir, "logdir", is_folder=True)
+    if config.run.result_json is not None:
+        atomic_file.check_writable(config.run.result_json, "result_json", is_folder=False)
+
+
 def report(config: Config, worker: Worker, result: dict[str, Any], *, text: str) -> None:
     """Prints `text` and writes --result_json, where it is asked for; from rank 0 alone."""
     if worker.rank != 0:

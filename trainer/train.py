@@ -11,7 +11,6 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
 from trainer import (
-    atomic_file,
     checkpoints,
     distributed,
     evaluate,
@@ -28,6 +27,27 @@ from trainer.session import create_config
 from trainer.telemetry.console import Console, create_console
 from trainer.telemetry.step_log import Step, StepLog
 from trainer.telemetry.writers import Writer, create_writer
+
+
+class RunTimes:
+    """What is kept of each step until the end of the run.
+
+    Attributes:
+      durations_sec: from the end of a step to the end of the next.
+      data_waits_sec: the part of each in which rank 0 waited for its input.
+      final_loss: of the last step; None before the first.
+    """
+
+    def __init__(self) -> None:
+        self.durations_sec: list[float] = []
+        self.data_waits_sec: list[float] = []
+        self.final_loss: float | None = None
+
+    def add(self, step: Step) -> None:
+        """Takes note of a step."""
+        self.durations_sec.append(step.duration_sec)
+        self.data_waits_sec.append(step.data_wait_sec)
+        self.final_loss = step.loss
 
 
 class Setup(NamedTuple):
@@ -47,7 +67,7 @@ def run(config: Config) -> int:
     status = results.Status(config.run.logdir, group.worker)
     with group.fail_together():
         setup = _set_up(config, group)
-    with setup.session, _failures_in_status(status, setup):
+    with setup.session, _failures_in_status(status, setup.store):
         setup.session.run(setup.train.broadcast_op)
         result = _train(config, group, setup, status)
     results.report(config, group.worker, result, text=_describe_end(config, result))
@@ -57,10 +77,9 @@ def run(config: Config) -> int:
 
 def _set_up(config: Config, group: Group) -> Setup:
     """Opens the data, builds the graph and, on rank 0, restores the checkpoint. No collectives."""
-    if config.run.logdir is not None:
-        atomic_file.check_writable(config.run.logdir, "logdir", is_folder=True)
-    if config.run.result_json is not None:
-        atomic_file.check_writable(config.run.result_json, "result_json", is_folder=False)
+    results.check_places(config, group.worker)
+    if config.run.deterministic:
+        tf.config.experimental.enable_op_determinism()
     dataset = open_dataset(config.data, num_classes=config.model.num_classes)
     course = plan.create_plan(
         config.run,
@@ -93,24 +112,50 @@ def _set_up(config: Config, group: Group) -> Setup:
 
 
 @contextlib.contextmanager
-def _failures_in_status(status: results.Status, setup: Setup) -> Iterator[None]:
+def _failures_in_status(status: results.Status, store: checkpoints.Store) -> Iterator[None]:
     """Writes why a run failed into status.json, and lets the error pass."""
     try:
         yield
     except BaseException as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        status.set("failed", step=setup.store.saved_step, reason=reason)
+        status.set("failed", step=store.saved_step, reason=reason)
         raise
 
 
 def _train(config: Config, group: Group, setup: Setup, status: results.Status) -> dict[str, Any]:
-    """Runs the steps that are left; returns the result. All workers hold the same variables."""
+    """Takes the steps that are left, and evaluates; returns the result."""
+    course, rank = setup.plan, group.worker.rank
+    done = int(setup.session.run(setup.train.global_step))
+    is_complete = done >= course.total_steps
+    logdir = None if is_complete else config.run.logdir
+    status.set("running", step=done)
+    results.write_class_names(config.run.logdir, group.worker, setup.info.class_names)
+    with (
+        contextlib.closing(create_console(rank, course, first_step=done + 1)) as console,
+        contextlib.closing(create_writer(logdir, rank=rank, first_step=done + 1)) as writer,
+    ):
+        for line in (*setup.store.story, _describe_start(config, group, setup, done)):
+            console.say(line)
+        if is_complete:
+            times = RunTimes()
+            evaluation = _evaluate(group, setup, done, writer, console)
+        else:
+            times, evaluation = _loop(config, group, setup, done, writer, console, status)
+    status.set("finished", step=course.total_steps)
+    return _summarize(group, course, times, evaluation)
+
+
+def _loop(
+    config: Config,
+    group: Group,
+    setup: Setup,
+    done: int,
+    writer: Writer,
+    console: Console,
+    status: results.Status,
+) -> tuple[RunTimes, evaluate.Evaluation | None]:
+    """The loop. `done` steps were taken before; all workers hold the same variables."""
     session, course, stream = setup.session, setup.plan, setup.train.stream
-    done = int(session.run(setup.train.global_step))
-    console = create_console(group.worker.rank, course, first_step=done + 1)
-    for line in (*setup.store.story, _describe_start(config, group, setup, done)):
-        console.say(line)
-    writer = create_writer(config.run.logdir, rank=group.worker.rank, first_step=done + 1)
     log = StepLog(group, writer, console, images_per_step=course.global_batch_size)
     schedule = learning_rate.create_schedule(
         config.optimizer,
@@ -122,24 +167,21 @@ def _train(config: Config, group: Group, setup: Setup, status: results.Status) -
         [setup.train.metrics, setup.train.train_op], [setup.train.learning_rate]
     )
     clock = timing.StepClock()
-    steps: list[Step] = []
+    times = RunTimes()
     evaluation = None
 
-    status.set("running", step=done)
-    results.write_class_names(config.run.logdir, group.worker, setup.info.class_names)
-    if done < course.total_steps:
-        session.run(stream.initializer, {stream.start_step: done})
+    session.run(stream.initializer, {stream.start_step: done})
     clock.start()
     for number in range(done + 1, course.total_steps + 1):
         rate = schedule(number - 1)
         with graph.explain_errors(stream):
             metrics, _ = take_step(rate)
         step = _as_step(number, clock.finish_step(), rate, metrics)
-        steps.append(step)
+        times.add(step)
         log.add(step)
-        _refuse_nonfinite(step)
-        if course.reports_at(number):
+        if course.reports_at(number) or not step.is_finite:
             log.flush()
+        _refuse_nonfinite(step)
         if course.saves_at(number):
             with clock.pause():
                 writer.flush()
@@ -148,12 +190,7 @@ def _train(config: Config, group: Group, setup: Setup, status: results.Status) -
         if course.evaluates_at(number):
             with clock.pause():
                 evaluation = _evaluate(group, setup, number, writer, console)
-    if evaluation is None:
-        evaluation = _evaluate(group, setup, done, writer, console)
-    writer.close()
-    console.close()
-    status.set("finished", step=course.total_steps)
-    return _summarize(group, course, steps, evaluation)
+    return times, evaluation
 
 
 def _as_step(number: int, duration_sec: float, rate: float, metrics: graph.StepMetrics) -> Step:
@@ -175,7 +212,7 @@ def _as_step(number: int, duration_sec: float, rate: float, metrics: graph.StepM
 
 def _refuse_nonfinite(step: Step) -> None:
     """Ends a run whose loss or gradient is not finite: on all workers, since all see the mean."""
-    if not math.isfinite(step.loss + step.gradient_norm):
+    if not step.is_finite:
         raise UserError(
             f"step {step.number}: the loss is {step.loss}, the gradient's norm "
             f"{step.gradient_norm}; lower --base_learning_rate or lengthen --warmup_epochs. "
@@ -211,7 +248,7 @@ def _evaluate(
 def _summarize(
     group: Group,
     course: plan.Plan,
-    steps: list[Step],
+    times: RunTimes,
     evaluation: evaluate.Evaluation | None,
 ) -> dict[str, Any]:
     """The result of the run, as --result_json has it. Times are without the warm-up's steps."""
@@ -221,11 +258,11 @@ def _summarize(
         "workers": group.worker.size,
         "global_batch_size": course.global_batch_size,
     }
-    if steps:
-        warmup = timing.warmup_steps(len(steps))
-        durations = [step.duration_sec for step in steps[warmup:]]
+    if times.durations_sec:
+        warmup = timing.warmup_steps(len(times.durations_sec))
+        durations = times.durations_sec[warmup:]
+        waits = times.data_waits_sec[warmup:]
         images_per_sec = timing.images_per_sec(course.global_batch_size, durations)
-        waits = [step.data_wait_sec for step in steps[warmup:]]
         result |= {
             "warmup_steps": warmup,
             "timed_steps": len(durations),
@@ -233,7 +270,7 @@ def _summarize(
             "images_per_sec_per_worker": images_per_sec / group.worker.size,
             "step_time_ms": timing.summarize(durations)._asdict(),
             "data_wait_ms": 1000 * math.fsum(waits) / len(waits),
-            "final_loss": steps[-1].loss,
+            "final_loss": times.final_loss,
         }
     if evaluation is not None:
         result["eval"] = dataclasses.asdict(evaluation)
@@ -242,14 +279,14 @@ def _summarize(
 
 def _describe_start(config: Config, group: Group, setup: Setup, done: int) -> str:
     info, course = setup.info, setup.plan
-    start = f"goes on after step {done}" if done else "begins"
+    state = f"; goes on after step {done}" if done else ""
     if done >= course.total_steps:
-        start = "is complete already"
+        state = "; it is complete already"
     return (
         f"{config.model.model} on {info.name}: {info.num_train_examples} training and "
         f"{info.num_validation_examples} validation examples, {info.num_classes} classes; "
         f"{group.worker.size} workers x {config.data.batch_size} images, {config.model.precision}; "
-        f"{course.total_steps} steps ({course.epoch_at(course.total_steps):.1f} epochs); it {start}"
+        f"{course.total_steps} steps ({course.epoch_at(course.total_steps):.1f} epochs){state}"
     )
 
 

@@ -1,5 +1,6 @@
 """Collects each step's numbers on every worker, and writes them as numbers of the whole run."""
 
+import math
 import time
 from typing import NamedTuple
 
@@ -30,6 +31,11 @@ class Step(NamedTuple):
     weight_decay_loss: float
     gradient_norm: float
     top1: float
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether neither the loss nor the gradient is infinite or not a number."""
+        return math.isfinite(self.loss + self.gradient_norm)
 
 
 class StepLog:

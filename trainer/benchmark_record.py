@@ -1,0 +1,111 @@
+"""Where a benchmark's figures go besides the screen: TensorBoard and --result_csv."""
+
+import csv
+import dataclasses
+import io
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer import atomic_file, environment
+from trainer.allreduce_benchmark import AllreduceResult
+from trainer.benchmark_result import PassResult, Sweep
+from trainer.config import Config, ConfigError
+from trainer.telemetry.writers import BackgroundWriter, TensorBoardWriter
+
+Result = Sweep | AllreduceResult
+
+_STATISTICS = ("mean", "sd", "p50", "p90", "p99", "min", "max")
+_SETTINGS = ("pass", "model", "image_size", "precision", "xla", "workers")
+_FIGURES = (
+    *("batch_size", "burn_in", "steps", "partial", "mean_sec", "sd_sec"),
+    *(f"step_time_ms_{name}" for name in _STATISTICS),
+    *("images_per_sec", "images_per_sec_per_core", "build_sec", "first_run_sec"),
+    *("gflops_per_image", "achieved_gflops", "peak_gflops", "peak_fraction", "peak_memory_bytes"),
+    *("bytes", "algorithm_gb_per_sec", "bus_gb_per_sec", "error"),
+)
+_ENVIRONMENT = (
+    *("date", "host", "device", "cpu", "cores", "threads"),
+    *(f"version_{name}" for name in ("python", *environment.PACKAGES)),
+)
+# Fixed, so that every benchmark fits into every file; what a row does not have stays empty.
+COLUMNS = (*_SETTINGS, *_FIGURES, *_ENVIRONMENT)
+
+
+def check_csv(path: str) -> None:
+    """Refuses a file whose rows mean something else.
+
+    Raises:
+      ConfigError: its header is not `COLUMNS`.
+    """
+    if not Path(path).exists():
+        return
+    with open(path, encoding="utf-8", newline="") as file:
+        header = next(csv.reader(file), None)
+    if header is not None and tuple(header) != COLUMNS:
+        raise ConfigError(
+            f"--result_csv: must be a new file or one that a benchmark wrote, got {path}, whose "
+            "columns differ"
+        )
+
+
+def append_csv(config: Config, results: Mapping[str, Result]) -> None:
+    """Appends a row per pass and batch size to --result_csv."""
+    path = Path(config.benchmark.result_csv or "")
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    lines = io.StringIO()
+    table = csv.DictWriter(lines, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    if not text:
+        table.writeheader()
+    where = dataclasses.asdict(environment.describe())
+    where |= {f"version_{name}": version for name, version in where["versions"].items()}
+    model = dataclasses.asdict(config.model)
+    settings = {**model, "image_size": config.data.image_size}
+    for name, result in results.items():
+        for figures in _list_figures(result):
+            statistics = figures.pop("step_time_ms", {})
+            figures |= {f"step_time_ms_{key}": value for key, value in statistics.items()}
+            table.writerow({"pass": name, "workers": 1, **settings, **figures, **where})
+    atomic_file.write_text(path, text + lines.getvalue())
+
+
+def _list_figures(result: Result) -> list[dict[str, Any]]:
+    """The rows of a result."""
+    if isinstance(result, Sweep):
+        failed = [{"batch_size": size, "error": error} for size, error in result.failures.items()]
+        return [dataclasses.asdict(row) for row in result.rows] + failed
+    of_all = {"workers": result.workers, "burn_in": result.burn_in, "partial": result.partial}
+    rows = (result.gradients, *result.buffers)
+    return [dataclasses.asdict(row) | of_all for row in rows]
+
+
+def write_events(logdir: str, results: Mapping[str, Result]) -> None:
+    """Writes every timed run to TensorBoard, under `benchmark/<pass>/...`, beside what is there.
+
+    In a sweep each batch size has `benchmark/<pass>/batch_<size>/...`, and the best is the pass.
+    """
+    writer = BackgroundWriter([TensorBoardWriter(logdir)])
+    for name, result in results.items():
+        if isinstance(result, AllreduceResult):
+            _write_runs(writer, f"benchmark/{name}", result.gradients.durations_sec)
+            continue
+        rows = {"": result.best}
+        if len(result.rows) > 1:
+            rows |= {f"/batch_{row.batch_size}": row for row in result.rows}
+        for suffix, row in rows.items():
+            _write_runs(writer, f"benchmark/{name}{suffix}", row.durations_sec, row)
+    writer.close()
+
+
+def _write_runs(
+    writer: BackgroundWriter,
+    tag: str,
+    durations_sec: Sequence[float],
+    row: PassResult | None = None,
+) -> None:
+    for step, duration_sec in enumerate(durations_sec, start=1):
+        scalars = {f"{tag}/step_time_ms": 1000 * duration_sec}
+        if row is not None:
+            scalars[f"{tag}/images_per_sec"] = row.batch_size / duration_sec
+        writer.write(step, scalars, wall_time=time.time())

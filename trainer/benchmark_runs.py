@@ -1,0 +1,64 @@
+"""The loop that times runs, and prints what the notebook's `time_tensorflow_run` printed."""
+
+import datetime
+import time
+from collections.abc import Callable
+
+from trainer import timing
+
+Say = Callable[[str], None]
+
+_LINE_EVERY = 10
+
+
+def time_runs(
+    take: Callable[[], object],
+    label: str,
+    *,
+    burn_in: int,
+    steps: int,
+    say: Say,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[float, ...]:
+    """Times runs.
+
+    Args:
+      take: makes a run and returns when it is over.
+      label: of the closing line, `<label> across <steps> steps, <mean> +/- <sd> sec / batch`.
+      burn_in: runs before the timed ones.
+      steps: timed runs.
+      say: prints a line.
+      clock: tells seconds.
+
+    Returns:
+      each timed run's duration, seconds. Fewer than `steps` where Ctrl-C ended it; at least one.
+
+    Raises:
+      KeyboardInterrupt: Ctrl-C, before any run was timed.
+    """
+    durations_sec: list[float] = []
+    step_clock = timing.StepClock(clock)
+    try:
+        for _ in range(burn_in):
+            take()
+        step_clock.start()
+        for step in range(1, steps + 1):
+            take()
+            durations_sec.append(step_clock.finish_step())
+            if step % _LINE_EVERY == 0:
+                with step_clock.pause():
+                    say(f"{_now()}: step {step}, duration = {durations_sec[-1]:.3f}")
+    except KeyboardInterrupt:
+        if not durations_sec:
+            raise
+        say(f"interrupted: what follows is partial, {len(durations_sec)} of {steps} steps")
+    statistics = timing.summarize(durations_sec)
+    say(
+        f"{_now()}: {label} across {len(durations_sec)} steps, "
+        f"{statistics.mean / 1000:.3f} +/- {statistics.sd / 1000:.3f} sec / batch"
+    )
+    return tuple(durations_sec)
+
+
+def _now() -> str:
+    return str(datetime.datetime.now())
