@@ -13,6 +13,7 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -282,13 +283,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpu", action="store_true", help="with CUDA and NCCL")
     parser.add_argument("--check", action="store_true", help="only look whether it can be built")
     args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # Not without clearing up.
     try:
         if args.check:
             find_compiler()
             if args.gpu:
                 find_cuda(os.environ)
             return 0
-        cache = cache_folder(os.environ, fallback=Path(sys.prefix, "cache"))
+        cache = cache_folder(os.environ, fallback=Path(sys.prefix, ".slim-horovod", "cache"))
         wheel = cached_wheel(describe_build(gpu=args.gpu), cache)
         run_pip(
             Path(sys.executable), "install", "--no-deps", "--no-index", "--force-reinstall",

@@ -44,7 +44,8 @@ def _parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def main() -> int:
+def main() -> None:
+    """Converts what the command line names, and tells what there is now."""
     arguments = _parse_arguments()
     if not storage.is_folder(arguments.images):
         raise UserError(f"--images: must be a folder that exists, got {arguments.images!r}")
@@ -63,11 +64,10 @@ def main() -> int:
             f"{split}: {examples} images of {len(described.classes)} classes, {len(shards)} shards"
         )
     print(f"{os.path.join(arguments.out, manifest.FILE_NAME)}: --data_dir={arguments.out}")
-    return 0
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        main()
     except UserError as error:
         sys.exit(f"make_tfrecords.py: {error}")

@@ -37,27 +37,30 @@ def write_images(folder: str) -> None:
     os.replace(unfinished, folder)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", default=_DEFAULT_OUT, help="folder to write to; %(default)s")
-    out = parser.parse_args().out
+def prepare(out: str) -> manifest.Manifest:
+    """Makes what is missing of the images, the shards and their manifest in a folder."""
     images = os.path.join(out, "images")
     os.makedirs(out, exist_ok=True)
     if not os.path.isdir(images):
         write_images(images)
-    described = convert.convert(images, out, validation_fraction=_VALIDATION_FRACTION)
-    counts = {
-        split: sum(shard.examples for shard in shards) for split, shards in described.splits.items()
-    }
-    print(
-        f"{os.path.join(out, manifest.FILE_NAME)}: {counts['train']} digits to train on, "
-        f"{counts['validation']} to validate on"
+    return convert.convert(images, out, validation_fraction=_VALIDATION_FRACTION)
+
+
+def main() -> None:
+    """Prepares the folder that the command line names, and tells what it holds."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", default=_DEFAULT_OUT, help="folder to write to; %(default)s")
+    out = parser.parse_args().out
+    train, validation = (
+        sum(shard.examples for shard in prepare(out).splits[split])
+        for split in ("train", "validation")
     )
-    return 0
+    path = os.path.join(out, manifest.FILE_NAME)
+    print(f"{path}: {train} digits to train on, {validation} to validate on")
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        main()
     except UserError as error:
         sys.exit(f"prepare_digits.py: {error}")

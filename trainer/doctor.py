@@ -32,7 +32,7 @@ _RENEW = "run scripts/setup.sh"
 _OURS = Path(sys.prefix, ".slim-horovod").exists()
 _AFRESH = f"remove {sys.prefix} and run scripts/setup.sh" if _OURS else f"{_RENEW}, use its .venv"
 
-# One line of JSON: by part, what it says or why it fails.
+# A line of JSON for each part: what it says, or why it fails.
 _PROBE = """
 import json
 
@@ -54,13 +54,12 @@ def horovod():
     import horovod.tensorflow as hvd
     return {"Gloo": hvd.gloo_built(), "MPI": hvd.mpi_built(), "NCCL": bool(hvd.nccl_built())}
 
-found = {}
 for part in (tensorflow, slim, horovod):
     try:
-        found[part.__name__] = part()
+        found = part()
     except Exception as error:
-        found[part.__name__] = {"error": f"{type(error).__name__}: {error}"}
-print(json.dumps(found))
+        found = {"error": f"{type(error).__name__}: {error}"}
+    print(json.dumps({"part": part.__name__, "found": found}), flush=True)
 """
 
 # Averages the ranks, on GPUs where each worker has one, and writes the mean to the folder in argv.
@@ -111,16 +110,14 @@ def examine() -> Iterator[Finding]:
     if any(finding.remedy for finding in installed):
         return  # What follows would only say the same, less clearly.
     probe = run_python(_PROBE)
-    try:
-        found = json.loads(probe.output.splitlines()[-1])
-    except (IndexError, ValueError):
-        yield Finding("tensorflow", f"can't be loaded ({last_words(probe)})", _AFRESH)
-        return
-    yield from check_devices(found["tensorflow"])
-    yield check_slim(found["slim"])
-    horovod = check_horovod(found["horovod"])
-    yield horovod
-    if horovod.remedy is None:
+    lines = [line for line in probe.output.splitlines() if line.startswith('{"part"')]
+    found = {answer["part"]: answer["found"] for answer in map(json.loads, lines)}
+    for part, check in _CHECKS.items():
+        if part not in found:
+            yield Finding(part, f"ends the process that loads it ({how_ended(probe)})", _AFRESH)
+            return
+        yield from check(found[part])
+    if "error" not in found["horovod"]:
         yield check_allreduce()
 
 
@@ -169,16 +166,17 @@ def check_devices(found: dict[str, Any]) -> Iterator[Finding]:
     yield Finding("GPUs", f"TensorFlow sees {found['gpus']}{hint}")
 
 
-def check_slim(found: dict[str, Any]) -> Finding:
+def check_slim(found: dict[str, Any]) -> Iterator[Finding]:
     """Whether tf-slim builds batch normalization on this TensorFlow."""
     if "error" in found:
-        return Finding("slim", f"tf-slim does not work ({first_line(found['error'])})", _AFRESH)
-    if found["updates"] != 2:
-        return Finding("slim", f"batch_norm has {found['updates']} update ops, not 2", _AFRESH)
-    return Finding("slim", "batch_norm is built, with its 2 update ops")
+        yield Finding("slim", f"tf-slim does not work ({first_line(found['error'])})", _AFRESH)
+    elif found["updates"] != 2:
+        yield Finding("slim", f"batch_norm has {found['updates']} update ops, not 2", _AFRESH)
+    else:
+        yield Finding("slim", "batch_norm is built, with its 2 update ops")
 
 
-def check_horovod(found: dict[str, Any]) -> Finding:
+def check_horovod(found: dict[str, Any]) -> Iterator[Finding]:
     """Whether Horovod's library loads, and what it was built with."""
     if "error" in found:
         about = read_text(
@@ -188,12 +186,17 @@ def check_horovod(found: dict[str, Any]) -> Finding:
         here = metadata.version("tensorflow")
         if built_for is not None and built_for[1] != here:
             reason = f"was built for TensorFlow {built_for[1]}, but here is {here}"
-            return Finding("horovod", reason, _RENEW)
-        return Finding("horovod", f"can't be loaded ({first_line(found['error'])})", _AFRESH)
-    if not found["Gloo"]:
-        return Finding("horovod", "built without Gloo", _AFRESH)
-    parts = ", ".join(name for name, built in found.items() if built)
-    return Finding("horovod", f"built with {parts}")
+            yield Finding("horovod", reason, _RENEW)
+        else:
+            yield Finding("horovod", f"can't be loaded ({first_line(found['error'])})", _AFRESH)
+    elif not found["Gloo"]:
+        yield Finding("horovod", "was built without Gloo", _AFRESH)
+    else:
+        parts = ", ".join(name for name, built in found.items() if built)
+        yield Finding("horovod", f"built with {parts}")
+
+
+_CHECKS = {"tensorflow": check_devices, "slim": check_slim, "horovod": check_horovod}
 
 
 def check_allreduce(timeout_sec: float = _TIMEOUT_SEC) -> Finding:
@@ -214,7 +217,7 @@ def check_allreduce(timeout_sec: float = _TIMEOUT_SEC) -> Finding:
     if len(said) == 2 and all((each["mean"], each["size"]) == (0.5, 2) for each in said):
         seconds = time.monotonic() - start
         return Finding("all-reduce", f"2 workers, on {said[0]['on']}, right, in {seconds:.0f} s")
-    reason = f"of 2 workers under horovodrun failed ({last_words(ended)})"
+    reason = f"of 2 workers under horovodrun failed ({how_ended(ended)})"
     return Finding(
         "all-reduce",
         reason,
@@ -254,12 +257,14 @@ def run_python(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.communicate(timeout=10)
                 break
-        return Ended(-1, "", f"no end after {timeout_sec:g} s")
+        return Ended(1, "", f"no end after {timeout_sec:g} s")
     return Ended(process.returncode, output, errors)
 
 
-def last_words(ended: Ended) -> str:
-    """The last line that a process said, most likely its error."""
+def how_ended(ended: Ended) -> str:
+    """The signal that ended a process, or its last line, most likely an error, or its status."""
+    if ended.status < 0:
+        return signal.Signals(-ended.status).name
     lines = (ended.errors or ended.output).strip().splitlines()
     return lines[-1].strip() if lines else f"exit status {ended.status}"
 

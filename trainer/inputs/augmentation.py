@@ -11,7 +11,9 @@ _ASPECT_RANGE = (
     4 / 3,
 )  # Width over height of a random crop (arXiv:1409.4842, section 6).
 _CROP_ATTEMPTS = 10
-SHIFT_FRACTION = 1 / 8  # 4 of 32 pixels, as in arXiv:1512.03385, section 4.2.
+SHIFT_FRACTION = 1 / 16  # 2 of 32 pixels.
+MIXTURE_RANDOMS = 4
+CROP_RANDOMS = 2 * _CROP_ATTEMPTS + 2
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -22,9 +24,7 @@ def _mix(values: np.ndarray) -> np.ndarray:
     return values ^ values >> np.uint64(31)
 
 
-def uniforms(
-    seed: int, epochs: np.ndarray, examples: np.ndarray, count: int
-) -> np.ndarray:
+def uniforms(seed: int, epochs: np.ndarray, examples: np.ndarray, count: int) -> np.ndarray:
     """Random numbers that belong to (seed, epoch, example).
 
     Args:
@@ -58,9 +58,7 @@ def random_crops(
     shares = min_area + (1 - min_area) * randoms[:, :_CROP_ATTEMPTS]
     areas = shares * (heights * widths)[:, None]
     low, high = np.log(_ASPECT_RANGE)
-    aspects = np.exp(
-        low + (high - low) * randoms[:, _CROP_ATTEMPTS : 2 * _CROP_ATTEMPTS]
-    )
+    aspects = np.exp(low + (high - low) * randoms[:, _CROP_ATTEMPTS : 2 * _CROP_ATTEMPTS])
     crop_widths = np.rint(np.sqrt(areas * aspects))
     crop_heights = np.rint(np.sqrt(areas / aspects))
     fits = (crop_widths <= widths[:, None]) & (crop_heights <= heights[:, None])
@@ -79,13 +77,44 @@ def random_crops(
     return np.stack([top, left, crop_height, crop_width], axis=1).astype(np.int32)
 
 
-CROP_RANDOMS = 2 * _CROP_ATTEMPTS + 2
-
-
-def centre_crops(
-    heights: np.ndarray, widths: np.ndarray, *, fraction: float
-) -> np.ndarray:
+def centre_crops(heights: np.ndarray, widths: np.ndarray, *, fraction: float) -> np.ndarray:
     """Square windows in the middle, `fraction` of the shorter side wide; int32 [n, 4]."""
     side = np.maximum(1, np.rint(np.minimum(heights, widths) * fraction))
     top, left = (heights - side) // 2, (widths - side) // 2
     return np.stack([top, left, side, side], axis=1).astype(np.int32)
+
+
+def mixtures(
+    randoms: np.ndarray, *, mixup: float, cutmix: float, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """How much of each example stays when it is mixed with another one.
+
+    Args:
+      randoms: float64 [n, MIXTURE_RANDOMS] in [0, 1).
+      mixup, cutmix: alpha of each method's Beta(alpha, alpha); 0: off.
+      size: of the images, pixels.
+
+    Returns:
+      shares float32 [n] and boxes int32 [n, 4], as `pipeline.Batch` has them.
+    """
+    shares = np.ones(len(randoms), np.float32)
+    boxes = np.zeros((len(randoms), 4), np.int32)
+    if not mixup and not cutmix:
+        return shares, boxes
+    for row, (choice, draw, *centre) in enumerate(randoms):
+        cuts = cutmix > 0 and (mixup == 0 or choice < 0.5)
+        alpha = cutmix if cuts else mixup
+        share = np.random.Generator(np.random.Philox(key=int(draw * 2**53))).beta(alpha, alpha)
+        if cuts:
+            boxes[row] = _cut_box(share, np.array(centre), size)
+            share = 1 - float(boxes[row, 2] * boxes[row, 3]) / size**2
+        shares[row] = share
+    return shares, boxes
+
+
+def _cut_box(share: float, centre: np.ndarray, size: int) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a box of about 1 - share of the image, cut at its borders."""
+    half = round(size * (1 - share) ** 0.5) // 2
+    middle = np.floor(centre * size).astype(int)
+    (top, left), (bottom, right) = np.clip([middle - half, middle + half], 0, size)
+    return int(top), int(left), int(bottom - top), int(right - left)

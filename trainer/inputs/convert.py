@@ -1,4 +1,4 @@
-"""Turns a folder of images into TFRecord shards with a manifest: what scripts/make_tfrecords.py does.
+"""Turns a folder of images into TFRecord shards and a manifest, for scripts/make_tfrecords.py.
 
 Which image goes where is decided before the first is read, from names and a seed. A shard is
 written aside and renamed, with a receipt beside it; a run that was stopped goes on with the
@@ -11,134 +11,34 @@ import dataclasses
 import fcntl
 import glob
 import hashlib
-import io
-import json
 import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
-import google_crc32c
 import tqdm
-from PIL import Image, UnidentifiedImageError
 
 from trainer.config import UserError
-from trainer.inputs import encoded, example_proto, folder, manifest, storage, tfrecord
+from trainer.inputs import folder, manifest, storage
+from trainer.inputs.shard_writer import Receipt, Task, convert_shard, find_receipt, receipt_path
 
 REPORT_NAME = "unreadable.txt"
 
-# Our own limit, `encoded.MAX_PIXELS`, takes the place of Pillow's, which only warns up to twice its.
-Image.MAX_IMAGE_PIXELS = None
 
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """One shard to write: its path, and the path, name, label and class of each image."""
-
-    path: str
-    plan: str
-    images: tuple[tuple[str, str, int, str], ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Receipt:
-    """What became of a task. `unreadable` has one line per image that was left out."""
-
-    plan: str
-    examples: int
-    bytes: int
-    crc32c: int
-    unreadable: tuple[str, ...]
-    smallest_image: tuple[int, int]
-    largest_image: tuple[int, int]
-
-
-def _trainable(data: bytes) -> tuple[bytes, encoded.ImageHeader]:
-    """The image in a form that training reads, which it is left in where it has it.
-
-    Raises:
-      BadImageError: it cannot be decoded.
-    """
-    if encoded.is_readable(data):
-        encoded.read_header(data)  # Refuses what is too large, before it is decoded.
+def _state(path: str) -> tuple[int, int]:
+    """The file's state; of one that cannot be read, and will be reported later, nothing."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > encoded.MAX_PIXELS:
-                raise encoded.BadImageError(f"{image.width} x {image.height} pixels")
-            image.load()  # To the last byte: a truncated image is found here.
-            if not encoded.is_readable(data):
-                out = io.BytesIO()
-                image.convert("RGB").save(out, "PNG")  # Changes no pixel of the first frame.
-                data = out.getvalue()
-    except UnidentifiedImageError as error:
-        raise encoded.BadImageError("not an image") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise encoded.BadImageError(str(error)) from error
-    return data, encoded.read_header(data)
-
-
-def _record(image: tuple[str, str, int, str]) -> tuple[bytes, encoded.ImageHeader]:
-    """The framed example of one image, in ImageNet's feature names."""
-    path, name, label, class_name = image
-    try:
-        data, header = _trainable(storage.read_file(path))
-    except OSError as error:
-        raise encoded.BadImageError(f"cannot be read ({error.strerror})") from error
-    features: dict[str, bytes | int] = {
-        "image/class/label": label,
-        "image/class/text": class_name.encode(errors="surrogateescape"),
-        "image/filename": name.encode(errors="surrogateescape"),
-        "image/format": b"JPEG" if header.decoder == encoded.JPEG else b"PNG",
-        "image/height": header.height,
-        "image/width": header.width,
-        "image/encoded": data,
-    }
-    return tfrecord.frame(example_proto.serialize(features)), header
-
-
-def _receipt_path(shard: str) -> str:
-    return os.path.join(os.path.dirname(shard), f".{os.path.basename(shard)}.receipt")
-
-
-def convert_shard(task: Task) -> Receipt:
-    """Writes one shard and its receipt. Runs in a process of its own."""
-    crc, size, heights, widths, unreadable = 0, 0, [], [], []
-    with storage.atomic_path(task.path) as temporary, open(temporary, "wb") as file:
-        for image in task.images:
-            try:
-                record, header = _record(image)
-            except encoded.BadImageError as error:
-                unreadable.append(f"{image[0]!r}: {error}")
-                continue
-            file.write(record)
-            crc = google_crc32c.extend(crc, record)
-            size += len(record)
-            heights.append(header.height)
-            widths.append(header.width)
-    receipt = Receipt(
-        plan=task.plan,
-        examples=len(heights),
-        bytes=size,
-        crc32c=crc,
-        unreadable=tuple(unreadable),
-        smallest_image=(min(heights, default=0), min(widths, default=0)),
-        largest_image=(max(heights, default=0), max(widths, default=0)),
-    )
-    storage.write_file(_receipt_path(task.path), json.dumps(dataclasses.asdict(receipt)).encode())
-    return receipt
-
-
-def _finished(task: Task) -> Receipt | None:
-    """The receipt of a shard that an earlier run completed for the same plan."""
-    try:
-        receipt = Receipt(**json.loads(storage.read_file(_receipt_path(task.path))))
-        is_whole = os.path.getsize(task.path) == receipt.bytes
-    except (OSError, ValueError, TypeError):
-        return None
-    return receipt if is_whole and receipt.plan == task.plan else None
+        return storage.file_state(path)
+    except OSError:
+        return 0, 0
 
 
 def _split_tasks(
-    files: Mapping[str, Sequence[str]], split: str, source: str, out: str, shard_bytes: int, seed: int
+    files: Mapping[str, Sequence[str]],
+    split: str,
+    source: str,
+    out: str,
+    shard_bytes: int,
+    seed: int,
 ) -> list[Task]:
     """Shuffles the files of a split and cuts them into shards of about the same number."""
     images = [
@@ -147,7 +47,7 @@ def _split_tasks(
         for path in paths
     ]
     images.sort(key=lambda image: folder.name_digest(image[0], source, seed))
-    total_bytes = sum(storage.file_state(image[0])[0] for image in images)
+    total_bytes = sum(_state(image[0])[0] for image in images)
     count = min(len(images), max(1, round(total_bytes / shard_bytes)))
     ends = [len(images) * (number + 1) // count for number in range(count)]
     return [
@@ -167,7 +67,7 @@ def _plan(splits: Mapping[str, Sequence[Task]]) -> str:
         for task in tasks:
             digest.update(os.path.basename(task.path).encode())
             for image in task.images:
-                digest.update(repr((image[1:], storage.file_state(image[0]))).encode())
+                digest.update(repr((image[1:], _state(image[0]))).encode())
     return digest.hexdigest()[:16]
 
 
@@ -180,14 +80,28 @@ def _alone_in(out: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"--out: another converter is writing to {out}") from error
-        for leftover in glob.glob(os.path.join(glob.escape(out), ".*.writing")):
-            os.unlink(leftover)
+        for leftover in glob.glob(".*.writing", root_dir=out):
+            os.unlink(os.path.join(out, leftover))
         yield
+
+
+def _remove_others(out: str, described: manifest.Manifest | None, tasks: Sequence[Task]) -> None:
+    """Removes the shards of earlier runs with other images or options, their manifest first."""
+    receipts = glob.glob(".*.receipt", root_dir=out)
+    earlier = {os.path.join(out, name[1:].removesuffix(".receipt")) for name in receipts}
+    if described is not None:
+        os.unlink(os.path.join(out, manifest.FILE_NAME))
+        for named in described.splits.values():
+            earlier |= {os.path.join(out, shard.file) for shard in named}
+    for path in earlier - {task.path for task in tasks}:
+        for name in (path, receipt_path(path)):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
 
 
 def _convert_all(tasks: Sequence[Task], processes: int) -> dict[str, Receipt]:
     """The receipt of every task, by path, after the missing shards were written."""
-    receipts = {task.path: receipt for task in tasks if (receipt := _finished(task))}
+    receipts = {task.path: receipt for task in tasks if (receipt := find_receipt(task))}
     missing = [task for task in tasks if task.path not in receipts]
     total = sum(len(task.images) for task in tasks)
     done = total - sum(len(task.images) for task in missing)
@@ -256,12 +170,13 @@ def convert(
         everything = [
             dataclasses.replace(task, plan=plan) for parts in tasks.values() for task in parts
         ]
+        _remove_others(out, described, everything)
         receipts = _convert_all(everything, processes)
         _report(out, receipts, max_bad)
         described = _describe(plan, tuple(splits["train"]), tasks, receipts)
         manifest.write_manifest(out, described)
         for task in everything:
-            os.unlink(_receipt_path(task.path))
+            os.unlink(receipt_path(task.path))
     return described
 
 

@@ -89,6 +89,7 @@ class SyntheticDataset:
 
     def build_evaluation(self, worker: Worker) -> Stream:
         """Refuses: accuracy on random labels means nothing."""
+        del worker
         raise UserError("--dataset: synthetic has nothing to evaluate on; give --data_dir")
 
 
@@ -141,12 +142,15 @@ def open_dataset(
     Raises:
       UserError: the data set is missing or damaged, or has more classes than the network.
     """
-    if config.data_dir is not None and not storage.is_folder(config.data_dir):
-        raise ConfigError(f"--data_dir: must be a folder that exists, got {config.data_dir!r}")
-    kind = _kind(config)
-    if kind == "synthetic":
-        return SyntheticDataset(config, num_classes or synthetic.DEFAULT_CLASSES)
-    source = BUILT_IN[kind](config) if kind in BUILT_IN else _plug_in(kind)(config)
+    try:
+        if config.data_dir is not None and not storage.is_folder(config.data_dir):
+            raise ConfigError(f"--data_dir: must be a folder that exists, got {config.data_dir!r}")
+        kind = _kind(config)
+        if kind == "synthetic":
+            return SyntheticDataset(config, num_classes or synthetic.DEFAULT_CLASSES)
+        source = BUILT_IN[kind](config) if kind in BUILT_IN else _plug_in(kind)(config)
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
     splits = [split for split in (source.train, source.validation) if split is not None]
     classes = source.num_classes or max(int(split.labels.max()) for split in splits) + 1
     if num_classes is not None and num_classes < classes:

@@ -1,15 +1,19 @@
 """Decodes single images outside of the pipeline's graph, to tell which of them cannot be."""
 
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from trainer.inputs.encoded import JPEG, BadImageError, ImageHeader
+from trainer.inputs.pixels import decode_window
+
+tf1 = tf.compat.v1
 
 
 class Decoder:
-    """The pipeline's own decoders in a session of their own, on the CPU."""
+    """The pipeline's own decoder in a session of its own, on the CPU. Threads may share it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -17,38 +21,41 @@ class Decoder:
 
     def _create(self) -> tf.compat.v1.Session:
         with tf.Graph().as_default() as graph:
-            self._contents = tf.compat.v1.placeholder(tf.string, [])
-            self._jpeg = tf.io.decode_jpeg(self._contents, channels=3)
-            self._png = tf.io.decode_png(self._contents, channels=3)
-        options = tf.compat.v1.ConfigProto(
+            self._inputs = (
+                tf1.placeholder(tf.string, []),
+                tf1.placeholder(tf.int32, []),
+                tf1.placeholder(tf.int32, [4]),
+            )
+            self._pixels = decode_window(*self._inputs)
+        options = tf1.ConfigProto(
             device_count={"GPU": 0},
             intra_op_parallelism_threads=1,
-            inter_op_parallelism_threads=1,
+            inter_op_parallelism_threads=-1,  # On the calling thread.
         )
-        return tf.compat.v1.Session(graph=graph, config=options)
+        return tf1.Session(graph=graph, config=options)
 
-    def decode(self, data: bytes, header: ImageHeader) -> np.ndarray:
-        """Decodes a whole image.
+    def decode(
+        self, data: bytes, header: ImageHeader, window: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Decodes an image, or a part of it.
+
+        Args:
+          data: the encoded image.
+          header: what it says of itself.
+          window: top, left, height and width of the part. Default: all of it.
 
         Returns:
           uint8 [height, width, 3].
 
         Raises:
-          BadImageError: it cannot be decoded, or has another size than its header says.
+          BadImageError: it cannot be decoded, or is smaller than its header says.
         """
         with self._lock:
             if self._session is None:
                 self._session = self._create()
-        pixels = self._jpeg if header.decoder == JPEG else self._png
+        values = (data, header.decoder, window or (0, 0, header.height, header.width))
         try:
-            decoded = self._session.run(pixels, {self._contents: data})
+            return self._session.run(self._pixels, dict(zip(self._inputs, values, strict=True)))
         except tf.errors.InvalidArgumentError as error:
-            raise BadImageError(
-                error.message.split("\n")[0].split("[[")[0].strip()
-            ) from error
-        if decoded.shape[:2] != (header.height, header.width):
-            raise BadImageError(
-                f"{decoded.shape[1]} x {decoded.shape[0]} pixels, "
-                f"where its header says {header.width} x {header.height}"
-            )
-        return decoded
+            kind = "JPEG" if header.decoder == JPEG else "PNG"
+            raise BadImageError(f"a {kind} that is damaged or cut off") from error

@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from trainer.config import DataConfig
+from trainer.inputs.pipeline import Batch
 
 # Of ImageNet's training images scaled to [0, 1], in the order red, green, blue.
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -24,3 +25,42 @@ def normalize(images: tf.Tensor, config: DataConfig) -> tf.Tensor:
     if config.preprocessing == "inception":
         return pixels / 127.5 - 1.0
     return (pixels / 255.0 - _IMAGENET_MEAN) / _IMAGENET_DEVIATION
+
+
+def network_input(batch: Batch, config: DataConfig) -> tf.Tensor:
+    """A training batch's images, scaled, and mixed where --mixup or --cutmix ask for it.
+
+    An example's partner is its mirror image in the batch: the first's is the last.
+
+    Returns:
+      float32 [batch, height, width, 3]; see `normalize`.
+    """
+    images = normalize(batch.images, config)
+    partners = tf.reverse(images, [0])
+    if config.mixup:
+        area = batch.boxes[:, 2] * batch.boxes[:, 3]
+        share = tf.where(area > 0, 1.0, batch.shares)[:, None, None, None]
+        images = share * images + (1 - share) * partners
+    if config.cutmix:
+        images = tf.where(_inside(batch.boxes, config.image_size), partners, images)
+    return images
+
+
+def _inside(boxes: tf.Tensor, size: int) -> tf.Tensor:
+    """Which pixels lie in each box (int32 [batch, 4]): bool [batch, size, size, 1]."""
+    top, left, height, width = (part[:, None] for part in tf.unstack(boxes, axis=1))
+    places = tf.range(size)[None]
+    rows = (places >= top) & (places < top + height)
+    columns = (places >= left) & (places < left + width)
+    return (rows[:, :, None] & columns[:, None, :])[..., None]
+
+
+def targets(batch: Batch, num_classes: int) -> tf.Tensor:
+    """The share of every class in each example: float32 [batch, num_classes].
+
+    One-hot labels, unless examples are mixed: then each example's share is its own label's, and
+    the rest is its partner's.
+    """
+    labels = tf.one_hot(batch.labels, num_classes)
+    shares = batch.shares[:, None]
+    return shares * labels + (1 - shares) * tf.reverse(labels, [0])

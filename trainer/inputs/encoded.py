@@ -7,7 +7,7 @@ crop may lie, and whether a small file would unfold into more memory than any tr
 import struct
 from typing import NamedTuple
 
-JPEG, PNG, RAW = range(3)  # Indices of the decoders in `pixels.decode`.
+JPEG, PNG, RAW = range(3)  # Decoders, see `pixels.decode_window`.
 
 # 300 MB of RGB; ImageNet's largest photograph has 61 million pixels.
 MAX_PIXELS = 100_000_000
@@ -93,7 +93,5 @@ def read_header(data: bytes) -> ImageHeader:
     else:
         raise _unreadable(data)
     if not 0 < height * width <= MAX_PIXELS:
-        raise BadImageError(
-            f"{width} x {height} pixels, where 1 to {MAX_PIXELS} are allowed"
-        )
+        raise BadImageError(f"{width} x {height} pixels, where 1 to {MAX_PIXELS} are allowed")
     return ImageHeader(decoder, height, width)

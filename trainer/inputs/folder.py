@@ -101,43 +101,46 @@ def split_counts(class_sizes: Sequence[int], fraction: float) -> list[int]:
     return counts.tolist()
 
 
-def list_images(
-    folder: str, validation_fraction: float
-) -> dict[str, dict[str, list[str]]]:
+def list_images(folder: str, validation_fraction: float) -> dict[str, dict[str, list[str]]]:
     """{split: {class: files}} of a folder of images; every split has the same classes.
 
     Raises:
       UserError: it holds no images, its splits do not agree, or --validation_fraction contradicts.
     """
-    names = storage.list_folder(folder)
-    if "train" in names:
-        if validation_fraction:
-            raise UserError(
-                f"--validation_fraction: must not be given where {folder} has a folder train, "
-                f"got {validation_fraction:g}"
-            )
-        splits = {
-            split: list_classes(os.path.join(folder, split), folder)
-            for split in ("train", "validation")
-            if split in names
-        }
-        unknown = sorted(set(splits.get("validation", ())) - set(splits["train"]))
-        if unknown:
-            raise UserError(
-                f"{folder}/validation/{unknown[0]}: a class that {folder}/train does not have"
-            )
-        splits = {
-            split: {name: classes.get(name, []) for name in splits["train"]}
-            for split, classes in splits.items()
-        }
-    else:
+    if "train" not in storage.list_folder(folder):
         splits = _hold_out(list_classes(folder, folder), folder, validation_fraction)
+    elif validation_fraction:
+        raise UserError(
+            f"--validation_fraction: must not be given where {folder} has a folder train, "
+            f"got {validation_fraction:g}"
+        )
+    else:
+        splits = _list_splits(folder)
     if not splits["train"]:
         raise UserError(
             f"--data_dir: {folder} has no images in one folder per class "
             "(train/<class>/*.jpg, or <class>/*.jpg)"
         )
     return splits
+
+
+def _list_splits(folder: str) -> dict[str, dict[str, list[str]]]:
+    """The images in the subfolders train and, if there is one, validation."""
+    splits: dict[str, dict[str, list[str]]] = {}
+    for split in ("train", "validation"):
+        path = os.path.join(folder, split)
+        if storage.is_folder(path):
+            _refuse_link_out(path, folder)
+            splits[split] = list_classes(path, folder)
+    classes = splits["train"]
+    for name in splits.get("validation", {}):
+        if name not in classes:
+            raise UserError(
+                f"{folder}/validation/{name}: a class that {folder}/train does not have"
+            )
+    return {
+        split: {name: found.get(name, []) for name in classes} for split, found in splits.items()
+    }
 
 
 def _hold_out(
@@ -157,12 +160,8 @@ def _hold_out(
                 f"got {fraction:g}"
             )
     return {
-        "train": {
-            n: [p for p in paths if p not in chosen[n]] for n, paths in classes.items()
-        },
-        "validation": {
-            n: [p for p in paths if p in chosen[n]] for n, paths in classes.items()
-        },
+        "train": {n: [p for p in paths if p not in chosen[n]] for n, paths in classes.items()},
+        "validation": {n: [p for p in paths if p in chosen[n]] for n, paths in classes.items()},
     }
 
 
@@ -175,9 +174,7 @@ def open_folder(config: DataConfig) -> Source:
     opened = {}
     for split, files in splits.items():
         paths = [path for name in classes for path in files[name]]
-        labels = np.repeat(
-            np.arange(len(classes)), [len(files[name]) for name in classes]
-        )
+        labels = np.repeat(np.arange(len(classes)), [len(files[name]) for name in classes])
         opened[split] = FolderSplit(paths, labels.astype(np.int64))
         names = "\0".join(path[len(folder) :] for path in paths)
         digest.update(f"{split}\0{names}\0".encode(errors="surrogateescape"))

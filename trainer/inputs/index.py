@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 import tqdm
 
-from trainer.config import UserError
 from trainer.inputs import example_proto, storage, tfrecord
 
 LABEL_FEATURE = "image/class/label"
@@ -50,7 +49,7 @@ def scan_shard(path: str) -> ShardIndex:
     for offset, data in tfrecord.scan(buffer, path):
         offsets.append(offset)
         try:
-            start, length, label = _find_image(data)
+            start, length, label = find_image(data)
         except ValueError as error:
             raise tfrecord.ShardError(path, offset, f"not a labelled image: {error}") from error
         images.append((tfrecord.HEADER_BYTES + start, length))
@@ -64,7 +63,7 @@ def scan_shard(path: str) -> ShardIndex:
     )
 
 
-def _find_image(data: memoryview) -> tuple[int, int, int]:
+def find_image(data: memoryview) -> tuple[int, int, int]:
     """First byte and length of an example's encoded image, and its label."""
     features = example_proto.find_features(data, (IMAGE_FEATURE, LABEL_FEATURE))
     if LABEL_FEATURE not in features:
@@ -80,12 +79,7 @@ def _state(paths: Sequence[str]) -> str:
     """A string that changes whenever a shard does."""
     digest = hashlib.sha256(str(_VERSION).encode())
     for path in paths:
-        try:
-            digest.update(
-                repr((os.path.basename(path), *storage.file_state(path))).encode()
-            )
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        digest.update(repr((os.path.basename(path), *storage.file_state(path))).encode())
     return digest.hexdigest()
 
 
@@ -102,7 +96,7 @@ def _memory_paths(paths: Sequence[str], split: str) -> list[str]:
 def _recall(path: str, state: str, num_shards: int) -> list[ShardIndex] | None:
     """The index remembered in `path`, unless it is absent, unreadable or of other shards."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             if str(file["state"]) != state:
                 return None
             sizes, offsets = file["sizes"], file["offsets"]
@@ -110,11 +104,7 @@ def _recall(path: str, state: str, num_shards: int) -> list[ShardIndex] | None:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     ends = np.cumsum(sizes)
-    if (
-        len(sizes) != num_shards
-        or len(labels) != ends[-1]
-        or len(offsets) != ends[-1] + num_shards
-    ):
+    if len(sizes) != num_shards or len(labels) != ends[-1] or len(offsets) != ends[-1] + num_shards:
         return None
     return [
         ShardIndex(offsets[start + i : end + i + 1], images[start:end], labels[start:end])
@@ -122,9 +112,7 @@ def _recall(path: str, state: str, num_shards: int) -> list[ShardIndex] | None:
     ]
 
 
-def _remember(
-    candidates: Sequence[str], state: str, shards: Sequence[ShardIndex]
-) -> None:
+def _remember(candidates: Sequence[str], state: str, shards: Sequence[ShardIndex]) -> None:
     """Keeps the index in the first place that can be written; in none, if need be."""
     for path in candidates:
         with contextlib.suppress(OSError):
@@ -146,7 +134,7 @@ def _one_process_at_a_time(path: str) -> Iterator[None]:
     """Lets one of a host's workers scan while the others wait for what it finds."""
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        file = open(f"{path}.lock", "w")
+        file = open(f"{path}.lock", "w")  # noqa: SIM115 - closed below, which unlocks it
     except OSError:  # No place for a lock: each worker scans for itself.
         yield
         return
@@ -160,7 +148,7 @@ def load_index(paths: Sequence[str], *, split: str) -> list[ShardIndex]:
 
     Raises:
       ShardError: a shard is damaged or empty.
-      UserError: a shard is missing.
+      OSError: a shard cannot be read.
     """
     candidates = _memory_paths(paths, split)
     state = _state(paths)

@@ -44,13 +44,9 @@ class Manifest:
     def to_json(self) -> str:
         fields = dataclasses.asdict(self)
         counts = {
-            split: sum(shard.examples for shard in shards)
-            for split, shards in self.splits.items()
+            split: sum(shard.examples for shard in shards) for split, shards in self.splits.items()
         }
-        return (
-            json.dumps({"format": FORMAT, "examples": counts, **fields}, indent=1)
-            + "\n"
-        )
+        return json.dumps({"format": FORMAT, "examples": counts, **fields}, indent=1) + "\n"
 
 
 def _parse(fields: Any) -> Manifest:
@@ -97,4 +93,5 @@ def read_manifest(folder: str) -> Manifest | None:
 
 
 def write_manifest(folder: str, manifest: Manifest) -> None:
+    """Writes the manifest of the data set in `folder`, whole or not at all."""
     storage.write_file(os.path.join(folder, FILE_NAME), manifest.to_json().encode())

@@ -6,22 +6,28 @@ Where a worker is in it follows from its step, so nothing has to be remembered o
 
 import functools
 import math
+import threading
 
 import numpy as np
+
+from trainer.distributed import Worker
 
 
 class EpochOrder:
     """A permutation of the examples for every epoch."""
 
     def __init__(self, num_examples: int, *, seed: int, block: int = 1) -> None:
-        """Args:
-        num_examples: in the split, at least 1.
-        seed: of the order.
-        block: neighbours that stay together, so that a disk or server is read in larger pieces.
+        """Makes no permutation yet.
+
+        Args:
+          num_examples: in the split, at least 1.
+          seed: of the order.
+          block: neighbours that stay together, so that a disk or server is read in larger pieces.
         """
         self._num_examples = num_examples
         self._seed = seed
         self._block = block
+        self._lock = threading.Lock()  # So that not every thread makes the same permutation.
         # The two epochs that a chunk of positions may touch.
         self._permutation = functools.lru_cache(maxsize=2)(self._create_permutation)
 
@@ -48,16 +54,21 @@ class EpochOrder:
         examples = np.empty_like(places)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
-            examples[chosen] = self._permutation(int(epoch))[places[chosen]]
+            with self._lock:
+                permutation = self._permutation(int(epoch))
+            examples[chosen] = permutation[places[chosen]]
         return epochs, examples
 
 
-def global_positions(
-    local_positions: np.ndarray, *, rank: int, size: int, batch_size: int
-) -> np.ndarray:
-    """Places, in the sequence shared by all workers, of one worker's own 1st, 2nd, ... example.
+def global_positions(local: np.ndarray, worker: Worker, batch_size: int) -> np.ndarray:
+    """Places in the sequence that all workers share.
 
     Step k takes size * batch_size places; within it worker r has the r-th run of batch_size.
+
+    Args:
+      local: int64 [n]: places in this worker's own sequence.
+      worker: which one it is.
+      batch_size: per worker.
     """
-    steps, rows = np.divmod(local_positions, batch_size)
-    return (steps * size + rank) * batch_size + rows
+    steps, rows = np.divmod(local, batch_size)
+    return (steps * worker.size + worker.rank) * batch_size + rows

@@ -15,9 +15,8 @@ from trainer.distributed import Worker
 from trainer.inputs.pixels import ROW_SHAPES, ROW_TYPES, Rows, build_pixels
 from trainer.inputs.reader import EvaluationRows, GuardedRows, TrainRows
 
-_CHUNK_SIZE = (
-    16  # Large enough to hide what a call costs, small enough to keep threads busy.
-)
+# Large enough to hide what a call into Python costs, small enough to keep all threads busy.
+_CHUNK_SIZES = range(32, 15, -1)
 _BATCHES_AHEAD = 2
 
 
@@ -28,11 +27,16 @@ class Batch(NamedTuple):
       images: uint8 [batch_size, image_size, image_size, 3].
       labels: int32 [batch_size].
       weights: float32 [batch_size]: 1 for an example; 0 for a row that does not count.
+      shares: float32 [batch_size] in [0, 1]: how much of an example is to stay its own when it is
+        mixed (`device.network_input`); 1 without --mixup and --cutmix.
+      boxes: int32 [batch_size, 4]: top, left, height and width of what --cutmix replaces; else 0.
     """
 
     images: tf.Tensor
     labels: tf.Tensor
     weights: tf.Tensor
+    shares: tf.Tensor
+    boxes: tf.Tensor
 
 
 class Stream:
@@ -62,7 +66,7 @@ class Stream:
 
     def bad_examples(self) -> int:
         """How many different examples this worker has found to be bad up to now."""
-        return self._rows.maker.reader.bad_examples if self._rows else 0
+        return self._rows.maker.images.bad_examples if self._rows else 0
 
     def explain(self, error: tf.errors.OpError) -> UserError | None:
         """Why the stream ended, or None where `error` is not this stream's.
@@ -78,6 +82,26 @@ class Stream:
 def count_threads(worker: Worker) -> int:
     """This worker's share of the cores that the process may use, at least 1."""
     return max(1, len(os.sched_getaffinity(0)) // worker.local_size)
+
+
+def _chunk_size(batch_size: int) -> int:
+    """Rows to make at a time: if possible, a divisor of the batch size."""
+    if batch_size < _CHUNK_SIZES[-1]:
+        return batch_size
+    return next((size for size in _CHUNK_SIZES if batch_size % size == 0), _CHUNK_SIZES[0])
+
+
+def _regroup(chunks: tf.data.Dataset, count: int, batch_size: int) -> tf.data.Dataset:
+    """Batches out of chunks of `count` rows, without copying them one by one where that can be."""
+    if batch_size % count:
+        return chunks.unbatch().batch(batch_size, drop_remainder=True)
+    if batch_size == count:
+        return chunks
+
+    def join(batch: Batch) -> Batch:
+        return Batch(*(tf.reshape(part, [batch_size, *part.shape[2:]]) for part in batch))
+
+    return chunks.batch(batch_size // count, drop_remainder=True).map(join)
 
 
 def _read_op(rows: GuardedRows, start: tf.Tensor, count: int, *, decode: bool) -> Rows:
@@ -99,9 +123,10 @@ def _build_chunks(
     """Batches of `count` examples, made again with care where decoding fails."""
     training = isinstance(rows.maker, TrainRows)
 
-    @tf.autograph.experimental.do_not_convert
+    @tf.function(autograph=False)  # Traced once for both of its uses below.
     def create_batch(row: Rows) -> Batch:
-        return Batch(build_pixels(row, config, training=training), row.labels, row.weights)
+        images = build_pixels(row, config, training=training)
+        return Batch(images, row.labels, row.weights, row.shares, row.boxes)
 
     @tf.autograph.experimental.do_not_convert
     def create_chunk(start: tf.Tensor) -> Batch:
@@ -130,7 +155,7 @@ def build_stream(
     rows = GuardedRows(maker)
     threads = count_threads(worker)
     batch_size = config.batch_size
-    count = min(_CHUNK_SIZE, batch_size)
+    count = _chunk_size(batch_size)
     # TensorFlow's own threads would compete with each other: one core, one image.
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
@@ -140,8 +165,8 @@ def build_stream(
         start_step = tf.compat.v1.placeholder(tf.int64, [], name="start_step")
         end = tf.int64.max if steps is None else steps * batch_size
         starts = tf.data.Dataset.range(start_step * batch_size, end, count)
-        examples = _build_chunks(starts, rows, count, config, threads).unbatch()
-        batches = examples.batch(batch_size, drop_remainder=True)
+        chunks = _build_chunks(starts, rows, count, config, threads)
+        batches = _regroup(chunks, count, batch_size)
         if steps is not None:
             batches = batches.take(steps - start_step)
         iterator = tf.compat.v1.data.make_initializable_iterator(

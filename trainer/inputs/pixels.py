@@ -6,7 +6,16 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.config import DataConfig
+from trainer.inputs import rand_augment
 from trainer.inputs.augmentation import SHIFT_FRACTION
+from trainer.inputs.encoded import JPEG, PNG
+
+# Columns of Rows.randoms.
+_FLIP = 0
+_SHIFT = slice(1, 3)
+_JITTER = slice(3, 6)
+_RAND_AUGMENT = slice(6, 6 + 2 * rand_augment.LAYERS)
+NUM_RANDOMS = _RAND_AUGMENT.stop
 
 
 class Rows(NamedTuple):
@@ -16,30 +25,46 @@ class Rows(NamedTuple):
       contents: string [n]: encoded images; for the RAW decoder the window's pixels themselves.
       decoders: int32 [n]: JPEG, PNG or RAW.
       windows: int32 [n, 4]: top, left, height and width of the part to take.
+      randoms: float32 [n, NUM_RANDOMS] in [0, 1): what augmentation draws on.
       labels: int32 [n].
       weights: float32 [n]: 1; 0 for a row that does not count; -1 where the stream has to end.
-      flips: bool [n]: whether to mirror.
-      shifts: float32 [n, 2]: where to move rows and columns, in [0, 1); 0.5 is nowhere.
+      shares: float32 [n]: see `pipeline.Batch`.
+      boxes: int32 [n, 4]: see `pipeline.Batch`.
     """
 
     contents: np.ndarray | tf.Tensor
     decoders: np.ndarray | tf.Tensor
     windows: np.ndarray | tf.Tensor
+    randoms: np.ndarray | tf.Tensor
     labels: np.ndarray | tf.Tensor
     weights: np.ndarray | tf.Tensor
-    flips: np.ndarray | tf.Tensor
-    shifts: np.ndarray | tf.Tensor
+    shares: np.ndarray | tf.Tensor
+    boxes: np.ndarray | tf.Tensor
 
 
 ROW_TYPES = Rows(
-    tf.string, tf.int32, tf.int32, tf.int32, tf.float32, tf.bool, tf.float32
+    contents=tf.string,
+    decoders=tf.int32,
+    windows=tf.int32,
+    randoms=tf.float32,
+    labels=tf.int32,
+    weights=tf.float32,
+    shares=tf.float32,
+    boxes=tf.int32,
 )
-ROW_SHAPES = Rows((), (), (4,), (), (), (), (2,))
+ROW_SHAPES = Rows(
+    contents=(),
+    decoders=(),
+    windows=(4,),
+    randoms=(NUM_RANDOMS,),
+    labels=(),
+    weights=(),
+    shares=(),
+    boxes=(4,),
+)
 
 
-def decode_window(
-    contents: tf.Tensor, decoder: tf.Tensor, window: tf.Tensor
-) -> tf.Tensor:
+def decode_window(contents: tf.Tensor, decoder: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
     """Decodes a part of an image; of a JPEG, little more than that part.
 
     Args:
@@ -62,16 +87,26 @@ def decode_window(
     def view_raw() -> tf.Tensor:
         return tf.reshape(tf.io.decode_raw(contents, tf.uint8), [height, width, 3])
 
-    return tf.switch_case(decoder, [decode_jpeg, decode_png, view_raw])
+    # Two steps: nearly all images are JPEGs, and a switch of three costs them 3 %.
+    is_jpeg, is_png = tf.equal(decoder, JPEG), tf.equal(decoder, PNG)
+    return tf.cond(is_jpeg, decode_jpeg, lambda: tf.cond(is_png, decode_png, view_raw))
 
 
-def _shift(pixels: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
+def _shift(pixels: tf.Tensor, randoms: tf.Tensor) -> tf.Tensor:
     """Moves an image by up to SHIFT_FRACTION of its size each way; black comes in."""
     size = pixels.shape[0]
     padding = round(size * SHIFT_FRACTION)
     padded = tf.pad(pixels, [[padding, padding], [padding, padding], [0, 0]])
-    offset = tf.cast(shift * (2 * padding + 1), tf.int32)
+    offset = tf.cast(randoms * (2 * padding + 1), tf.int32)
     return tf.slice(padded, [offset[0], offset[1], 0], [size, size, 3])
+
+
+def _jitter(pixels: tf.Tensor, randoms: tf.Tensor, strength: float) -> tf.Tensor:
+    """Changes brightness, contrast and colour by factors in 1 +- strength."""
+    factors = 1 + strength * (2 * randoms - 1)
+    pixels = rand_augment.brightness(pixels, factors[0])
+    pixels = rand_augment.contrast(pixels, factors[1])
+    return rand_augment.color(pixels, factors[2])
 
 
 def build_pixels(row: Rows, config: DataConfig, *, training: bool) -> tf.Tensor:
@@ -89,8 +124,16 @@ def build_pixels(row: Rows, config: DataConfig, *, training: bool) -> tf.Tensor:
     window = decode_window(row.contents, row.decoders, row.windows)
     pixels = tf.image.resize(window, [size, size])  # Bilinear: stays within [0, 255].
     pixels = tf.ensure_shape(tf.cast(pixels + 0.5, tf.uint8), [size, size, 3])
-    if training and config.augment == "shift":
-        pixels = _shift(pixels, row.shifts)
-    if training and config.augment == "standard" and config.flip:
-        pixels = tf.cond(row.flips, lambda: tf.reverse(pixels, [1]), lambda: pixels)
-    return pixels
+    if not training:
+        return pixels
+    randoms = row.randoms
+    if config.augment == "shift":
+        pixels = _shift(pixels, randoms[_SHIFT])
+    if config.augment in ("standard", "rand") and config.flip:
+        mirrored = randoms[_FLIP] < 0.5
+        pixels = tf.cond(mirrored, lambda: tf.reverse(pixels, [1]), lambda: pixels)
+    if config.augment == "rand":
+        pixels = rand_augment.apply(pixels, randoms[_RAND_AUGMENT])
+    if config.color_jitter > 0:
+        pixels = _jitter(pixels, randoms[_JITTER], config.color_jitter)
+    return tf.ensure_shape(pixels, [size, size, 3])

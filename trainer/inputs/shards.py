@@ -12,9 +12,7 @@ from trainer.inputs import index, manifest, storage, tfrecord
 from trainer.inputs.source import Source
 
 # Also flowers_train_00000-of-00005.tfrecord, as tf-slim's other scripts name them.
-_SHARD_NAME = re.compile(
-    r"(?:^|.*[-_])(train|validation)[-_](\d{5})-of-(\d{5})(?:\.tfrecords?)?$"
-)
+_SHARD_NAME = re.compile(r"(?:^|.*[-_])(train|validation)[-_](\d{5})-of-(\d{5})(?:\.tfrecords?)?$")
 
 
 class ShardSplit:
@@ -36,7 +34,9 @@ class ShardSplit:
 
     def where(self, example: int) -> str:
         shard, record = self._locate(example)
-        return f"{self._paths[shard]}: record {record} at byte {self._shards[shard].offsets[record]}"
+        return (
+            f"{self._paths[shard]}: record {record} at byte {self._shards[shard].offsets[record]}"
+        )
 
     def read(self, example: int) -> bytes:
         shard, record = self._locate(example)
@@ -63,9 +63,7 @@ def find_shards(folder: str) -> dict[str, list[str]]:
     """
     found: dict[str, dict[int, str]] = {}
     totals: dict[str, set[int]] = {}
-    subfolders = [
-        name for name in ("train", "validation") if name in storage.list_folder(folder)
-    ]
+    subfolders = [name for name in ("train", "validation") if name in storage.list_folder(folder)]
     for place in (folder, *(os.path.join(folder, name) for name in subfolders)):
         for name in storage.list_folder(place) if storage.is_folder(place) else ():
             match = _SHARD_NAME.match(name)
@@ -77,9 +75,7 @@ def find_shards(folder: str) -> dict[str, list[str]]:
                 int(match.group(3)),
             )
             if number in found.setdefault(split, {}):
-                raise UserError(
-                    f"{folder}: holds shard {number} of {split} twice. Remove one."
-                )
+                raise UserError(f"{folder}: holds shard {number} of {split} twice. Remove one.")
             found[split][number] = os.path.join(place, name)
             totals.setdefault(split, set()).add(total)
     for split, counts in totals.items():
@@ -94,9 +90,7 @@ def find_shards(folder: str) -> dict[str, list[str]]:
                 f"{folder}: {len(missing)} of {max(counts)} {split} shards are missing, "
                 f"first number {missing[0]}. Copy them again."
             )
-    return {
-        split: [shards[i] for i in sorted(shards)] for split, shards in found.items()
-    }
+    return {split: [shards[i] for i in sorted(shards)] for split, shards in found.items()}
 
 
 def _check_against_manifest(
@@ -157,9 +151,7 @@ def open_tfrecord(config: DataConfig) -> Source:
             f"--data_dir: {folder} has no shards named like train-00000-of-01024. "
             "scripts/make_tfrecords.py makes them from a folder of images."
         )
-    indices = {
-        split: index.load_index(paths[split], split=split) for split in sorted(paths)
-    }
+    indices = {split: index.load_index(paths[split], split=split) for split in sorted(paths)}
     if described is not None:
         for split, expected in described.splits.items():
             _check_against_manifest(

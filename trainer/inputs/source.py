@@ -1,8 +1,22 @@
 """What a data set gives to the pipeline: encoded images by number, and their labels.
 
 The built-in kinds (TFRecord shards, a folder of images) and plug-ins alike are functions from
-`DataConfig` to a `Source`. `--dataset=package.module:function` names such a function; README.md
-shows one.
+`DataConfig` to a `Source`. `--dataset=package.module:function` names such a function:
+
+    class Flags:
+        def __init__(self, folder):
+            self.paths = sorted(pathlib.Path(folder).glob("*.png"))
+            self.labels = np.array([int(path.name[0]) for path in self.paths])
+
+        def read(self, example):
+            return self.paths[example].read_bytes()
+
+        def where(self, example):
+            return str(self.paths[example])
+
+    def open_flags(config):
+        train = Flags(config.data_dir)
+        return Source("flags", train, None, num_classes=10, class_names=None, fingerprint="1")
 """
 
 from collections.abc import Callable
@@ -33,7 +47,15 @@ class Split(Protocol):
 
 
 class Source(NamedTuple):
-    """A data set. `num_classes` None: as many as the largest label says."""
+    """A data set.
+
+    Attributes:
+      name: of the kind of data set.
+      train, validation: None where there is no such split.
+      num_classes: None: as many as the largest label says.
+      class_names: by label; None: not known.
+      fingerprint: a text that changes when the data set does.
+    """
 
     name: str
     train: Split | None

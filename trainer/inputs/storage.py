@@ -8,44 +8,61 @@ import mmap
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+from trainer import atomic_file
 
 # Shards that stay open. More than that many are opened for each read, which costs microseconds.
 _MAX_OPEN_FILES = 512
 
 
 def is_remote(path: str) -> bool:
+    """Whether a path has a scheme and so is TensorFlow's to read."""
     return "://" in path
 
 
-def _gfile() -> Any:
-    import tensorflow as tf
+@contextlib.contextmanager
+def _gfile(path: str) -> Iterator[Any]:
+    """`tf.io.gfile`; its errors become OSErrors, as those of local files are."""
+    import tensorflow as tf  # Here, since it takes seconds, and only remote files need it.
 
-    return tf.io.gfile
+    try:
+        yield tf.io.gfile
+    except tf.errors.OpError as error:
+        raise OSError(error.error_code, error.message, path) from error
 
 
 def is_folder(path: str) -> bool:
-    return bool(_gfile().isdir(path)) if is_remote(path) else os.path.isdir(path)
+    """Whether there is a folder of this name."""
+    if not is_remote(path):
+        return os.path.isdir(path)
+    with _gfile(path) as gfile:
+        return bool(gfile.isdir(path))
 
 
 def list_folder(path: str) -> list[str]:
     """Names in a folder, sorted; those of folders without a slash."""
-    names = _gfile().listdir(path) if is_remote(path) else os.listdir(path)
-    return sorted(name.rstrip("/") for name in names)
+    if not is_remote(path):
+        return sorted(os.listdir(path))
+    with _gfile(path) as gfile:
+        return sorted(name.rstrip("/") for name in gfile.listdir(path))
 
 
 def file_state(path: str) -> tuple[int, int]:
     """Size in bytes and time of change in ns, which together tell that a file is still the same."""
     if is_remote(path):
-        state = _gfile().stat(path)
-        return state.length, state.mtime_nsec
+        with _gfile(path) as gfile:
+            remote = gfile.stat(path)
+        return remote.length, remote.mtime_nsec
     local = os.stat(path)
     return local.st_size, local.st_mtime_ns
 
 
 def read_file(path: str) -> bytes:
+    """A whole file."""
     if is_remote(path):
-        with _gfile().GFile(path, "rb") as file:
+        with _gfile(path) as gfile, gfile.GFile(path, "rb") as file:
             return file.read()
     with open(path, "rb") as file:
         return file.read()
@@ -53,9 +70,7 @@ def read_file(path: str) -> bytes:
 
 def map_file(path: str) -> memoryview:
     """The whole file as memory: mapped where it is local, else read."""
-    if (
-        is_remote(path) or os.path.getsize(path) == 0
-    ):  # mmap refuses a file without bytes.
+    if is_remote(path) or os.path.getsize(path) == 0:  # mmap refuses a file without bytes.
         return memoryview(read_file(path))
     with open(path, "rb") as file:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -74,9 +89,9 @@ def atomic_path(path: str) -> Iterator[str]:
     temporary = os.path.join(folder, f".{name}.{os.getpid()}.writing")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        atomic_file.sync(Path(temporary))
         os.replace(temporary, path)
+        atomic_file.sync(Path(folder or "."))
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -88,18 +103,26 @@ class RangeReader:
     def __init__(self) -> None:
         self._files: dict[str, int] = {}
         self._lock = threading.Lock()
+        self._latest_remote = threading.local()
 
     def read(self, path: str, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`; fewer where the file ends."""
         if is_remote(path):
-            with _gfile().GFile(path, "rb") as file:
-                file.seek(offset)
-                return file.read(length)
+            return self._read_remote(path, offset, length)
         handle = self._kept_open(path)
         if handle is not None:
             return os.pread(handle, length, offset)
         with open(path, "rb", buffering=0) as file:
             return os.pread(file.fileno(), length, offset)
+
+    def _read_remote(self, path: str, offset: int, length: int) -> bytes:
+        # A file of its own for each thread: neighbours are then read through one buffer.
+        latest = self._latest_remote
+        with _gfile(path) as gfile:
+            if getattr(latest, "path", None) != path:
+                latest.path, latest.file = path, gfile.GFile(path, "rb")
+            latest.file.seek(offset)
+            return latest.file.read(length)
 
     def _kept_open(self, path: str) -> int | None:
         if path not in self._files:

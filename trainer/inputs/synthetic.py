@@ -10,9 +10,7 @@ DEFAULT_CLASSES = 1000
 NUM_EXAMPLES = 1_281_167  # As many as ImageNet's training set, so that an epoch means the same.
 
 
-def build_synthetic(
-    config: DataConfig, worker: Worker, *, num_classes: int, seed: int
-) -> Stream:
+def build_synthetic(config: DataConfig, worker: Worker, *, num_classes: int, seed: int) -> Stream:
     """Adds variables with random pixels and labels to the current graph.
 
     They are in no collection: nobody saves, broadcasts or initializes them but this stream.
@@ -28,6 +26,8 @@ def build_synthetic(
             tf.compat.v1.Variable(value, trainable=False, collections=[], use_resource=True)
             for value in (tf.cast(pixels, tf.uint8), labels)
         ]
-        batch = Batch(variables[0].value(), variables[1].value(), tf.ones(shape[:1]))
+        ones = tf.ones(shape[:1])
+        boxes = tf.zeros([config.batch_size, 4], tf.int32)
+        batch = Batch(variables[0].value(), variables[1].value(), ones, ones, boxes)
         initializer = tf.group(*(variable.initializer for variable in variables))
     return Stream(batch=batch, initializer=initializer, start_step=start_step, steps=None)

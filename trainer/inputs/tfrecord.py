@@ -18,11 +18,12 @@ _FOOTER = struct.Struct("<I")
 
 
 class ShardError(UserError):
-    """A damaged shard. The message names file, offset and fault."""
+    """A damaged shard. The message names file, offset and fault, as `fault` alone does."""
 
     def __init__(self, path: str, offset: int, fault: str) -> None:
+        self.fault = f"{path}: byte {offset}: {fault}"
         super().__init__(
-            f"{path}: byte {offset}: {fault}. Restore the file from where it came from; "
+            f"{self.fault}. Restore the file from where it came from; "
             "scripts/verify_dataset.py lists every fault."
         )
 
@@ -52,9 +53,7 @@ def _length(buffer: memoryview, position: int, path: str, offset: int) -> int:
         raise ShardError(path, offset, "the file ends within a record's header")
     length, crc = _HEADER.unpack_from(buffer, position)
     if crc != _masked_crc(buffer[position : position + 8]):
-        raise ShardError(
-            path, offset, "the checksum of a record's length does not match"
-        )
+        raise ShardError(path, offset, "the checksum of a record's length does not match")
     return length
 
 

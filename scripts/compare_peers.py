@@ -1,0 +1,249 @@
+#!/usr/bin/env python3
+"""Times resnet_v2_50 here against Keras' ResNet50V2 and against the same network in PyTorch.
+
+Every contestant is a process of its own that lives through the whole comparison. They take turns,
+A B C A B C ..., and only one of them runs at a time, so that whatever else the machine does hits
+all alike; what counts is the median step. Before a case is timed, all must have the same number of
+parameters and of floating-point operations; where one has not, the table says so.
+
+Run it with the project's Python; the peers' packages go into an environment of their own.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import statistics
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).resolve().parent.parent
+_PEERS = _ROOT / "scripts" / "peers"
+_PAUSE_SEC = 0.3  # Threads of the contestant before go on spinning for a while.
+_FLOPS_TOLERANCE = 1e-6
+_OURS = "slim-horovod"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How much is timed.
+
+    Attributes:
+      batch_size: images per step.
+      image_size: height and width, pixels.
+      rounds: turns of each contestant.
+      steps: timed steps per turn.
+    """
+
+    batch_size: int
+    image_size: int
+    rounds: int
+    steps: int
+
+
+def make_environment(folder: Path) -> Path:
+    """The Python of the peers' environment, which is made or renewed where needed."""
+    requirements = _ROOT / "requirements" / "peers.txt"
+    stamp = folder / "stamp"
+    wanted = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()
+    python = folder / "bin" / "python"
+    if not stamp.exists() or stamp.read_text(encoding="ascii") != wanted:
+        print(f"sets up {folder} ...", flush=True)
+        venv.create(folder, clear=True, with_pip=True)
+        command = [python, "-m", "pip", "install", "--quiet", "--requirement", requirements]
+        subprocess.run(command, check=True)
+        stamp.write_text(wanted, encoding="ascii")
+    return python
+
+
+class Contestant:
+    """A process that prepares and runs steps on demand."""
+
+    def __init__(self, python: str | Path, script: str, option: str, log: Path) -> None:
+        self._log = log.open("w", encoding="utf-8")
+        self._process = subprocess.Popen(
+            [python, _PEERS / script, option],
+            cwd=_ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Sends a request of `peers/protocol.py` and waits for its answer."""
+        process = self._process
+        if process.stdin is None or process.stdout is None:
+            raise ValueError("a contestant must have pipes")
+        try:
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            pass  # It has ended, as the next line finds.
+        line = process.stdout.readline()
+        if not line:
+            return {"error": f"ended with status {process.wait()}; see {self._log.name}"}
+        return json.loads(line)
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.communicate()
+        self._log.close()
+
+
+def start_contestants(peers_python: Path, folder: Path, *, gpu: bool) -> dict[str, Contestant]:
+    """All contestants by their names in the table; ours is the first."""
+    variants = [
+        (_OURS, sys.executable, "ours.py", "plain"),
+        ("Keras ResNet50V2", sys.executable, "keras_resnet.py", "plain"),
+        ("Keras ResNet50V2, jit", sys.executable, "keras_resnet.py", "jit"),
+        ("PyTorch", peers_python, "torch_resnet.py", "plain"),
+        ("PyTorch, compiled", peers_python, "torch_resnet.py", "compile"),
+    ]
+    if gpu:  # On CPUs XLA is slower.
+        variants.insert(1, (f"{_OURS} --xla", sys.executable, "ours.py", "xla"))
+    return {
+        name: Contestant(python, script, option, folder / f"{Path(script).stem}_{option}.log")
+        for name, python, script, option in variants
+    }
+
+
+def time_case(
+    contestants: dict[str, Contestant], plan: Plan, task: str, precision: str
+) -> dict[str, Any]:
+    """Prepares all contestants, then lets them run in turn."""
+    case = {
+        "task": task,
+        "precision": precision,
+        "batch_size": plan.batch_size,
+        "image_size": plan.image_size,
+    }
+    figures = {name: each.ask({"prepare": case}) for name, each in contestants.items()}
+    durations_sec: dict[str, list[float]] = {
+        name: [] for name, answer in figures.items() if "error" not in answer
+    }
+    for _ in range(plan.rounds):
+        for name in list(durations_sec):
+            time.sleep(_PAUSE_SEC)
+            answer = contestants[name].ask({"run": plan.steps})
+            if "error" in answer:
+                figures[name] |= answer
+                del durations_sec[name]
+            else:
+                durations_sec[name] += answer["durations_sec"]
+    for name, durations in durations_sec.items():
+        median = statistics.median(durations)
+        figures[name] |= {
+            "durations_sec": durations,
+            "median_sec": median,
+            "images_per_sec": plan.batch_size / median,
+        }
+    _compare(figures)
+    return {"task": task, "precision": precision, "contestants": figures}
+
+
+def _compare(figures: dict[str, dict[str, Any]]) -> None:
+    """Sets every contestant against ours: as fast, and as large?"""
+    ours = figures[_OURS]
+    for each in figures.values():
+        if "images_per_sec" not in each or "images_per_sec" not in ours:
+            continue
+        each["ours_to_this"] = ours["images_per_sec"] / each["images_per_sec"]
+        work = each["gflops_per_image"] / ours["gflops_per_image"]
+        each["is_same_size"] = (
+            each["parameters"] == ours["parameters"] and abs(work - 1) < _FLOPS_TOLERANCE
+        )
+
+
+def format_table(cases: list[dict[str, Any]]) -> str:
+    """Images/s of each contestant in each case, and in brackets ours as a multiple of it."""
+    titles = [f"{case['task']} {case['precision']}" for case in cases]
+    lines = [f"| | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
+    for name in cases[0]["contestants"]:
+        cells = []
+        for case in cases:
+            each = case["contestants"][name]
+            if "images_per_sec" not in each:
+                cells.append("failed")
+                continue
+            ratio = "" if name == _OURS else f" ({each.get('ours_to_this', 0):.2f}x)"
+            mark = "" if each.get("is_same_size", True) else " *"
+            cells.append(f"{each['images_per_sec']:.1f}{ratio}{mark}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", "images/s of the median step; in brackets: ours by theirs"]
+    for case in cases:
+        for name, each in case["contestants"].items():
+            if "error" in each:
+                lines.append(f"{name}, {case['task']} {case['precision']}: {each['error']}")
+            elif not each.get("is_same_size", True):
+                lines.append(
+                    f"* {name}, {case['task']} {case['precision']}: {each['parameters']:,} "
+                    f"parameters, {each['gflops_per_image']:.3f} GFLOP per image; ours has "
+                    f"{case['contestants'][_OURS]['gflops_per_image']:.3f}"
+                )
+    return "\n".join(lines)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="under 15 minutes on 2 cores")
+    parser.add_argument("--batch_size", type=int, help="images per step (quick: 16, else 32)")
+    parser.add_argument("--image_size", type=int, default=224, help="pixels (224)")
+    parser.add_argument("--rounds", type=int, help="turns of each (quick: 3, else 10)")
+    parser.add_argument("--steps", type=int, help="steps per turn (1; on a GPU 20)")
+    parser.add_argument("--out", type=Path, default=_ROOT / "runs" / "compare_peers")
+    parser.add_argument("--venv", type=Path, default=_ROOT / ".venv-peers")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Sets up, times all cases, and writes compare_peers.json, .md and .png."""
+    options = parse_arguments()
+    began = time.monotonic()
+    peers_python = make_environment(options.venv.absolute())
+    folder = options.out.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    describe = "import dataclasses, json; from trainer import environment; "
+    describe += "print(json.dumps(dataclasses.asdict(environment.describe())))"
+    environment = json.loads(
+        subprocess.run(
+            [sys.executable, "-c", describe], cwd=_ROOT, check=True, capture_output=True, text=True
+        ).stdout
+    )
+    gpu = environment["device"] != environment["cpu"]
+    plan = Plan(
+        batch_size=options.batch_size or (16 if options.quick else 32),
+        image_size=options.image_size,
+        rounds=options.rounds or (3 if options.quick else 10),
+        steps=options.steps or (20 if gpu else 1),
+    )
+    contestants = start_contestants(peers_python, folder, gpu=gpu)
+    cases = []
+    try:
+        for precision in ("float32", "bfloat16"):
+            for task in ("forward", "train"):
+                print(f"{task}, {precision} ... ({time.monotonic() - began:.0f} s)", flush=True)
+                cases.append(time_case(contestants, plan, task, precision))
+    finally:
+        for contestant in contestants.values():
+            contestant.close()
+    result = {**dataclasses.asdict(plan), "environment": environment, "cases": cases}
+    output = folder / "compare_peers.json"
+    output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    table = format_table(cases)
+    output.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
+    subprocess.run(
+        [peers_python, _PEERS / "chart.py", output, output.with_suffix(".png")], check=True
+    )
+    print(f"\n{table}\n\n{output.parent}: {time.monotonic() - began:.0f} s in all")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

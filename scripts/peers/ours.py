@@ -1,0 +1,42 @@
+"""A contestant of compare_peers.py: this project's resnet_v2_50, as the benchmark runs it.
+
+usage: ours.py plain|xla
+"""
+
+import functools
+import sys
+
+import tensorflow as tf
+import tensorflow.compat.v1 as tf1
+from protocol import Case, Prepared, serve
+
+from trainer import benchmark_graphs, distributed, session
+from trainer.config import Config, DataConfig, ModelConfig
+from trainer.inputs.dataset import open_dataset
+
+_PASSES = {"forward": "forward", "train": "train_step"}
+
+
+def prepare(case: Case, *, xla: bool) -> Prepared:
+    """Builds the pass that --benchmark_passes would time."""
+    data = DataConfig(dataset="synthetic", batch_size=case.batch_size, image_size=case.image_size)
+    model = ModelConfig(precision=case.precision, xla=xla)
+    config = Config(mode="benchmark", data=data, model=model)
+    with tf.Graph().as_default():
+        target = benchmark_graphs.PASSES[_PASSES[case.task]](
+            config, distributed.Group(), open_dataset(data, num_classes=None)
+        )
+        run = tf1.Session(config=session.create_config(xla=xla))
+        run.run(tf1.global_variables_initializer())
+        run.run(target.stream.initializer, {target.stream.start_step: 0})
+        parameters = sum(v.shape.num_elements() for v in tf1.trainable_variables())
+    step = run.make_callable(target.fetch, list(target.feeds))
+    return Prepared(
+        step=functools.partial(step, *target.feeds.values()),
+        parameters=parameters,
+        gflops_per_image=target.flops / case.batch_size / 1e9,
+    )
+
+
+if __name__ == "__main__":
+    serve(functools.partial(prepare, xla=sys.argv[1] == "xla"))

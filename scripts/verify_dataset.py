@@ -1,0 +1,52 @@
+#!/usr/bin/env python3
+"""Reads a whole data set and names every fault in it, with file and offset.
+
+  verify_dataset.py --data_dir=DIR
+
+DIR has TFRecord shards of any origin, or a folder of images per class. Checksums, labels and
+counts are compared, and every image is decoded, as training decodes it. Exit status 1: faults.
+"""
+
+import argparse
+import collections
+import os
+import sys
+
+from trainer.config import UserError
+from trainer.inputs import storage
+from trainer.inputs.verify import Verifier
+
+
+def main() -> int:
+    """Prints a line per fault and one per split; returns 1 where there is a fault."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data_dir", required=True, help="folder of the data set")
+    parser.add_argument(
+        "--decode_every", type=int, default=1, help="decode one image in so many; default: all"
+    )
+    arguments = parser.parse_args()
+    if arguments.decode_every < 1:
+        parser.error("--decode_every: must be at least 1")
+    if not storage.is_folder(arguments.data_dir):
+        raise UserError(f"--data_dir: must be a folder that exists, got {arguments.data_dir!r}")
+    verifier = Verifier(arguments.data_dir, decode_every=arguments.decode_every)
+    examples: collections.Counter[str] = collections.Counter()
+    faults = 0
+    for verdict in verifier.run(threads=len(os.sched_getaffinity(0))):
+        examples[verdict.split] += verdict.examples
+        faults += len(verdict.faults)
+        for fault in verdict.faults:
+            print(fault)
+    for split, count in examples.items():
+        print(f"{split}: {count} examples")
+    print(f"{faults} faults" if faults else "no faults")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"verify_dataset.py: {error}")

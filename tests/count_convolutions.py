@@ -1,0 +1,61 @@
+"""Run by test_benchmark_graphs under XLA: traces a run of a pass, and writes down what ran.
+
+usage: count_convolutions.py PASS xla|plain RESULT_JSON
+"""
+
+import collections
+import json
+import re
+import sys
+from pathlib import Path
+
+import tensorflow as tf
+import tensorflow.compat.v1 as tf1
+import tiny
+
+from trainer import benchmark_graphs, distributed, session
+from trainer.config import Config, DataConfig
+from trainer.inputs.dataset import open_dataset
+
+IMAGE_SIZE = 16
+RUNS = 4  # XLA compiles what has been run before.
+
+
+def create_config():
+    data = DataConfig(dataset="synthetic", image_size=IMAGE_SIZE, batch_size=tiny.BATCH_SIZE)
+    return Config(mode="benchmark", **(tiny.config_groups() | {"data": data}))
+
+
+def build(name):
+    """A pass with the tiny network, in the default graph."""
+    config = create_config()
+    dataset = open_dataset(config.data, num_classes=tiny.NUM_CLASSES)
+    return benchmark_graphs.PASSES[name](config, distributed.Group(), dataset)
+
+
+def trace(name, *, xla):
+    """How often each type of operation ran in one run of a pass, as the executor saw it."""
+    with tf.Graph().as_default():
+        target = build(name)
+        initializer = tf1.global_variables_initializer()
+        with tf1.Session(config=session.create_config(xla=xla)) as run:
+            run.run(initializer)
+            run.run(target.stream.initializer, {target.stream.start_step: 0})
+            take = run.make_callable(target.fetch, list(target.feeds), accept_options=True)
+            values = target.feeds.values()
+            for _ in range(RUNS):
+                take(*values)
+            options = tf1.RunOptions(trace_level=tf1.RunOptions.FULL_TRACE)
+            metadata = tf1.RunMetadata()
+            take(*values, options=options, run_metadata=metadata)
+    return collections.Counter(
+        found[1]
+        for device in metadata.step_stats.dev_stats
+        for node in device.node_stats
+        if (found := re.search(r" = (\w+)\(", node.timeline_label))
+    )
+
+
+if __name__ == "__main__":
+    counts = trace(sys.argv[1], xla=sys.argv[2] == "xla")
+    Path(sys.argv[3]).write_text(json.dumps(counts))

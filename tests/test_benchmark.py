@@ -1,0 +1,188 @@
+"""The benchmark as a whole, in processes of its own."""
+
+import csv
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import processes
+import pytest
+from absl import flags as absl_flags
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from flags import command_line
+from trainer import benchmark_sweep
+from trainer.config import BenchmarkConfig, Config, DataConfig, ModelConfig, RunConfig
+
+NETWORK = ("--model=tiny:network", "--image_size=16", "--batch_size=4")
+PASSES = ("forward", "forward_backward", "train_step")
+
+
+def benchmark(*flags, **options):
+    return processes.trainer("--benchmark", *NETWORK, *flags, **options)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A run of three passes: its folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    done = benchmark(
+        f"--benchmark_passes={','.join(PASSES)}",
+        "--benchmark_steps=20",
+        "--benchmark_burn_in=3",
+        f"--result_json={folder}/result.json",
+        f"--result_csv={folder}/result.csv",
+        f"--logdir={folder}/logs",
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def read_passes(path):
+    return json.loads(path.read_text())["result"]["passes"]
+
+
+@pytest.mark.processes
+def test_two_step_lines_and_a_closing_line_per_pass(measured):
+    _, printed = measured
+    assert len(re.findall(r"^\S+ \S+: step (?:10|20), duration = \d+\.\d{3}$", printed, re.M)) == 6
+    labels = re.findall(r": ([\w -]+) across 20 steps, \d\.\d{3} \+/- \d\.\d{3} sec", printed)
+    assert labels == ["Forward", "Forward-backward", "Train step"]
+
+
+@pytest.mark.processes
+def test_the_json_has_the_printed_figures(measured):
+    folder, printed = measured
+    passes = read_passes(folder / "result.json")
+    assert tuple(passes) == PASSES
+    closing = re.findall(r"across 20 steps, ([\d.]+) \+/- ([\d.]+) sec / batch", printed)
+    tables = re.findall(r"^ +4 +([\d. ]+) MiB$", printed, re.M)
+    for figures, (mean, sd), table in zip(passes.values(), closing, tables, strict=True):
+        assert (f"{figures['mean_sec']:.3f}", f"{figures['sd_sec']:.3f}") == (mean, sd)
+        times = figures["step_time_ms"]
+        expected = [times[key] for key in ("mean", "sd", "p50", "p90", "p99", "min", "max")]
+        expected += [figures["images_per_sec"], figures["images_per_sec_per_core"]]
+        assert [float(text) for text in table.split()[:9]] == pytest.approx(expected, abs=0.00501)
+        assert figures["images_per_sec"] == pytest.approx(4 / figures["mean_sec"])
+        assert figures["peak_fraction"] == figures["achieved_gflops"] / figures["peak_gflops"]
+        assert 0 < figures["peak_fraction"] < 1
+        assert (figures["steps"], figures["burn_in"], figures["partial"]) == (20, 3, False)
+
+
+@pytest.mark.processes
+def test_csv_and_tensorboard_have_the_same_figures(measured):
+    folder, _ = measured
+    passes = read_passes(folder / "result.json")
+    with open(folder / "result.csv", newline="") as file:
+        rows = {row["pass"]: row for row in csv.DictReader(file)}
+    events = EventAccumulator(str(folder / "logs")).Reload()
+    for name, figures in passes.items():
+        assert float(rows[name]["mean_sec"]) == figures["mean_sec"]
+        times = [event.value for event in events.Scalars(f"benchmark/{name}/step_time_ms")]
+        assert times == pytest.approx([1000 * sec for sec in figures["durations_sec"]])
+        rates = [event.value for event in events.Scalars(f"benchmark/{name}/images_per_sec")]
+        assert rates == pytest.approx([4 / sec for sec in figures["durations_sec"]])
+
+
+@pytest.mark.processes
+def test_a_batch_that_does_not_fit_is_a_row_and_the_sweep_goes_on(tmp_path):
+    done = benchmark(
+        "--benchmark_passes=forward",
+        "--benchmark_batch_sizes=1000000000,3",
+        "--benchmark_steps=2",
+        "--benchmark_burn_in=0",
+        f"--result_json={tmp_path}/result.json",
+    )
+    assert done.returncode == 0, done.stderr
+    rows = read_passes(tmp_path / "result.json")["forward"]["sweep"]
+    assert [row["batch_size"] for row in rows] == [3, 1000000000]
+    assert "memory" in rows[1]["error"]
+    assert re.search(r"^1000000000  .*memory", done.stdout, re.M)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("sweep", [(), ("--benchmark_batch_sizes=2,3",)], ids=["one", "sweep"])
+def test_ctrl_c_prints_what_was_measured_and_says_that_it_is_partial(sweep, tmp_path):
+    command = [sys.executable, "-m", "trainer", "--benchmark", *NETWORK, *sweep]
+    command += ["--benchmark_passes=forward,forward_backward", "--benchmark_steps=100000000"]
+    command += [f"--result_json={tmp_path}/result.json"]
+    with subprocess.Popen(
+        command,
+        cwd=processes.ROOT,
+        env=processes.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        first = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=100)
+    assert ": step 10, duration" in first
+    assert process.returncode == 130
+    steps = int(re.search(r"partial, (\d+) of 100000000 steps", printed)[1])
+    assert f"Forward across {steps} steps" in printed
+    assert "measured: forward; interrupted, partial" in printed
+    result = json.loads((tmp_path / "result.json").read_text())["result"]
+    assert result["partial"]
+    assert result["passes"]["forward"]["steps"] == steps
+    assert "forward_backward" not in result["passes"]
+
+
+@pytest.mark.processes
+def test_the_allreduce_of_two_workers(tmp_path):
+    done = processes.horovodrun(
+        2,
+        [
+            *("-m", "trainer", "--benchmark", *NETWORK),
+            *("--benchmark_passes=allreduce", "--benchmark_steps=5", "--benchmark_burn_in=1"),
+            f"--result_json={tmp_path}/result.json",
+        ],
+    )
+    assert done.returncode == 0, done.stderr
+    row = read_passes(tmp_path / "result.json")["allreduce"]
+    # Two convolutions without bias, BN's beta and gamma of each, the linear layer and its bias.
+    parameters = 9 * 3 * 8 + 9 * 8 * 8 + 2 * 8 + 2 * 8 + 8 * 1000 + 1000
+    assert abs(row["bytes"] - 4 * parameters) <= 4 * 2 * 8  # With or without gamma.
+    assert row["algorithm_gb_per_sec"] == pytest.approx(row["bytes"] / row["mean_sec"] / 1e9)
+    assert row["bus_gb_per_sec"] == row["algorithm_gb_per_sec"]  # 2 (n - 1) / n is 1.
+    assert [buffer["bytes"] for buffer in row["buffers"]] == [
+        2**20 * size for size in (1, 4, 16, 64)
+    ]
+    assert "Allreduce of gradients across 5 steps" in done.stdout
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("flag", "line"),
+    [
+        ("--benchmark_passes=forwards", "--benchmark_passes: must be some of .*, got 'forwards'"),
+        ("--batch_size=0", "--batch_size: must be at least 1, got 0"),
+        ("--benchmark_batch_sizes=8,0", "--benchmark_batch_sizes: must be at least 1, got 0"),
+        ("--benchmark_batch_sizes=8,x", "--benchmark_batch_sizes: must be whole numbers .*'8,x'"),
+        ("--benchmark_steps=-3", "--benchmark_steps: must be at least 1, got -3"),
+        ("--benchmark_burn_in=-1", "--benchmark_burn_in: must be at least 0, got -1"),
+        ("--benchmark_passes=input", "--data_dir: must be given with --benchmark_passes=input"),
+        ("--benchmark_passes=allreduce", "--benchmark_passes: allreduce must have several workers"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_and_status_1(flag, line):
+    done = benchmark(flag)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert re.fullmatch(f"slim-horovod: {line}.*", done.stderr.splitlines()[-1])
+
+
+def test_a_configuration_becomes_the_flags_that_give_it():
+    config = Config(
+        mode="benchmark",
+        model=ModelConfig(precision="bfloat16", xla=True, num_classes=7),
+        data=DataConfig(batch_size=9, crop_min_area=0.1),
+        run=RunConfig(result_json="a b.json"),
+        benchmark=BenchmarkConfig(benchmark_steps=5),
+    )
+
+    argv = ["slim-horovod", *benchmark_sweep.to_flags(config)]
+    assert command_line.parse(argv, absl_flags.FlagValues()) == config

@@ -1,0 +1,76 @@
+"""scripts/prepare_digits.py: real images, split 1,437 / 360."""
+
+import collections
+import time
+
+import numpy as np
+import prepare_digits
+import pytest
+from input_data import create_config, read_evaluation, read_train
+from sklearn.datasets import load_digits
+
+from trainer.distributed import Worker
+from trainer.inputs import dataset
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    prepare_digits.prepare(str(folder))
+    return folder
+
+
+def open_digits(folder, **fields):
+    config = create_config(
+        data_dir=str(folder), augment="none", crop_fraction=1.0, batch_size=7, **fields
+    )
+    return dataset.open_dataset(config)
+
+
+def test_the_split_is_stratified_and_counts_360(digits):
+    data = open_digits(digits)
+    assert data.info[:4] == ("tfrecord", 1437, 360, 10)
+    assert data.info.class_names == tuple("0123456789")
+    counts = collections.Counter(load_digits().target.tolist())
+    held_out = np.bincount(data._source.validation.labels)
+    assert all(abs(held_out[digit] - count * 0.2) < 1 for digit, count in counts.items())
+
+
+def test_evaluation_on_three_workers_counts_each_digit_once_with_its_pixels(digits):
+    data = open_digits(digits)
+    images = load_digits()
+    wanted = {
+        (int(label), (16 * pixels * 255 / 256).round().astype(np.uint8).tobytes())
+        for pixels, label in zip(images.images, images.target, strict=True)
+    }
+    count = 0
+    for rank in range(3):
+        for batch in read_evaluation(data, worker=Worker(rank, 3)):
+            for image, label, weight in zip(batch.images, batch.labels, batch.weights, strict=True):
+                count += int(weight)
+                assert (image[..., 0] == image[..., 2]).all()
+                if weight:
+                    assert (int(label), image[..., 0].tobytes()) in wanted
+    assert count == 360
+
+
+def test_an_epoch_of_two_workers_has_every_training_digit_once(digits):
+    data = open_digits(digits)
+    steps = -(-1437 // 14)
+    parts = [read_train(data, worker=Worker(rank, 2), steps=steps) for rank in range(2)]
+    labels = [
+        label for pair in zip(*parts, strict=True) for batch in pair for label in batch.labels
+    ]
+    expected = collections.Counter(data._source.train.labels.tolist())
+    assert collections.Counter(int(label) for label in labels[:1437]) == expected
+
+
+def test_again_it_is_done_at_once(digits):
+    before = {path: path.stat().st_mtime_ns for path in digits.rglob("*") if path.is_file()}
+    began = time.monotonic()
+    prepare_digits.prepare(str(digits))
+    assert time.monotonic() - began < 5
+    after = {path: path.stat().st_mtime_ns for path in digits.rglob("*") if path.is_file()}
+    before.pop(digits / ".lock")
+    after.pop(digits / ".lock")
+    assert after == before

@@ -1,0 +1,190 @@
+"""Shards that others wrote: tf-slim's ImageNet form, without a manifest."""
+
+import collections
+import io
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from input_data import create_config, encode, labels_of, noise, read_evaluation, read_train
+from PIL import Image
+
+from trainer.config import ConfigError, UserError
+from trainer.inputs import dataset, index
+from trainer.inputs.verify import Verifier
+
+CLASSES = 7
+
+
+def slim_example(image, label):
+    """An example as tf-slim's build_imagenet_data.py has it: labels from 1, boxes."""
+
+    def ints(*values):
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+
+    def floats(*values):
+        return tf.train.Feature(float_list=tf.train.FloatList(value=values))
+
+    def text(value):
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+
+    features = {
+        "image/height": ints(24),
+        "image/width": ints(20),
+        "image/colorspace": text(b"RGB"),
+        "image/channels": ints(3),
+        "image/class/label": ints(label),
+        "image/class/synset": text(b"n01440764"),
+        "image/class/text": text(b"tench, Tinca tinca"),
+        "image/object/bbox/xmin": floats(0.1, 0.2),
+        "image/object/bbox/xmax": floats(0.5, 0.6),
+        "image/object/bbox/ymin": floats(0.1, 0.2),
+        "image/object/bbox/ymax": floats(0.5, 0.6),
+        "image/object/bbox/label": ints(label, label),
+        "image/format": text(b"JPEG"),
+        "image/filename": text(b"n01440764_10026.JPEG"),
+        "image/encoded": text(image),
+    }
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+
+def ramp(number):
+    """Pixels that a JPEG keeps to a few shades: uint8 [24, 20, 3]."""
+    rows, columns, channels = np.meshgrid(range(24), range(20), range(3), indexing="ij")
+    return (20 + 9 * number + 3 * rows + 2 * columns + 4 * channels).astype(np.uint8)
+
+
+def cmyk_jpeg(pixels):
+    """A CMYK JPEG with ink where the RGB pixels are dark, and some black over all."""
+    inks = np.dstack([255 - pixels, np.full(pixels.shape[:2], 40, np.uint8)])
+    out = io.BytesIO()
+    image = Image.frombytes("CMYK", (pixels.shape[1], pixels.shape[0]), inks.tobytes())
+    image.save(out, "JPEG", quality=100)
+    return out.getvalue()
+
+
+def write_slim_shards(folder, split, count, shards):
+    """`count` examples: among them one grey, one CMYK JPEG, and one PNG that is called JPEG."""
+    for shard in range(shards):
+        with tf.io.TFRecordWriter(str(folder / f"{split}-{shard:05}-of-{shards:05}")) as writer:
+            for number in range(shard, count, shards):
+                pixels = ramp(number)
+                images = {
+                    3: encode(pixels[..., 0], "JPEG"),
+                    4: cmyk_jpeg(pixels),
+                    5: encode(pixels),
+                }
+                image = images.get(number, encode(pixels, "JPEG", quality=100))
+                writer.write(slim_example(image, 1 + number % CLASSES))
+
+
+@pytest.fixture(scope="module")
+def slim_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slim")
+    write_slim_shards(folder, "train", 30, 4)
+    write_slim_shards(folder, "validation", 11, 2)
+    return folder
+
+
+def test_slims_shards_train_and_evaluate_with_the_label_offset_alone(slim_folder):
+    data = dataset.open_dataset(create_config(data_dir=str(slim_folder), label_offset=1))
+    assert data.info[:4] == ("tfrecord", 30, 11, CLASSES)
+    labels = labels_of(read_train(data, steps=15))[:60]
+    expected = collections.Counter(number % CLASSES for number in range(30))
+    assert collections.Counter(labels[:30].tolist()) == expected
+    assert collections.Counter(labels[30:].tolist()) == expected
+    counted = collections.Counter()
+    for batch in read_evaluation(data):
+        counted.update(batch.labels[batch.weights == 1].tolist())
+    assert counted == collections.Counter(number % CLASSES for number in range(11))
+
+
+def test_the_label_offset_is_asked_for(slim_folder):
+    with pytest.raises(UserError, match=r"--label_offset: must be given for .* begin at 1"):
+        dataset.open_dataset(create_config(data_dir=str(slim_folder)))
+
+
+def test_a_network_with_fewer_classes_than_the_data_is_refused(slim_folder):
+    config = create_config(data_dir=str(slim_folder), label_offset=1)
+    with pytest.raises(ConfigError, match=r"--num_classes: must be at least 7, .* got 6"):
+        dataset.open_dataset(config, num_classes=6)
+    assert dataset.open_dataset(config, num_classes=1000).info.num_classes == 1000
+    with pytest.raises(UserError, match=r"labels of the train split go from -1 to 5"):
+        dataset.open_dataset(create_config(data_dir=str(slim_folder), label_offset=2))
+
+
+def test_grey_cmyk_and_misnamed_images_have_their_pixels(slim_folder):
+    config = create_config(
+        data_dir=str(slim_folder), label_offset=1, image_size=20, crop_fraction=1.0, batch_size=1
+    )
+    data = dataset.open_dataset(config)
+    # The order of evaluation: shard 0 has the even numbers, shard 1 the odd ones.
+    numbers = [*range(0, 11, 2), *range(1, 11, 2)]
+    images = dict(zip(numbers, (b.images[0] for b in read_evaluation(data)), strict=True))
+    for number in range(11):
+        wanted = ramp(number)[2:22].astype(int)  # The centre of 24 x 20.
+        if number == 3:
+            wanted = wanted[..., :1]
+        if number == 4:
+            wanted = wanted * (255 - 40) // 255
+        error = np.abs(images[number].astype(int) - wanted).max()
+        assert error <= (0 if number == 5 else 6)
+
+
+def test_the_scan_is_remembered_beside_the_data(slim_folder, tmp_path, monkeypatch):
+    folder = tmp_path / "copy"
+    shutil.copytree(slim_folder, folder)
+    config = create_config(data_dir=str(folder), label_offset=1)
+    first = dataset.open_dataset(config)
+    assert (folder / ".train.index.npz").exists()
+    scans = []
+    scan = index.scan_shard
+    monkeypatch.setattr(index, "scan_shard", lambda path: scans.append(path) or scan(path))
+    assert dataset.open_dataset(config).info == first.info
+    assert scans == []
+    # Another shard: all is scanned again. A damaged memory: likewise.
+    write_slim_shards(folder, "train", 34, 4)
+    assert dataset.open_dataset(config).info.num_train_examples == 34
+    assert len(scans) == 4
+    (folder / ".train.index.npz").write_bytes(b"PK\3\4 damaged")
+    assert dataset.open_dataset(config).info.num_train_examples == 34
+    assert len(scans) == 8
+
+
+def test_where_the_data_cannot_be_written_the_users_cache_remembers(
+    slim_folder, tmp_path, monkeypatch
+):
+    paths = [str(slim_folder / f"validation-{shard:05}-of-00002") for shard in range(2)]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    candidates = index._memory_paths(paths, "validation")
+    assert candidates[1].startswith(str(tmp_path))
+    monkeypatch.setattr(index, "_memory_paths", lambda *_: ["/proc/none/index", candidates[1]])
+    first = index.load_index(paths, split="validation")
+    monkeypatch.setattr(index, "scan_shard", None)
+    second = index.load_index(paths, split="validation")
+    for one, other in zip(first, second, strict=True):
+        for part, other_part in zip(one, other, strict=True):
+            np.testing.assert_array_equal(part, other_part)
+
+
+def test_verify_finds_no_fault_in_slims_shards(slim_folder):
+    verdicts = list(Verifier(str(slim_folder)).run(2))
+    assert [verdict.faults for verdict in verdicts] == [()] * 6
+    assert sum(verdict.examples for verdict in verdicts) == 41
+
+
+def test_labels_from_zero_need_no_flag(tmp_path):
+    with tf.io.TFRecordWriter(str(tmp_path / "train-00000-of-00001")) as writer:
+        for label in (2, 0):
+            writer.write(slim_example(encode(noise(label), "JPEG"), label))
+    info = dataset.open_dataset(create_config(data_dir=str(tmp_path))).info
+    assert (info.num_train_examples, info.num_validation_examples, info.num_classes) == (2, 0, 3)
+
+
+def test_records_that_are_no_images_are_refused(tmp_path):
+    with tf.io.TFRecordWriter(str(tmp_path / "train-00000-of-00001")) as writer:
+        writer.write(b"\x0a\x02hi")
+    config = create_config(data_dir=str(tmp_path))
+    with pytest.raises(UserError, match=r"train-00000-of-00001: byte 0: not a labelled image"):
+        dataset.open_dataset(config)

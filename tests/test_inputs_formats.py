@@ -1,0 +1,146 @@
+"""Our reading and writing of TFRecords and Examples against TensorFlow's, and image headers."""
+
+import contextlib
+import io
+import struct
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from input_data import encode, noise
+from PIL import Image
+
+from trainer.inputs import example_proto, tfrecord
+from trainer.inputs.encoded import JPEG, PNG, BadImageError, read_header
+
+
+def feature(value):
+    kind = {bytes: "bytes_list", int: "int64_list", float: "float_list"}[type(value[0])]
+    return tf.train.Feature(**{kind: getattr(tf.train, f"{kind[:-5].title()}List")(value=value)})
+
+
+def example(**features):
+    named = {name: feature(value) for name, value in features.items()}
+    return tf.train.Example(features=tf.train.Features(feature=named)).SerializeToString()
+
+
+def test_an_example_is_what_tensorflow_reads():
+    data = example_proto.serialize({"image": b"x" * 300, "label": 12345678901, "name": b""})
+    features = tf.train.Example.FromString(data).features.feature
+    assert features["image"].bytes_list.value == [b"x" * 300]
+    assert features["label"].int64_list.value == [12345678901]
+    assert features["name"].bytes_list.value == [b""]
+
+
+@pytest.mark.parametrize("label", [0, 1, 127, 128, 2**40, -1])
+def test_features_of_tensorflows_examples_are_found(label):
+    data = example(other=[1.5, 2.5], label=[label, 7], box=[0.0] * 9, image=[b"abc" * 100, b"d"])
+    view = memoryview(data)
+    found = example_proto.find_features(view, ("label", "image", "absent"))
+    assert set(found) == {"label", "image"}
+    assert example_proto.read_int64(view, found["label"]) == label
+    start, end = example_proto.find_bytes(view, found["image"])
+    assert data[start:end] == b"abc" * 100
+
+
+def test_an_unpacked_list_of_integers_is_read():
+    # field 3 (Int64List) of 2 bytes: field 1 as a plain varint, 5.
+    assert example_proto.read_int64(memoryview(b"\x1a\x02\x08\x05"), example_proto.Span(0, 4)) == 5
+
+
+def test_features_of_another_type_or_without_values_are_refused():
+    view = memoryview(example(label=[b"text"], image=[5]))
+    found = example_proto.find_features(view, ("label", "image"))
+    with pytest.raises(ValueError, match=r"no integer value"):
+        example_proto.read_int64(view, found["label"])
+    with pytest.raises(ValueError, match=r"no bytes value"):
+        example_proto.find_bytes(view, found["image"])
+
+
+def test_any_bytes_are_an_example_or_a_value_error():
+    good = bytearray(example(label=[3], image=[b"abc" * 20]))
+    random = np.random.default_rng(0)
+    for _ in range(2000):
+        data = bytearray(good)
+        for place in random.integers(len(data), size=3):
+            data[place] = random.integers(256)
+        view = memoryview(bytes(data[: random.integers(1, len(data) + 1)]))
+        with contextlib.suppress(ValueError):
+            found = example_proto.find_features(view, ("label", "image"))
+            for span in found.values():
+                assert 0 <= span.start <= span.end <= len(view)
+
+
+def test_records_are_what_tensorflow_reads(tmp_path):
+    records = [b"", b"one", bytes(range(256)) * 50]
+    path = tmp_path / "records"
+    path.write_bytes(b"".join(tfrecord.frame(record) for record in records))
+    assert [r.numpy() for r in tf.data.TFRecordDataset(str(path))] == records
+
+
+def test_tensorflows_records_are_found(tmp_path):
+    records = [b"", b"one", bytes(range(256)) * 50]
+    path = str(tmp_path / "records")
+    with tf.io.TFRecordWriter(path) as writer:
+        for record in records:
+            writer.write(record)
+    buffer = memoryview((tmp_path / "records").read_bytes())
+    found = list(tfrecord.scan(buffer, path))
+    assert [bytes(data) for _, data in found] == records
+    ends = [*(offset for offset, _ in found[1:]), len(buffer)]
+    for (offset, _), end in zip(found, ends, strict=True):
+        tfrecord.verify(bytes(buffer[offset:end]), path, offset)
+
+
+def test_every_flipped_bit_of_a_record_is_found():
+    record = tfrecord.frame(b"some data")
+    for bit in range(8 * len(record)):
+        damaged = bytearray(record)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(tfrecord.ShardError, match=r"^shard: byte 77: the checksum"):
+            tfrecord.verify(bytes(damaged), "shard", 77)
+
+
+def test_a_length_beyond_the_file_is_refused_before_it_is_read():
+    length = struct.pack("<Q", 2**60)
+    data = length + tfrecord.frame(length)[-4:]
+    with pytest.raises(tfrecord.ShardError, match=r"the file ends within a record"):
+        list(tfrecord.scan(memoryview(data), "shard"))
+
+
+def jpeg(pixels, **options):
+    return encode(pixels, "JPEG", **options)
+
+
+@pytest.mark.parametrize(
+    ("data", "decoder"),
+    [
+        (jpeg(noise(0, 30, 70)), JPEG),
+        (jpeg(noise(0, 30, 70), progressive=True), JPEG),
+        (jpeg(noise(0, 30, 70)[..., 0]), JPEG),
+        (jpeg(noise(0, 30, 70), exif=b"Exif\0\0" + bytes(60000)), JPEG),
+        (jpeg(noise(0, 30, 70), comment=b"\xff\xc0\xff\xd8" * 9), JPEG),
+        (encode(noise(0, 30, 70)), PNG),
+        (encode(noise(0, 30, 70)[..., 0]), PNG),
+    ],
+)
+def test_headers_tell_format_and_size(data, decoder):
+    assert read_header(data) == (decoder, 30, 70)
+    assert Image.open(io.BytesIO(data)).size == (70, 30)
+
+
+def test_a_jpeg_with_an_embedded_thumbnail_has_its_own_size():
+    thumbnail = jpeg(noise(0, 4, 5))
+    data = jpeg(noise(0, 30, 70), exif=b"Exif\0\0" + thumbnail)
+    assert read_header(data) == (JPEG, 30, 70)
+
+
+def test_any_bytes_have_a_header_or_are_bad():
+    random = np.random.default_rng(0)
+    for good in (jpeg(noise(0, 16, 16)), encode(noise(0, 16, 16))):
+        for length in range(400):
+            data = bytearray(good[:length])
+            if length > 10 and length % 3 == 0:
+                data[random.integers(length)] = random.integers(256)
+            with contextlib.suppress(BadImageError):
+                assert read_header(bytes(data)).height > 0

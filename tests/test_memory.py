@@ -1,0 +1,37 @@
+"""What memory a process has, needs and may have."""
+
+import mmap
+import resource
+
+import pytest
+
+from trainer import memory
+
+
+def test_an_allocation_that_memory_has_no_room_for_fails():
+    size = 2 * memory.available_bytes()
+    with memory.limited_to_available(), pytest.raises(OSError, match="Cannot allocate memory"):
+        mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def test_one_that_fits_does_not():
+    with memory.limited_to_available():
+        assert len(bytearray(2**20)) == 2**20
+
+
+def test_the_limit_ends_with_its_block():
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with memory.limited_to_available():
+        assert resource.getrlimit(resource.RLIMIT_DATA) != before
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+def test_the_peak_has_what_was_freed_until_it_is_reset():
+    size = 200 * 2**20
+    memory.reset_peak()
+    before = memory.peak_bytes()
+    block = bytearray(b"x") * size
+    del block
+    assert memory.peak_bytes() > before + 0.9 * size
+    memory.reset_peak()
+    assert memory.peak_bytes() < before + 0.5 * size

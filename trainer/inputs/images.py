@@ -1,0 +1,132 @@
+"""Reads encoded images by number, remembers them where asked, and counts the bad ones."""
+
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+
+from trainer import memory
+from trainer.config import ConfigError, DataConfig, UserError
+from trainer.distributed import Worker
+from trainer.inputs.decoder import Decoder
+from trainer.inputs.encoded import RAW, BadImageError, ImageHeader, read_header
+from trainer.inputs.source import Split
+
+_SAMPLES = 64  # To estimate what a cache will need.
+
+
+class Image(NamedTuple):
+    """An example's image: encoded bytes, or uint8 [height, width, 3] where the decoder is RAW."""
+
+    example: int
+    data: bytes | np.ndarray
+    header: ImageHeader
+
+
+class ImageReader:
+    """Reads images, from the data set or from memory. Several threads may use it."""
+
+    def __init__(self, split: Split, config: DataConfig, worker: Worker) -> None:
+        """Remembers nothing yet.
+
+        Args:
+          split: where the images are.
+          config: --cache and --max_bad_examples.
+          worker: shares the host's memory with its local_size - 1 neighbours.
+
+        Raises:
+          ConfigError: the host's memory does not suffice for --cache.
+        """
+        self._split = split
+        self._config = config
+        self._decoder = Decoder()
+        self._lock = threading.Lock()
+        self._bad: set[int] = set()
+        self._cache: dict[int, Image] = {}
+        if config.cache != "none":
+            self._check_memory(worker)
+
+    @property
+    def bad_examples(self) -> int:
+        """How many different examples were found to be bad."""
+        return len(self._bad)
+
+    def read(self, example: int) -> Image | None:
+        """Reads an image, or returns None for one whose header already is bad.
+
+        Raises:
+          UserError: it is one bad example too many, or the data set is damaged.
+        """
+        if example in self._cache:
+            return self._cache[example]
+        try:
+            data = self._split.read(example)
+            image = Image(example, data, read_header(data))
+            if self._config.cache == "decoded":
+                pixels = self._decoder.decode(data, image.header)
+                image = Image(example, pixels, image.header._replace(decoder=RAW))
+        except BadImageError as error:
+            self._report(example, str(error))
+            return None
+        if self._config.cache != "none":
+            self._cache[example] = image
+        return image
+
+    def can_decode(self, image: Image, window: Sequence[int]) -> bool:
+        """Whether the part of an image that is wanted can be decoded; if not, it is counted.
+
+        The same image may be cut off below one window and within another. That nothing is
+        remembered makes the stream the same from wherever it starts.
+
+        Raises:
+          UserError: it is one bad example too many.
+        """
+        if isinstance(image.data, np.ndarray):
+            return True
+        try:
+            self._decoder.decode(image.data, image.header, window)
+        except BadImageError as error:
+            self._report(image.example, str(error))
+            return False
+        return True
+
+    def _report(self, example: int, reason: str) -> None:
+        """Counts a bad example and names it once; raises UserError where it is one too many."""
+        allowed = self._config.max_bad_examples
+        with self._lock:
+            is_known = example in self._bad
+            self._bad.add(example)
+            count = len(self._bad)
+        if is_known and count <= allowed:
+            return
+        fault = f"{self._split.where(example)}: a bad image: {reason}"
+        if count > allowed:
+            raise UserError(
+                f"{fault}. It is number {count} of this worker, where --max_bad_examples allows "
+                f"{allowed}. scripts/verify_dataset.py lists all of them."
+            )
+        logging.warning("%s. It is left out, as number %d of %d allowed.", fault, count, allowed)
+
+    def _check_memory(self, worker: Worker) -> None:
+        count = len(self._split.labels)
+        samples = np.linspace(0, count - 1, min(count, _SAMPLES)).astype(int)
+        sizes = []
+        for example in samples.tolist():
+            try:
+                data = self._split.read(example)
+                header = read_header(data)
+            except BadImageError:  # Counted when its turn comes.
+                continue
+            is_encoded = self._config.cache == "encoded"
+            sizes.append(len(data) if is_encoded else 3 * header.height * header.width)
+        # Every worker comes to read every example: each epoch is shuffled anew.
+        needed = float(np.mean(sizes or [0])) * count * worker.local_size
+        available = memory.available_bytes()
+        if needed > available:
+            raise ConfigError(
+                f"--cache: {self._config.cache} images need about {needed / 2**30:.1f} GiB for "
+                f"{worker.local_size} workers on this host, which has {available / 2**30:.1f} GiB "
+                f"left, got {self._config.cache!r}"
+            )

@@ -1,0 +1,128 @@
+"""Reads a whole data set and finds every fault in it: what scripts/verify_dataset.py does."""
+
+import concurrent.futures
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import google_crc32c
+import tqdm
+
+from trainer.inputs import folder, index, manifest, shards, storage, tfrecord
+from trainer.inputs.decoder import Decoder
+from trainer.inputs.encoded import BadImageError, read_header
+
+
+class Verdict(NamedTuple):
+    """What was found in one file: its split, how many examples it has, and a line per fault."""
+
+    split: str
+    examples: int
+    faults: tuple[str, ...]
+
+
+class Verifier:
+    """Verifies one data set; its methods may run in several threads."""
+
+    def __init__(self, data_dir: str, *, decode_every: int = 1) -> None:
+        """Opens the data set.
+
+        Args:
+          data_dir: shards, with or without a manifest, or a folder of images.
+          decode_every: decode one image in so many.
+
+        Raises:
+          UserError: the data set is not complete, or nothing of the kind.
+        """
+        self._data_dir = data_dir
+        self._decode_every = decode_every
+        self._decoder = Decoder()
+        self._manifest = manifest.read_manifest(data_dir)
+        self._shards = shards.find_shards(data_dir)
+
+    def run(self, threads: int) -> Iterator[Verdict]:
+        """Yields the verdict on each shard, or on each class of a folder, in order."""
+        units: list[Callable[[], Verdict]] = []
+        for split, paths in self._shards.items():
+            units += [functools.partial(self.verify_shard, split, path) for path in paths]
+        if not units:
+            for split, classes in folder.list_images(self._data_dir, 0.0).items():
+                units += [
+                    functools.partial(self.verify_files, split, files) for files in classes.values()
+                ]
+        yield from self._missing_shards()
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            verdicts = pool.map(lambda unit: unit(), units)
+            yield from tqdm.tqdm(verdicts, "Verifying", len(units), disable=None)
+
+    def _missing_shards(self) -> Iterator[Verdict]:
+        """A verdict for shards that the manifest names and that are not there."""
+        there = {os.path.basename(path) for paths in self._shards.values() for path in paths}
+        for split, named in (self._manifest.splits if self._manifest else {}).items():
+            for shard in named:
+                if shard.file not in there:
+                    path = os.path.join(self._data_dir, shard.file)
+                    yield Verdict(split, 0, (f"{path}: is missing",))
+
+    def verify_files(self, split: str, paths: Iterable[str]) -> Verdict:
+        """Verifies image files."""
+        faults, count = [], 0
+        for count, path in enumerate(paths, 1):
+            try:
+                self._verify_image(storage.read_file(path), count - 1)
+            except (BadImageError, OSError) as error:
+                faults.append(f"{path}: {error}")
+        return Verdict(split, count, tuple(faults))
+
+    def _verify_image(self, data: bytes, number: int) -> None:
+        header = read_header(data)
+        if number % self._decode_every == 0:
+            self._decoder.decode(data, header)
+
+    def verify_shard(self, split: str, path: str) -> Verdict:
+        """Verifies one shard: checksums, labels, images, and what the manifest says of it."""
+        buffer = storage.map_file(path)
+        faults, count = [], 0
+        try:
+            for count, (offset, data) in enumerate(tfrecord.scan(buffer, path), 1):
+                end = offset + tfrecord.HEADER_BYTES + len(data) + tfrecord.FOOTER_BYTES
+                try:
+                    tfrecord.verify(bytes(buffer[offset:end]), path, offset)
+                    self._verify_example(data, count - 1)
+                except tfrecord.ShardError as error:
+                    faults.append(error.fault)
+                except (BadImageError, ValueError) as error:
+                    faults.append(f"{path}: record {count - 1} at byte {offset}: {error}")
+        except tfrecord.ShardError as error:  # Of a length: where the next record is, is lost.
+            faults.append(error.fault)
+        if not count:
+            faults.append(f"{path}: the shard is empty")
+        faults += self._compare_with_manifest(path, buffer, count)
+        return Verdict(split, count, tuple(faults))
+
+    def _verify_example(self, data: memoryview, number: int) -> None:
+        start, length, label = index.find_image(data)
+        if self._manifest is not None:
+            last = self._manifest.label_offset + len(self._manifest.classes) - 1
+            if not self._manifest.label_offset <= label <= last:
+                raise ValueError(
+                    f"label {label}, where {self._manifest.label_offset} to {last} are classes"
+                )
+        self._verify_image(bytes(data[start : start + length]), number)
+
+    def _compare_with_manifest(self, path: str, buffer: memoryview, count: int) -> list[str]:
+        named = self._manifest.splits if self._manifest else {}
+        expected = {shard.file: shard for part in named.values() for shard in part}
+        name = os.path.basename(path)
+        if name not in expected:
+            return [f"{path}: is not named in {manifest.FILE_NAME}"] if self._manifest else []
+        shard, faults = expected[name], []
+        if (count, len(buffer)) != (shard.examples, shard.bytes):
+            faults.append(
+                f"{path}: byte {len(buffer)}: {count} examples in {len(buffer)} bytes, where "
+                f"{manifest.FILE_NAME} says {shard.examples} in {shard.bytes}"
+            )
+        if google_crc32c.value(bytes(buffer)) != shard.crc32c:
+            faults.append(f"{path}: its checksum is not the one in {manifest.FILE_NAME}")
+        return faults
