@@ -134,10 +134,20 @@ class Recorder(writers.NullWriter):
         self.steps[step] = scalars
 
 
+def create_log(group, recorder, *, images_per_step):
+    return step_log.StepLog(
+        group,
+        recorder,
+        console.NullConsole(),
+        images_per_step=images_per_step,
+        count_bad_examples=lambda: 1,
+    )
+
+
 def test_a_steps_time_is_told_apart():
     recorder = Recorder()
-    group = ThreeWorkers([0.45, 0.2], [0.3, 0.1])
-    log = step_log.StepLog(group, recorder, console.NullConsole(), images_per_step=96)
+    group = ThreeWorkers(([0.45, 0.2], 2), ([0.3, 0.1], 0))
+    log = create_log(group, recorder, images_per_step=96)
     log.add(step(1))
     log.add(step(2, own_sec=0.15))
     log.flush()
@@ -150,13 +160,14 @@ def test_a_steps_time_is_told_apart():
     assert first["perf/compute_ms"] == pytest.approx(300)
     assert first["perf/wait_for_slowest_ms"] == pytest.approx(50)
     assert first["perf/allreduce_and_update_ms"] == pytest.approx(50)
+    assert first["data/bad_examples"] == 3
     assert second["perf/slowest_worker_step_ms"] == 200
     assert second["perf/fastest_worker_step_ms"] == 100
 
 
 def test_a_flush_writes_only_what_is_new():
     recorder = Recorder()
-    log = step_log.StepLog(Group(), recorder, console.NullConsole(), images_per_step=1)
+    log = create_log(Group(), recorder, images_per_step=1)
     log.add(step(1))
     log.flush()
     recorder.steps.clear()

@@ -13,8 +13,8 @@ from models.slim_compat import slim
 from trainer import optimizers, precision
 from trainer.config import Config, ConfigError, ModelConfig
 from trainer.distributed import Group
+from trainer.inputs import device
 from trainer.inputs.dataset import Dataset, SyntheticDataset
-from trainer.inputs.device import normalize
 from trainer.inputs.pipeline import Batch, Stream
 
 AnyDataset = Dataset | SyntheticDataset
@@ -151,17 +151,17 @@ def build_logits(
     return tf.cast(logits, tf.float32)
 
 
-def build_cross_entropy(logits: tf.Tensor, batch: Batch, label_smoothing: float) -> tf.Tensor:
+def build_cross_entropy(
+    logits: tf.Tensor, targets: tf.Tensor, label_smoothing: float = 0.0
+) -> tf.Tensor:
     """The cross-entropy of each example: float32 [batch].
 
     Args:
       logits: float32 [batch, num_classes].
-      batch: its labels.
+      targets: float32 [batch, num_classes], the share of every class in each example.
       label_smoothing: share of the target that is spread evenly over all classes.
     """
-    num_classes = logits.shape[-1]
-    targets = tf.one_hot(batch.labels, num_classes)
-    targets = targets * (1 - label_smoothing) + label_smoothing / num_classes
+    targets = targets * (1 - label_smoothing) + label_smoothing / logits.shape[-1]
     return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
 
 
@@ -179,7 +179,8 @@ def build_losses(config: Config, logits: tf.Tensor, batch: Batch) -> Losses:
     The total has whatever else the network put into REGULARIZATION_LOSSES, too.
     """
     smoothing = config.optimizer.label_smoothing
-    cross_entropy = tf.reduce_mean(build_cross_entropy(logits, batch, smoothing))
+    targets = device.targets(batch, logits.shape[-1])
+    cross_entropy = tf.reduce_mean(build_cross_entropy(logits, targets, smoothing))
     weight_decay = build_weight_decay(config.model)
     others = [tf.cast(term, tf.float32) for term in tf1.losses.get_regularization_losses()]
     return Losses(tf.add_n([cross_entropy, weight_decay, *others]), cross_entropy, weight_decay)
@@ -194,10 +195,10 @@ def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> Trai
     with tf.control_dependencies([batch.images]):
         data_ready = _build_now(config)
     with tf.control_dependencies([data_ready]):
-        images = tf.identity(batch.images)
+        batch = batch._replace(images=tf.identity(batch.images))
     logits = build_logits(
         config.model,
-        normalize(images, config.data),
+        device.network_input(batch, config.data),
         num_classes=dataset.info.num_classes,
         is_training=True,
     )
@@ -285,11 +286,11 @@ def build_evaluation_graph(config: Config, group: Group, dataset: AnyDataset) ->
     batch = stream.batch
     logits = build_logits(
         config.model,
-        normalize(batch.images, config.data),
+        device.normalize(batch.images, config.data),
         num_classes=dataset.info.num_classes,
         is_training=False,
     )
-    cross_entropy = build_cross_entropy(logits, batch, label_smoothing=0.0)
+    cross_entropy = build_cross_entropy(logits, tf.one_hot(batch.labels, logits.shape[-1]))
     right = [
         tf.cast(tf.nn.in_top_k(batch.labels, logits, min(k, logits.shape[-1])), tf.float32)
         for k in (1, 5)

@@ -156,7 +156,13 @@ def _loop(
 ) -> tuple[RunTimes, evaluate.Evaluation | None]:
     """The loop. `done` steps were taken before; all workers hold the same variables."""
     session, course, stream = setup.session, setup.plan, setup.train.stream
-    log = StepLog(group, writer, console, images_per_step=course.global_batch_size)
+    log = StepLog(
+        group,
+        writer,
+        console,
+        images_per_step=course.global_batch_size,
+        count_bad_examples=stream.bad_examples,
+    )
     schedule = learning_rate.create_schedule(
         config.optimizer,
         global_batch_size=course.global_batch_size,

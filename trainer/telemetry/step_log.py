@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from trainer.distributed import Group
@@ -47,7 +48,13 @@ class StepLog:
     """
 
     def __init__(
-        self, group: Group, writer: Writer, console: Console, *, images_per_step: int
+        self,
+        group: Group,
+        writer: Writer,
+        console: Console,
+        *,
+        images_per_step: int,
+        count_bad_examples: Callable[[], int],
     ) -> None:
         """Creates an empty log.
 
@@ -56,11 +63,13 @@ class StepLog:
           writer: gets the scalars.
           console: hears of each step.
           images_per_step: over all workers.
+          count_bad_examples: how many this worker has found to be bad up to now.
         """
         self._group = group
         self._writer = writer
         self._console = console
         self._images_per_step = images_per_step
+        self._count_bad_examples = count_bad_examples
         self._waiting: list[tuple[float, Step]] = []
 
     def add(self, step: Step) -> None:
@@ -70,9 +79,13 @@ class StepLog:
 
     def flush(self) -> None:
         """Writes the steps since the last time. A collective."""
-        own_times = self._group.gather([step.own_sec for _, step in self._waiting])
-        for (wall_time, step), *own_sec in zip(self._waiting, *own_times, strict=True):
-            scalars = self._scalars(step, slowest_sec=max(own_sec), fastest_sec=min(own_sec))
+        own_sec = [step.own_sec for _, step in self._waiting]
+        reports = self._group.gather((own_sec, self._count_bad_examples()))
+        own_times = [times for times, _ in reports]
+        bad_examples = sum(count for _, count in reports)
+        for (wall_time, step), *of_workers in zip(self._waiting, *own_times, strict=True):
+            scalars = self._scalars(step, slowest_sec=max(of_workers), fastest_sec=min(of_workers))
+            scalars["data/bad_examples"] = bad_examples
             self._writer.write(step.number, scalars, wall_time=wall_time)
         self._waiting = []
 
