@@ -169,6 +169,27 @@ class TestRun:
 
 
 @pytest.mark.processes
+def test_when_one_worker_ends_the_others_say_so_in_a_line(tmp_path):
+    images = tmp_path / "images"
+    split = tiny.dataset(None).train
+    for number, label in enumerate(split.labels):
+        (images / str(label)).mkdir(parents=True, exist_ok=True)
+        (images / str(label) / f"{number}.png").write_bytes(split.read(number))
+    (images / "0" / "broken.png").write_text("no image")
+    flags = [*FLAGS, "--dataset=folder", f"--data_dir={images}", "--validation_fraction=0.1"]
+    done = horovodrun(
+        2, ["-m", "trainer", *flags, "--steps=12", "--eval_every_epochs=0", f"--logdir={tmp_path}"]
+    )
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if "slim-horovod:" in line]
+    assert len(lines) == 2
+    assert sum("broken.png: a bad image: neither JPEG nor PNG" in line for line in lines) == 1
+    assert sum("since another one has" in line for line in lines) == 1
+    assert not [line for line in done.stderr.splitlines() if "]<stderr>:Traceback" in line]
+    assert read_json(tmp_path / "status.json")["state"] == "failed"
+
+
+@pytest.mark.processes
 def test_a_resumed_run_shows_each_step_once_and_ends_as_a_straight_one(tmp_path):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     common = [*FLAGS, "--lr_schedule=constant", "--warmup_epochs=0", "--deterministic"]

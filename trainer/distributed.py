@@ -20,6 +20,10 @@ from trainer.config import UserError
 CPU_CYCLE_MS = "10"
 
 
+# What Horovod and Gloo say in the workers that are left when one of them ends.
+_SIGNS_OF_LOSS = ("Horovod has been shut down", "closed by peer", "reset by peer", "Broken pipe")
+
+
 class Worker(NamedTuple):
     """Who this process is among the workers of a run.
 
@@ -62,6 +66,11 @@ class Group:
 
     def shutdown(self) -> None:
         """Leaves the group."""
+
+    @contextlib.contextmanager
+    def explain_loss(self) -> Iterator[None]:
+        """Raises a UserError where a collective inside failed since another worker has ended."""
+        yield
 
     @contextlib.contextmanager
     def fail_together(self) -> Iterator[None]:
@@ -117,6 +126,20 @@ class HorovodGroup(Group):
         if "_control" in self.__dict__:
             self._control.session.close()
         self._hvd.shutdown()
+
+    @contextlib.contextmanager
+    def explain_loss(self) -> Iterator[None]:
+        try:
+            yield
+        except tf.errors.OpError as error:
+            if not any(sign in error.message for sign in _SIGNS_OF_LOSS):
+                raise
+            lost = UserError(
+                f"worker {self.worker.rank} of {self.worker.size} ends, since another one has: "
+                "that one's last lines say why"
+            )
+            lost.known_to_all = False
+            raise lost from error
 
     @functools.cached_property
     def _control(self) -> "_ControlGraph":

@@ -70,7 +70,7 @@ def run(config: Config) -> int:
             )
             checkpoints.restore_weights(session, prefix, checkpoints.network_variables())
             session.graph.finalize()
-    with session:
+    with session, group.explain_loss():
         result = evaluate(session, evaluation, group)
     results.report(config, group.worker, dataclasses.asdict(result), text=f"{prefix}: {result}")
     group.shutdown()

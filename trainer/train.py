@@ -67,7 +67,7 @@ def run(config: Config) -> int:
     status = results.Status(config.run.logdir, group.worker)
     with group.fail_together():
         setup = _set_up(config, group)
-    with setup.session, _failures_in_status(status, setup.store):
+    with setup.session, _failures_in_status(status, setup.store), group.explain_loss():
         setup.session.run(setup.train.broadcast_op)
         result = _train(config, group, setup, status)
     results.report(config, group.worker, result, text=_describe_end(config, result))

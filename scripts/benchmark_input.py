@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""Measures the input pipeline against the least that any pipeline has to do.
+
+JPEGs of 500 x 375 pixels and 50 KB, in TFRecord shards in the page cache, become random crops of
+224 pixels. `bare` is decode_and_crop_jpeg + resize + flip of the same crops from memory. Both take
+turns; images per second of each, and of all cores that the process may use, are printed.
+"""
+
+import argparse
+import io
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from trainer.config import DataConfig
+from trainer.distributed import Worker
+from trainer.inputs import convert, dataset
+from trainer.inputs.pixels import Rows
+from trainer.inputs.reader import TrainRows
+
+tf1 = tf.compat.v1
+
+_IMAGES = 768
+_BATCH_SIZE = 32
+_SIZE = 224
+_BURN_IN = 8
+
+
+def write_images(folder: str) -> None:
+    """Writes smooth random images with noise: as large as photographs of their size are."""
+    random = np.random.default_rng(0)
+    os.makedirs(os.path.join(folder, "class"))
+    for number in range(_IMAGES):
+        coarse = Image.fromarray(random.integers(0, 256, (24, 32, 3)).astype(np.uint8))
+        smooth = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC)).astype(int)
+        pixels = np.clip(smooth + random.integers(-24, 25, smooth.shape), 0, 255)
+        out = io.BytesIO()
+        Image.fromarray(pixels.astype(np.uint8)).save(out, "JPEG", quality=76)
+        with open(os.path.join(folder, "class", f"{number}.jpg"), "wb") as file:
+            file.write(out.getvalue())
+
+
+def build_bare(rows: Rows, threads: int) -> tuple[tf.Tensor, tf.Operation, dict]:
+    """The ops that every pipeline needs, on images in memory."""
+
+    def decode(contents: tf.Tensor, window: tf.Tensor, flip: tf.Tensor) -> tf.Tensor:
+        pixels = tf.io.decode_and_crop_jpeg(contents, window, channels=3)
+        pixels = tf.image.resize(pixels, [_SIZE, _SIZE])
+        return tf.cond(flip, lambda: tf.reverse(pixels, [1]), lambda: pixels)
+
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = threads
+    options.threading.max_intra_op_parallelism = 1
+    images = tf.data.Dataset.from_tensor_slices(
+        (tf.constant(list(rows.contents)), rows.windows, rows.randoms[:, 0] < 0.5)
+    )
+    images = images.repeat().map(decode, num_parallel_calls=threads)
+    batches = images.batch(_BATCH_SIZE).prefetch(2).with_options(options)
+    iterator = tf1.data.make_initializable_iterator(batches)
+    return iterator.get_next(), iterator.initializer, {}
+
+
+def images_per_sec(build: Callable[[], tuple], seconds: float) -> float:
+    """Runs what `build` adds to a graph of its own."""
+    with tf.Graph().as_default():
+        batch, initializer, feeds = build()
+        with tf1.Session() as session:
+            session.run(initializer, feeds)
+            for _ in range(_BURN_IN):
+                session.run(batch.op)
+            began, count = time.perf_counter(), 0
+            while time.perf_counter() - began < seconds:
+                session.run(batch.op)
+                count += _BATCH_SIZE
+            return count / (time.perf_counter() - began)
+
+
+def compare(folder: str, rounds: int, seconds: float) -> None:
+    """Prints both throughputs on the cores of this process, and their ratio."""
+    config = DataConfig(data_dir=folder, image_size=_SIZE, batch_size=_BATCH_SIZE)
+    data = dataset.open_dataset(config)
+    threads = len(os.sched_getaffinity(0))
+    split = dataset.open_tfrecord(config).train
+    rows = TrainRows(config, split, Worker(), seed=0).create(np.arange(_IMAGES), decode=False)
+
+    def build_pipeline() -> tuple[tf.Tensor, tf.Operation, dict]:
+        stream = data.build_train(Worker(), seed=0)
+        return stream.batch.images, stream.initializer, {stream.start_step: 0}
+
+    bare, ours = [], []
+    for _ in range(rounds):
+        bare.append(images_per_sec(lambda: build_bare(rows, threads), seconds))
+        ours.append(images_per_sec(build_pipeline, seconds))
+    ratio = statistics.median(one / other for one, other in zip(ours, bare, strict=True))
+    print(
+        f"{threads} cores: pipeline {statistics.median(ours):.0f} images/s, "
+        f"bare {statistics.median(bare):.0f} images/s, ratio {ratio:.3f}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Measures on one core, and on all, each in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each; default: 5")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each turn; default: 4")
+    parser.add_argument("--data_dir", help="shards to use instead of making some")
+    arguments = parser.parse_args()
+    if arguments.data_dir:
+        compare(arguments.data_dir, arguments.rounds, arguments.seconds)
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as folder:
+        write_images(os.path.join(folder, "images"))
+        convert.convert(os.path.join(folder, "images"), os.path.join(folder, "shards"))
+        for chosen in (cores[:1], cores):
+            os.sched_setaffinity(0, chosen)
+            options = [f"--rounds={arguments.rounds}", f"--seconds={arguments.seconds}"]
+            shards = f"--data_dir={os.path.join(folder, 'shards')}"
+            subprocess.run([sys.executable, __file__, shards, *options], check=True)
+
+
+if __name__ == "__main__":
+    main()
