@@ -137,8 +137,9 @@ def gpu_architectures() -> str:
 def find_nccl() -> Path:
     """The folder of NCCL's wheel, made fit to link with.
 
-    It is the wheel that TensorFlow depends on, whatever nvcc's version: TensorFlow and Horovod then
-    load one library, and NCCL's interface is the same for every version of CUDA.
+    It is the one that TensorFlow depends on, whatever nvcc's version. TensorFlow's library exports
+    NCCL's functions, forwarding them to the libnccl that it opens itself, and Horovod's calls meet
+    those first: so that both had better be made for one and the same.
 
     Raises:
       BuildError: it is not installed.
