@@ -92,6 +92,7 @@ def parse(
       HelpRequested: --help.
     """
     define(values)
+    values.set_gnu_getopt(True)  # Flags may follow the files of --mode=predict.
     try:
         rest = values(list(argv))[1:]
     except absl_flags.Error as error:
@@ -113,4 +114,10 @@ def parse(
         name: group_type(**{f.name: values[f.name].value for f in dataclasses.fields(group_type)})
         for name, group_type in GROUPS.items()
     }
-    return config_lib.Config(mode=mode, files=tuple(rest), **groups)
+    given = [
+        field.name
+        for group_type in GROUPS.values()
+        for field in dataclasses.fields(group_type)
+        if values[field.name].present
+    ]
+    return config_lib.Config(mode=mode, files=tuple(rest), given=tuple(given), **groups)

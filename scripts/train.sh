@@ -46,19 +46,21 @@ python scripts/prepare_digits.py
 horovodrun -np "$workers" python -m trainer \
   --flagfile=scripts/recipes/digits.flags --data_dir=data/digits \
   --logdir="$logdir" --result_json="$logdir/result.json"
-python - "$logdir" <<'END'
+python - "$root/$logdir" "$venv" <<'END'
 import json
 import sys
 
-logdir = sys.argv[1]
+logdir, venv = sys.argv[1:]
 with open(f"{logdir}/result.json", encoding="utf-8") as file:
     evaluation = json.load(file)["result"]["eval"]
 print(f"""
 top-1 {evaluation["top1"]:.4f} on {evaluation["count"]} digits that were not trained on.
 
-What to type next, after `source .venv/bin/activate`:
-  tensorboard --logdir=runs                        look at this run: {logdir}
-  python -m trainer --benchmark                    how fast is this machine?
-  scripts/train.sh -np 8 --data_dir=DIR --logdir=runs/mine
-                                                   train on your own images, a folder per class""")
+What to type next, after `source {venv}/bin/activate`:
+  tensorboard --logdir={logdir}
+      look at this run
+  python -m trainer --benchmark
+      how fast is this machine?
+  scripts/train.sh --data_dir=DIR --validation_fraction=0.1 --logdir=runs/mine
+      train on your own images, a folder per class""")
 END

@@ -15,7 +15,6 @@ def environment(**extra):
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
         **extra,
     }
 

@@ -7,11 +7,13 @@
 The modes: train, evaluate, benchmark, export, predict FILE..., describe, doctor.
 """
 
+import contextlib
 import importlib
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from flags import command_line
 from trainer import launcher
@@ -39,11 +41,35 @@ def run(argv: Sequence[str]) -> int:
         return 128 + signal.SIGINT
 
 
+@contextlib.contextmanager
+def _without_start_up_notes() -> Iterator[None]:
+    """Sieves what TensorFlow's libraries say while they are loaded, whatever the log level.
+
+    Each worker would say it before its first line of ours. All else that is written to the standard
+    error meanwhile comes through, even from a library that brings the process down.
+    """
+    errors = os.dup(2)
+    sieve = subprocess.Popen(
+        ["grep", "--invert-match", "--extended-regexp", "^(I0000 |WARNING: All log messages)"],
+        stdin=subprocess.PIPE,
+        stdout=errors,
+    )
+    with sieve:
+        os.dup2(sieve.stdin.fileno(), 2)  # type: ignore[union-attr]  # It is a pipe.
+        try:
+            yield
+        finally:
+            os.dup2(errors, 2)
+            os.close(errors)
+
+
 def run_mode(config: Config) -> int:
     """Runs the mode that `config` asks for; returns the exit status."""
-    # TensorFlow's start-up notes would come before every line of ours, once per worker; without
-    # the driver's device file, so would its complaint that there is no GPU.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if os.path.exists("/dev/nvidiactl") else "3")
+    if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
+        # Without the driver's device file, that there is no GPU is no error.
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2" if os.path.exists("/dev/nvidiactl") else "3"
+        with _without_start_up_notes():
+            importlib.import_module("tensorflow")
     return importlib.import_module(f"trainer.{config.mode}").run(config)
 
 

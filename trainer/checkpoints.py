@@ -87,7 +87,6 @@ class Store:
     """Saves checkpoints into a folder, keeps the newest, and restores from them: rank 0's.
 
     Attributes:
-      saved_step: updates made at the newest checkpoint that is known to be good.
       story: what `restore` did, for the console.
     """
 
@@ -104,7 +103,6 @@ class Store:
         self._variables = variables
         self._network = network_variables()
         self._saver = tf1.train.Saver(variables, max_to_keep=None)
-        self.saved_step = 0
         self.story: tuple[str, ...] = ()
 
     def restore(self, session: tf1.Session) -> None:
@@ -125,7 +123,6 @@ class Store:
         if found.prefix is not None:
             restore(session, found.prefix, self._variables)
             self.story = (*found.skipped, f"resumed from {found.prefix}")
-            self.saved_step = found.step
         else:
             self.story = initialize(session, self._config.init_checkpoint, self._network)
 
@@ -149,12 +146,11 @@ class Store:
                 atomic_file.sync(path)
                 path.replace(self._logdir / path.name)
             atomic_file.sync(self._logdir)
-            self.saved_step = step
-            self._remove_oldest()
         except tf.errors.OpError as error:
             raise OSError(error.message) from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+        self._remove_oldest()
 
     def _remove_oldest(self) -> None:
         steps = steps_in(str(self._logdir))
@@ -174,7 +170,6 @@ class NullStore(Store):
     def __init__(self, init_checkpoint: str | None = None) -> None:
         self._init_checkpoint = init_checkpoint
         self._network = network_variables()
-        self.saved_step = 0
         self.story = ()
 
     def restore(self, session: tf1.Session) -> None:
@@ -224,10 +219,8 @@ def count_classes(prefix: str) -> int:
     Raises:
       UserError: it can't be read, or has no such layer.
     """
-    if not Path(f"{prefix}.index").is_file():
-        raise UserError(f"--init_checkpoint: must be the prefix of a checkpoint, got {prefix}")
-    shapes = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
-    widths = {shape[-1] for name, shape in shapes.items() if name.endswith("logits/weights")}
+    shapes = _open(prefix).get_variable_to_shape_map()
+    widths = {shape[-1] for name, shape in shapes.items() if f"/{name}".endswith("/logits/weights")}
     if len(widths) != 1:
         raise UserError(f"checkpoint {prefix} has no layer `logits` that tells how many classes")
     return widths.pop()
@@ -239,7 +232,7 @@ def initialize(
     """Loads a network's variables from --init_checkpoint, if it is given; says what was done."""
     if prefix is None:
         return ()
-    left = restore_weights(session, prefix, variables)
+    left = restore_weights(session, prefix, variables, new_logits=True)
     lines = (f"started from the weights of {prefix}",)
     return (*lines, f"initialized afresh: {', '.join(left)}") if left else lines
 
@@ -259,14 +252,15 @@ def restore(session: tf1.Session, prefix: str, variables: Sequence[tf.Variable])
 
 
 def restore_weights(
-    session: tf1.Session, prefix: str, variables: Sequence[tf.Variable]
+    session: tf1.Session, prefix: str, variables: Sequence[tf.Variable], *, new_logits: bool
 ) -> list[str]:
-    """Loads a network's variables, except for logits of another number of classes.
+    """Loads a network's variables.
 
     Args:
       session: whose variables are loaded.
       prefix: of the checkpoint, which may hold more: optimizer slots, other heads.
       variables: of the network.
+      new_logits: whether logits of another number of classes keep their initial values.
 
     Returns:
       the names of the variables that keep their initial values.
@@ -274,23 +268,32 @@ def restore_weights(
     Raises:
       UserError: there is no such checkpoint, it is damaged, or it is another network's.
     """
-    if not Path(f"{prefix}.index").is_file():
-        raise UserError(f"--init_checkpoint: must be the prefix of a checkpoint, got {prefix}")
-    reason = damage(prefix)
-    if reason is not None:
-        raise UserError(f"--init_checkpoint: must be readable, got {prefix} ({reason})")
-    reader = tf.train.load_checkpoint(prefix)
+    reader = _open(prefix)
     saved = reader.get_variable_to_shape_map()
     left = [
         variable
         for variable in variables
-        if "/logits/" in variable.op.name and _differences(saved, [variable])
+        if new_logits and "/logits/" in f"/{variable.op.name}" and _differences(saved, [variable])
     ]
     kept = {variable.op.name for variable in left}
     wanted = [variable for variable in variables if variable.op.name not in kept]
     _refuse_differences(prefix, _differences(saved, wanted))
     _load(session, reader, wanted)
     return sorted(kept)
+
+
+def _open(prefix: str) -> Any:
+    """A reader of a checkpoint.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is damaged.
+    """
+    if not Path(f"{prefix}.index").is_file():
+        raise UserError(f"--init_checkpoint: must be the prefix of a checkpoint, got {prefix}")
+    reason = damage(prefix)
+    if reason is not None:
+        raise UserError(f"--init_checkpoint: must be readable, got {prefix} ({reason})")
+    return tf.train.load_checkpoint(prefix)
 
 
 def _differences(saved: Mapping[str, Sequence[int]], variables: Sequence[tf.Variable]) -> list[str]:

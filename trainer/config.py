@@ -80,6 +80,8 @@ class Checked:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
+            if value == "":
+                raise ConfigError(f"--{field.name}: must not be empty, got ''")
             rule = None if value is None else _broken_rule(value, field.metadata)
             if rule is not None:
                 raise ConfigError(f"--{field.name}: {rule}, got {value!r}")
@@ -370,10 +372,12 @@ class Config:
     Attributes:
       mode: one of `MODES`.
       files: the images that --mode=predict classifies.
+      given: names of the flags that the command line gives, rather than their defaults.
     """
 
     mode: str = "train"
     files: tuple[str, ...] = ()
+    given: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)

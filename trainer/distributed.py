@@ -83,7 +83,8 @@ class Group:
             yield
         except UserError as error:
             mine = str(error)
-        reasons = self.gather(mine)
+        with self.explain_loss():
+            reasons = self.gather(mine)
         failed = [rank for rank, reason in enumerate(reasons) if reason is not None]
         if not failed:
             return
@@ -181,10 +182,12 @@ def connect() -> Group:
         hvd.init()
     except (ImportError, tf.errors.NotFoundError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
+        broken = UserError(
             f"{launched.name} started {launched.size} workers, but Horovod does not work here "
             f"({reason}): {remedy}"
-        ) from error
+        )
+        broken.known_to_all = False  # It may be so on this host alone.
+        raise broken from error
     if hvd.size() != launched.size:
         hvd.shutdown()
         raise UserError(

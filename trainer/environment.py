@@ -19,7 +19,7 @@ class Environment:
     """Where a run ran.
 
     Attributes:
-      date: of the start, ISO 8601, UTC.
+      date: of the report, ISO 8601, UTC.
       versions: of Python and of each of `PACKAGES`; a package that is missing is not there.
       device: the accelerator's name, or the CPU's where there is none.
       cpu: the CPU's name.

@@ -48,6 +48,8 @@ def evaluate(session: tf1.Session, evaluation: graph.EvaluationGraph, group: Gro
         for _ in range(evaluation.steps):
             totals += session.run(evaluation.totals)
     count, top1, top5, loss = np.sum(group.gather(totals.tolist()), axis=0)
+    if not count:
+        raise UserError("none of the validation examples can be read: there is nothing to evaluate")
     return Evaluation(int(count), top1 / count, top5 / count, loss / count)
 
 
@@ -55,8 +57,11 @@ def run(config: Config) -> int:
     """Evaluates --init_checkpoint, or the newest good checkpoint in --logdir."""
     group = distributed.connect()
     with group.fail_together():
+        config = results.as_trained(config)
         prefix = checkpoints.choose(config.run)
-        dataset = open_dataset(config.data, num_classes=config.model.num_classes)
+        results.check_places(config, group.worker)
+        num_classes = config.model.num_classes or checkpoints.count_classes(prefix)
+        dataset = open_dataset(config.data, num_classes=num_classes)
         if not dataset.info.num_validation_examples:
             raise UserError(f"--data_dir: {dataset.info.name} has no validation examples")
         with tf.Graph().as_default():
@@ -68,7 +73,9 @@ def run(config: Config) -> int:
                     xla=config.model.xla,
                 )
             )
-            checkpoints.restore_weights(session, prefix, checkpoints.network_variables())
+            checkpoints.restore_weights(
+                session, prefix, checkpoints.network_variables(), new_logits=False
+            )
             session.graph.finalize()
     with session, group.explain_loss():
         result = evaluate(session, evaluation, group)

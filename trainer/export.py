@@ -7,13 +7,15 @@ from pathlib import Path
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import atomic_file, checkpoints, graph, session
+from trainer import atomic_file, checkpoints, graph, launcher, results, session
 from trainer.config import Config, UserError
 from trainer.inputs.device import normalize
 
 
 def run(config: Config) -> int:
     """Writes the SavedModel of a checkpoint to --export_dir, whole or not at all."""
+    config = results.as_trained(config)
+    launcher.refuse(config.mode)
     prefix = checkpoints.choose(config.run)
     target = _find_target(config)
     num_classes = checkpoints.count_classes(prefix)
@@ -34,7 +36,9 @@ def run(config: Config) -> int:
         aside = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             with tf1.Session(config=session.create_config()) as export_session:
-                checkpoints.restore_weights(export_session, prefix, checkpoints.network_variables())
+                checkpoints.restore_weights(
+                    export_session, prefix, checkpoints.network_variables(), new_logits=False
+                )
                 tf1.saved_model.simple_save(
                     export_session, str(aside), inputs={"images": images}, outputs=outputs
                 )

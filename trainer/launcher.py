@@ -1,8 +1,10 @@
-"""Which launcher started this process, told from its environment alone."""
+"""Which launcher started this process, told from its environment."""
 
 import os
 from collections.abc import Mapping
 from typing import NamedTuple
+
+from trainer.config import ConfigError
 
 
 class Launched(NamedTuple):
@@ -35,6 +37,19 @@ def find(environ: Mapping[str, str] = os.environ) -> Launched | None:
         if rank in environ and size in environ:
             return Launched(name, int(environ[rank]), int(environ[size]))
     return None
+
+
+def refuse(mode: str) -> None:
+    """Refuses several processes for what one does.
+
+    Raises:
+      ConfigError: a launcher started more than this one.
+    """
+    launched = find()
+    if launched is not None and launched.size > 1:
+        raise ConfigError(
+            f"--mode={mode}: must be run as one process, got {launched.size} by {launched.name}"
+        )
 
 
 def is_first(environ: Mapping[str, str] = os.environ) -> bool:

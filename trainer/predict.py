@@ -4,13 +4,12 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import checkpoints, graph, results, session
+from trainer import checkpoints, graph, launcher, results, session
 from trainer.config import Config, ConfigError
 from trainer.distributed import Worker
 from trainer.inputs.dataset import Dataset, DatasetInfo
@@ -46,20 +45,27 @@ def run(config: Config) -> int:
     """
     if not config.files:
         raise ConfigError("--mode=predict: must be followed by image files, got none")
+    launcher.refuse(config.mode)
+    config = results.as_trained(config)
     prefix = checkpoints.choose(config.run)
+    results.check_places(config, Worker())
     num_classes = checkpoints.count_classes(prefix)
-    names = results.read_class_names(config.run.logdir) or [str(n) for n in range(num_classes)]
-    rows: dict[int, dict[str, Any]] = {}
-    for number, probabilities in _classify(config, prefix, num_classes).items():
-        best = np.argsort(-probabilities, kind="stable")[:_BEST]
-        likely = {names[index]: float(probabilities[index]) for index in best}
-        rows[number] = {"file": config.files[number], "probabilities": likely}
+    names = results.class_names(config, num_classes)
+    found = _classify(config, prefix, num_classes)
+    predictions = []
     lines = []
-    for row in rows.values():
-        shares = [f"{name} {share:.4f}" for name, share in row["probabilities"].items()]
-        lines.append(f"{row['file']}: {', '.join(shares)}")
-    results.report(config, Worker(), {"predictions": list(rows.values())}, text="\n".join(lines))
-    unread = [name for number, name in enumerate(config.files) if number not in rows]
+    for number, probabilities in found.items():
+        best = [int(index) for index in np.argsort(-probabilities, kind="stable")[:_BEST]]
+        likely = [
+            {"class": index, "name": names[index], "probability": float(probabilities[index])}
+            for index in best
+        ]
+        predictions.append({"file": config.files[number], "classes": likely})
+        shares = ", ".join(f"{names[index]} {probabilities[index]:.4f}" for index in best)
+        lines.append(f"{config.files[number]}: {shares}")
+    result = {"predictions": predictions}
+    results.report(config, Worker(), result, text="\n".join(lines) or "nothing was classified")
+    unread = [name for number, name in enumerate(config.files) if number not in found]
     for name in unread:
         print(f"slim-horovod: {name}: is not a JPEG or PNG that can be read", file=sys.stderr)
     return 1 if unread else 0
@@ -81,7 +87,9 @@ def _classify(config: Config, prefix: str, num_classes: int) -> dict[int, np.nda
         )
         fetches = (tf.nn.softmax(logits), stream.batch.labels, stream.batch.weights)
         with tf1.Session(config=session.create_config()) as predict_session:
-            checkpoints.restore_weights(predict_session, prefix, checkpoints.network_variables())
+            checkpoints.restore_weights(
+                predict_session, prefix, checkpoints.network_variables(), new_logits=False
+            )
             predict_session.run(stream.initializer, {stream.start_step: 0})
             for _ in range(stream.steps or 0):
                 probabilities, numbers, weights = predict_session.run(fetches)

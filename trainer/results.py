@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,15 @@ from trainer import atomic_file, environment
 from trainer.config import Config
 from trainer.distributed import Worker
 
-_CLASSES = "classes.json"
+_MODEL = "model.json"
+# Group and name of the fields that training and use of a network have to agree on.
+_OF_THE_MODEL = (
+    ("model", "model"),
+    ("model", "batch_norm_epsilon"),
+    ("data", "image_size"),
+    ("data", "preprocessing"),
+    ("data", "crop_fraction"),
+)
 
 
 def check_places(config: Config, worker: Worker) -> None:
@@ -45,17 +54,45 @@ def report(config: Config, worker: Worker, result: dict[str, Any], *, text: str)
     atomic_file.write_text(config.run.result_json, json.dumps(content, indent=2) + "\n")
 
 
-def write_class_names(logdir: str | None, worker: Worker, names: Sequence[str] | None) -> None:
-    """Writes `<logdir>/classes.json`, by which predictions name classes; from rank 0 alone."""
-    if logdir is not None and names is not None and worker.rank == 0:
-        atomic_file.write_text(Path(logdir) / _CLASSES, json.dumps(list(names)) + "\n")
+def write_model(config: Config, worker: Worker, names: Sequence[str] | None) -> None:
+    """Writes `<logdir>/model.json`: what a checkpoint does not say of its network and its input.
+
+    Args:
+      config: of the run.
+      worker: only rank 0 writes.
+      names: of the classes, where they are known.
+    """
+    if config.run.logdir is None or worker.rank != 0:
+        return
+    fields = {name: getattr(getattr(config, group), name) for group, name in _OF_THE_MODEL}
+    text = json.dumps({"class_names": names and list(names), **fields}, indent=2)
+    atomic_file.write_text(Path(config.run.logdir) / _MODEL, text + "\n")
 
 
-def read_class_names(logdir: str | None) -> list[str] | None:
-    """The names of the classes that a run in `logdir` was trained on, if it knew them."""
-    if logdir is None or not (Path(logdir) / _CLASSES).exists():
-        return None
-    return json.loads((Path(logdir) / _CLASSES).read_text(encoding="utf-8"))
+def _read_model(config: Config) -> dict[str, Any]:
+    logdir = config.run.logdir
+    if logdir is None or not (Path(logdir) / _MODEL).exists():
+        return {}
+    return json.loads((Path(logdir) / _MODEL).read_text(encoding="utf-8"))
+
+
+def as_trained(config: Config) -> Config:
+    """The configuration for using a trained network: what --logdir says, unless a flag says else.
+
+    A digit that was trained on at 32 pixels must not be classified at 224.
+    """
+    recorded = _read_model(config)
+    for group, name in _OF_THE_MODEL:
+        if name in recorded and name not in config.given:
+            changed = dataclasses.replace(getattr(config, group), **{name: recorded[name]})
+            config = dataclasses.replace(config, **{group: changed})
+    return config
+
+
+def class_names(config: Config, num_classes: int) -> list[str]:
+    """The names of the classes of the run in --logdir; a class without a name is its number."""
+    names = (_read_model(config).get("class_names") or [])[:num_classes]
+    return names + [str(number) for number in range(len(names), num_classes)]
 
 
 class Status:
@@ -63,15 +100,23 @@ class Status:
 
     def __init__(self, logdir: str | None, worker: Worker) -> None:
         self._path = Path(logdir) / "status.json" if logdir and worker.rank == 0 else None
+        self._step = 0
 
-    def set(self, state: str, *, step: int, reason: str | None = None) -> None:
-        """Replaces the status.
+    def set(self, state: str, *, step: int | None = None, reason: str | None = None) -> None:
+        """Replaces the status. Where it can't be written, the run goes on all the same.
 
         Args:
           state: running, finished, preempted or failed.
-          step: updates made.
+          step: updates made, as far as they are saved. None: as before.
           reason: of the state, one line.
         """
-        if self._path is not None:
-            status = {"state": state, "step": step, "reason": reason}
+        if step is not None:
+            self._step = step
+        if self._path is None:
+            return
+        status = {"state": state, "step": self._step, "reason": reason}
+        try:
             atomic_file.write_text(self._path, json.dumps(status) + "\n")
+        except OSError as error:
+            if state != "failed":  # Why a run failed is told in any case.
+                print(f"slim-horovod: {self._path} cannot be written ({error})", file=sys.stderr)

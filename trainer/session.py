@@ -6,6 +6,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from trainer import launcher
 from trainer.config import UserError
 
 
@@ -49,6 +50,9 @@ def create_config(
         intra_op_parallelism_threads=threads, inter_op_parallelism_threads=threads
     )
     gpus = tf.config.list_physical_devices("GPU")
+    launched = launcher.find()
+    if len(gpus) == 1 and launched is not None and launched.name != "horovodrun":
+        local_rank, local_size = 0, 1  # srun and mpirun can give each worker its own GPU alone.
     if gpus:
         if local_size > len(gpus):
             raise UserError(

@@ -65,11 +65,12 @@ def run(config: Config) -> int:
     """Trains; evaluates now and then and at the end. All workers of a run call it."""
     group = distributed.connect()
     status = results.Status(config.run.logdir, group.worker)
-    with group.fail_together():
-        setup = _set_up(config, group)
-    with setup.session, _failures_in_status(status, setup.store), group.explain_loss():
-        setup.session.run(setup.train.broadcast_op)
-        result = _train(config, group, setup, status)
+    with _failures_in_status(status), group.explain_loss():
+        with group.fail_together():
+            setup = _set_up(config, group)
+        with setup.session:
+            setup.session.run(setup.train.broadcast_op)
+            result = _train(config, group, setup, status)
     results.report(config, group.worker, result, text=_describe_end(config, result))
     group.shutdown()
     return 0
@@ -112,13 +113,13 @@ def _set_up(config: Config, group: Group) -> Setup:
 
 
 @contextlib.contextmanager
-def _failures_in_status(status: results.Status, store: checkpoints.Store) -> Iterator[None]:
+def _failures_in_status(status: results.Status) -> Iterator[None]:
     """Writes why a run failed into status.json, and lets the error pass."""
     try:
         yield
     except BaseException as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        status.set("failed", step=store.saved_step, reason=reason)
+        status.set("failed", reason=reason)
         raise
 
 
@@ -129,7 +130,7 @@ def _train(config: Config, group: Group, setup: Setup, status: results.Status) -
     is_complete = done >= course.total_steps
     logdir = None if is_complete else config.run.logdir
     status.set("running", step=done)
-    results.write_class_names(config.run.logdir, group.worker, setup.info.class_names)
+    results.write_model(config, group.worker, setup.info.class_names)
     with (
         contextlib.closing(create_console(rank, course, first_step=done + 1)) as console,
         contextlib.closing(create_writer(logdir, rank=rank, first_step=done + 1)) as writer,
@@ -141,8 +142,9 @@ def _train(config: Config, group: Group, setup: Setup, status: results.Status) -
             evaluation = _evaluate(group, setup, done, writer, console)
         else:
             times, evaluation = _loop(config, group, setup, done, writer, console, status)
-    status.set("finished", step=course.total_steps)
-    return _summarize(group, course, times, evaluation)
+    steps = max(done, course.total_steps)
+    status.set("finished", step=steps)
+    return _summarize(group, course, steps, times, evaluation)
 
 
 def _loop(
@@ -186,7 +188,8 @@ def _loop(
         times.add(step)
         log.add(step)
         if course.reports_at(number) or not step.is_finite:
-            log.flush()
+            with clock.pause():
+                log.flush()
         _refuse_nonfinite(step)
         if course.saves_at(number):
             with clock.pause():
@@ -231,6 +234,13 @@ def _save(setup: Setup, step: int, console: Console) -> None:
     try:
         setup.store.save(setup.session, step)
     except OSError as error:
+        if step == setup.plan.total_steps:
+            lost = UserError(
+                f"--logdir: the last checkpoint, of step {step}, could not be saved ({error}): "
+                "make room and start again, to go on from the one before"
+            )
+            lost.known_to_all = False
+            raise lost from error
         console.say(f"step {step}: no checkpoint was saved ({error}); training goes on")
 
 
@@ -254,13 +264,14 @@ def _evaluate(
 def _summarize(
     group: Group,
     course: plan.Plan,
+    steps: int,
     times: RunTimes,
     evaluation: evaluate.Evaluation | None,
 ) -> dict[str, Any]:
     """The result of the run, as --result_json has it. Times are without the warm-up's steps."""
     result: dict[str, Any] = {
-        "steps": course.total_steps,
-        "epochs": course.epoch_at(course.total_steps),
+        "steps": steps,
+        "epochs": course.epoch_at(steps),
         "workers": group.worker.size,
         "global_batch_size": course.global_batch_size,
     }

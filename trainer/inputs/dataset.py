@@ -49,7 +49,7 @@ class Dataset:
         split: Split | None = getattr(self._source, name)
         if split is None or len(split.labels) == 0:
             raise UserError(
-                f"--data_dir: {self._config.data_dir} has no {name} examples. "
+                f"--data_dir: {self._config.data_dir or self.info.name} has no {name} examples. "
                 "See the kinds of --dataset for where they belong."
             )
         return split

@@ -5,11 +5,11 @@ chunks are under way at once, and come out in order. Where an image of a chunk t
 decodable, the chunk is made again, this time trying every image first (`decode`).
 """
 
-import os
 from typing import NamedTuple
 
 import tensorflow as tf
 
+from trainer import session
 from trainer.config import DataConfig, UserError
 from trainer.distributed import Worker
 from trainer.inputs.pixels import ROW_SHAPES, ROW_TYPES, Rows, build_pixels
@@ -81,7 +81,7 @@ class Stream:
 
 def count_threads(worker: Worker) -> int:
     """This worker's share of the cores that the process may use, at least 1."""
-    return max(1, len(os.sched_getaffinity(0)) // worker.local_size)
+    return session.worker_cores(worker.local_size)
 
 
 def _chunk_size(batch_size: int) -> int:

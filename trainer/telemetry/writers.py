@@ -113,10 +113,13 @@ def _lines_before(first_step: int, path: str) -> Iterator[str]:
     """The whole lines in a metrics file that are of earlier steps."""
     if not Path(path).exists():
         return
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
-            # The last line may be cut in the middle, by whatever ended that run.
-            if line.endswith("}\n") and json.loads(line)["step"] < first_step:
+            try:
+                step = json.loads(line)["step"]
+            except (ValueError, KeyError, TypeError):
+                continue  # Cut in the middle, or worse, by whatever ended that run.
+            if step < first_step and line.endswith("\n"):
                 yield line
 
 
