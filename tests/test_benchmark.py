@@ -105,7 +105,9 @@ def test_a_batch_that_does_not_fit_is_a_row_and_the_sweep_goes_on(tmp_path):
 @pytest.mark.processes
 @pytest.mark.parametrize("sweep", [(), ("--benchmark_batch_sizes=2,3",)], ids=["one", "sweep"])
 def test_ctrl_c_prints_what_was_measured_and_says_that_it_is_partial(sweep, tmp_path):
-    command = [sys.executable, "-m", "trainer", "--benchmark", *NETWORK, *sweep]
+    # A shell's background job, which these tests may be, ignores Ctrl-C and hands that down.
+    command = ["env", "--default-signal=INT"]
+    command += [sys.executable, "-m", "trainer", "--benchmark", *NETWORK, *sweep]
     command += ["--benchmark_passes=forward,forward_backward", "--benchmark_steps=100000000"]
     command += [f"--result_json={tmp_path}/result.json"]
     with subprocess.Popen(

@@ -75,13 +75,6 @@ def test_the_stream_reads_what_the_order_says(size, monkeypatch):
         assert (read == expected).all()
 
 
-def test_threads_share_the_cores(monkeypatch):
-    from trainer.inputs.pipeline import count_threads
-
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    assert [count_threads(Worker(0, n, 0, n)) for n in (1, 2, 3, 16)] == [8, 4, 2, 1]
-
-
 @pytest.mark.parametrize(
     ("examples", "size", "batch_size"), [(360, 3, 7), (1, 2, 4), (8, 2, 4), (33, 1, 40)]
 )
