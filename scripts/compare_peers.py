@@ -18,14 +18,18 @@ import subprocess
 import sys
 import time
 import venv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from peers import contestants as contestants_lib
+from peers.contestants import OURS, Contestant
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PEERS = _ROOT / "scripts" / "peers"
 _PAUSE_SEC = 0.3  # Threads of the contestant before go on spinning for a while.
 _FLOPS_TOLERANCE = 1e-6
-_OURS = "slim-horovod"
+_QUIET_CORES = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,61 +64,8 @@ def make_environment(folder: Path) -> Path:
     return python
 
 
-class Contestant:
-    """A process that prepares and runs steps on demand."""
-
-    def __init__(self, python: str | Path, script: str, option: str, log: Path) -> None:
-        self._log = log.open("w", encoding="utf-8")
-        self._process = subprocess.Popen(
-            [python, _PEERS / script, option],
-            cwd=_ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-        )
-
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Sends a request of `peers/protocol.py` and waits for its answer."""
-        process = self._process
-        if process.stdin is None or process.stdout is None:
-            raise ValueError("a contestant must have pipes")
-        try:
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
-        except BrokenPipeError:
-            pass  # It has ended, as the next line finds.
-        line = process.stdout.readline()
-        if not line:
-            return {"error": f"ended with status {process.wait()}; see {self._log.name}"}
-        return json.loads(line)
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.kill()
-        self._process.communicate()
-        self._log.close()
-
-
-def start_contestants(peers_python: Path, folder: Path, *, gpu: bool) -> dict[str, Contestant]:
-    """All contestants by their names in the table; ours is the first."""
-    variants = [
-        (_OURS, sys.executable, "ours.py", "plain"),
-        ("Keras ResNet50V2", sys.executable, "keras_resnet.py", "plain"),
-        ("Keras ResNet50V2, jit", sys.executable, "keras_resnet.py", "jit"),
-        ("PyTorch", peers_python, "torch_resnet.py", "plain"),
-        ("PyTorch, compiled", peers_python, "torch_resnet.py", "compile"),
-    ]
-    if gpu:  # On CPUs XLA is slower.
-        variants.insert(1, (f"{_OURS} --xla", sys.executable, "ours.py", "xla"))
-    return {
-        name: Contestant(python, script, option, folder / f"{Path(script).stem}_{option}.log")
-        for name, python, script, option in variants
-    }
-
-
 def time_case(
-    contestants: dict[str, Contestant], plan: Plan, task: str, precision: str
+    contestants: Mapping[str, Contestant], plan: Plan, task: str, precision: str
 ) -> dict[str, Any]:
     """Prepares all contestants, then lets them run in turn."""
     case = {
@@ -127,6 +78,7 @@ def time_case(
     durations_sec: dict[str, list[float]] = {
         name: [] for name, answer in figures.items() if "error" not in answer
     }
+    load = contestants_lib.ForeignLoad(contestants.values())
     for _ in range(plan.rounds):
         for name in list(durations_sec):
             time.sleep(_PAUSE_SEC)
@@ -136,6 +88,7 @@ def time_case(
                 del durations_sec[name]
             else:
                 durations_sec[name] += answer["durations_sec"]
+    foreign_cores = load.cores()
     for name, durations in durations_sec.items():
         median = statistics.median(durations)
         figures[name] |= {
@@ -144,12 +97,17 @@ def time_case(
             "images_per_sec": plan.batch_size / median,
         }
     _compare(figures)
-    return {"task": task, "precision": precision, "contestants": figures}
+    return {
+        "task": task,
+        "precision": precision,
+        "foreign_cores": foreign_cores,
+        "contestants": figures,
+    }
 
 
 def _compare(figures: dict[str, dict[str, Any]]) -> None:
     """Sets every contestant against ours: as fast, and as large?"""
-    ours = figures[_OURS]
+    ours = figures[OURS]
     for each in figures.values():
         if "images_per_sec" not in each or "images_per_sec" not in ours:
             continue
@@ -171,11 +129,17 @@ def format_table(cases: list[dict[str, Any]]) -> str:
             if "images_per_sec" not in each:
                 cells.append("failed")
                 continue
-            ratio = "" if name == _OURS else f" ({each.get('ours_to_this', 0):.2f}x)"
+            ratio = "" if name == OURS else f" ({each.get('ours_to_this', 0):.2f}x)"
             mark = "" if each.get("is_same_size", True) else " *"
             cells.append(f"{each['images_per_sec']:.1f}{ratio}{mark}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "images/s of the median step; in brackets: ours by theirs"]
+    busiest = max(case["foreign_cores"] for case in cases)
+    if busiest > _QUIET_CORES:
+        lines.append(
+            f"NOT A QUIET MACHINE: other programs used up to {busiest:.1f} cores meanwhile. "
+            "Programs whose threads wait for each other suffer most; do not quote these figures"
+        )
     for case in cases:
         for name, each in case["contestants"].items():
             if "error" in each:
@@ -184,7 +148,7 @@ def format_table(cases: list[dict[str, Any]]) -> str:
                 lines.append(
                     f"* {name}, {case['task']} {case['precision']}: {each['parameters']:,} "
                     f"parameters, {each['gflops_per_image']:.3f} GFLOP per image; ours has "
-                    f"{case['contestants'][_OURS]['gflops_per_image']:.3f}"
+                    f"{case['contestants'][OURS]['gflops_per_image']:.3f}"
                 )
     return "\n".join(lines)
 
@@ -195,8 +159,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="under 15 minutes on 2 cores")
     parser.add_argument("--batch_size", type=int, help="images per step (quick: 16, else 32)")
     parser.add_argument("--image_size", type=int, default=224, help="pixels (224)")
-    parser.add_argument("--rounds", type=int, help="turns of each (quick: 3, else 10)")
-    parser.add_argument("--steps", type=int, help="steps per turn (1; on a GPU 20)")
+    parser.add_argument("--rounds", type=int, help="turns of each (quick: 2, else 10)")
+    parser.add_argument("--steps", type=int, help="steps per turn (2; on a GPU 20)")
     parser.add_argument("--out", type=Path, default=_ROOT / "runs" / "compare_peers")
     parser.add_argument("--venv", type=Path, default=_ROOT / ".venv-peers")
     return parser.parse_args()
@@ -220,10 +184,10 @@ def main() -> int:
     plan = Plan(
         batch_size=options.batch_size or (16 if options.quick else 32),
         image_size=options.image_size,
-        rounds=options.rounds or (3 if options.quick else 10),
-        steps=options.steps or (20 if gpu else 1),
+        rounds=options.rounds or (2 if options.quick else 10),
+        steps=options.steps or (20 if gpu else 2),
     )
-    contestants = start_contestants(peers_python, folder, gpu=gpu)
+    contestants = contestants_lib.start(peers_python, folder, gpu=gpu)
     cases = []
     try:
         for precision in ("float32", "bfloat16"):

@@ -65,6 +65,10 @@ def _without_start_up_notes() -> Iterator[None]:
 
 def run_mode(config: Config) -> int:
     """Runs the mode that `config` asks for; returns the exit status."""
+    if config.model.xla:
+        # XLA compiles for CPUs only where this says so; TensorFlow reads it once.
+        given = os.environ.get("TF_XLA_FLAGS", "")
+        os.environ["TF_XLA_FLAGS"] = f"{given} --tf_xla_cpu_global_jit".strip()
     if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
         # Without the driver's device file, that there is no GPU is no error.
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2" if os.path.exists("/dev/nvidiactl") else "3"

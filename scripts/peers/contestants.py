@@ -1,0 +1,95 @@
+"""The processes that compare_peers.py lets run in turn, and what else runs meanwhile."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+OURS = "slim-horovod"
+_FOLDER = Path(__file__).resolve().parent
+_TICKS_PER_SEC = os.sysconf("SC_CLK_TCK")
+
+
+class Contestant:
+    """A process that prepares and runs steps on demand."""
+
+    def __init__(self, python: str | Path, script: str, option: str, log: Path) -> None:
+        self._log = log.open("w", encoding="utf-8")
+        self._process = subprocess.Popen(
+            [python, _FOLDER / script, option],
+            cwd=_FOLDER.parent.parent,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Sends a request of `protocol.py` and waits for its answer."""
+        process = self._process
+        if process.stdin is None or process.stdout is None:
+            raise ValueError("a contestant must have pipes")
+        try:
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            pass  # It has ended, as the next line finds.
+        line = process.stdout.readline()
+        if not line:
+            return {"error": f"ended with status {process.wait()}; see {self._log.name}"}
+        return json.loads(line)
+
+    def cpu_sec(self) -> float:
+        """CPU time of the process so far; 0 where it has ended."""
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii")
+        except FileNotFoundError:
+            return 0.0
+        user, system = fields.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / _TICKS_PER_SEC
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.communicate()
+        self._log.close()
+
+
+class ForeignLoad:
+    """How busy other programs keep the machine, from its making on."""
+
+    def __init__(self, contestants: Iterable[Contestant]) -> None:
+        self._contestants = list(contestants)
+        self._began = time.monotonic()
+        self._before_sec = self._foreign_sec()
+
+    def _foreign_sec(self) -> float:
+        """CPU time of everything but the contestants since the machine's start."""
+        with open("/proc/stat", encoding="ascii") as file:
+            user, nice, system = (int(field) for field in file.readline().split()[1:4])
+        return (user + nice + system) / _TICKS_PER_SEC - sum(c.cpu_sec() for c in self._contestants)
+
+    def cores(self) -> float:
+        """Cores that other programs had in use, on average."""
+        return (self._foreign_sec() - self._before_sec) / (time.monotonic() - self._began)
+
+
+def start(peers_python: Path, folder: Path, *, gpu: bool) -> dict[str, Contestant]:
+    """All contestants by their names in the table; ours is the first."""
+    variants = [
+        (OURS, sys.executable, "ours.py", "plain"),
+        ("Keras ResNet50V2", sys.executable, "keras_resnet.py", "plain"),
+        ("Keras ResNet50V2, jit", sys.executable, "keras_resnet.py", "jit"),
+        ("PyTorch", peers_python, "torch_resnet.py", "plain"),
+        ("PyTorch, compiled", peers_python, "torch_resnet.py", "compile"),
+    ]
+    if gpu:  # On CPUs XLA is slower.
+        variants.insert(1, (f"{OURS} --xla", sys.executable, "ours.py", "xla"))
+    return {
+        name: Contestant(python, script, option, folder / f"{Path(script).stem}_{option}.log")
+        for name, python, script, option in variants
+    }
