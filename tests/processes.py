@@ -41,6 +41,12 @@ def horovodrun(workers, arguments, *, timeout_sec=300, **extra):
     )
 
 
+def train_script(workers, flags):
+    """Runs the README's first command with some flags, in the environment of the tests."""
+    command = ["scripts/train.sh", "-np", str(workers), *flags]
+    return run(command, SLIM_HOROVOD_VENV=sys.prefix)
+
+
 def trainer(*flags, **extra):
     """Runs `python -m trainer` with some flags in one process."""
     return run([sys.executable, "-m", "trainer", *flags], **extra)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from processes import horovodrun, trainer
+from processes import horovodrun, train_script, trainer
 from tensorboard.backend.event_processing import event_accumulator
 
 FLAGS = [
@@ -51,10 +51,10 @@ def read_json(path):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A finished run of 60 steps on two workers."""
+    """A finished run of 60 steps on two workers, by scripts/train.sh."""
     logdir = tmp_path_factory.mktemp("run")
     flags = [*FLAGS, "--steps=60", f"--logdir={logdir}", f"--result_json={logdir}/result.json"]
-    done = horovodrun(2, ["-m", "trainer", *flags, "--checkpoint_every=25"])
+    done = train_script(2, [*flags, "--checkpoint_every=25"])
     assert done.returncode == 0, done.stdout + done.stderr
     (logdir / "console.txt").write_text(done.stdout, encoding="utf-8")
     return logdir
