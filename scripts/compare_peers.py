@@ -206,7 +206,8 @@ def main() -> int:
         [peers_python, _PEERS / "chart.py", output, output.with_suffix(".png")], check=True
     )
     print(f"\n{table}\n\n{output.parent}: {time.monotonic() - began:.0f} s in all")
-    return 0
+    failed = ["error" in each for case in cases for each in case["contestants"].values()]
+    return 1 if any(failed) else 0
 
 
 if __name__ == "__main__":

@@ -16,12 +16,13 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from flags import command_line
-from trainer import launcher
+from trainer import allocator, launcher
 from trainer.config import Config, UserError
 
 
 def main() -> None:
     """The console script: runs this process's command line and exits with its status."""
+    allocator.restart_with_settings()
     sys.exit(run(sys.argv))
 
 
@@ -71,7 +72,7 @@ def run_mode(config: Config) -> int:
         os.environ["TF_XLA_FLAGS"] = f"{given} --tf_xla_cpu_global_jit".strip()
     if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
         # Without the driver's device file, that there is no GPU is no error.
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2" if os.path.exists("/dev/nvidiactl") else "3"
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2" if allocator.has_gpu() else "3"
         with _without_start_up_notes():
             importlib.import_module("tensorflow")
     return importlib.import_module(f"trainer.{config.mode}").run(config)

@@ -11,6 +11,7 @@ from typing import Any
 
 OURS = "slim-horovod"
 _FOLDER = Path(__file__).resolve().parent
+_ROOT = _FOLDER.parent.parent
 _TICKS_PER_SEC = os.sysconf("SC_CLK_TCK")
 
 
@@ -21,7 +22,8 @@ class Contestant:
         self._log = log.open("w", encoding="utf-8")
         self._process = subprocess.Popen(
             [python, _FOLDER / script, option],
-            cwd=_FOLDER.parent.parent,
+            cwd=_ROOT,
+            env={**os.environ, "PYTHONPATH": str(_ROOT)},  # This checkout, wherever it is.
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 from protocol import Case, Prepared, serve
 
-from trainer import benchmark_graphs, distributed, session
+from trainer import allocator, benchmark_graphs, distributed, session
 from trainer.config import Config, DataConfig, ModelConfig
 from trainer.inputs.dataset import open_dataset
 
@@ -39,4 +39,5 @@ def prepare(case: Case, *, xla: bool) -> Prepared:
 
 
 if __name__ == "__main__":
+    allocator.restart_with_settings()  # As `python -m trainer` does.
     serve(functools.partial(prepare, xla=sys.argv[1] == "xla"))
