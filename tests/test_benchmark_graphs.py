@@ -122,7 +122,8 @@ def test_forward_backward_updates_nothing():
 
 def test_the_train_step_updates_every_variable():
     for name, (old, new) in run_twice("train_step").items():
-        assert not np.array_equal(old, new), name
+        is_unused = name.startswith("loss_scale/")  # float16 alone needs it.
+        assert np.array_equal(old, new) == is_unused, name
 
 
 def test_forward_backward_has_the_gradient_of_every_trainable_variable():

@@ -127,6 +127,40 @@ def test_without_averaging_they_do_not(folder):
     assert difference(first, second) > 1e-3
 
 
+@pytest.mark.parametrize("name", ["poisoned", "poisoned_float16"])
+def test_what_one_worker_spoils_none_applies(folder, name):
+    first, second = load(folder, name)
+    for variable, value in first.items():
+        np.testing.assert_array_equal(value, second[variable], err_msg=variable)
+        assert np.all(np.isfinite(value)), variable
+    of_workers = [report["updates"][name]["metrics"] for report in reports(folder)]
+    for steps in of_workers:
+        assert [step["is_applied"] for step in steps] == [1, 0, 1]
+    assert [steps[1]["nonfinite_gradient"] for steps in of_workers] == [-1, 0]
+    if name == "poisoned_float16":
+        assert first["loss_scale/scale"] == 2**14
+        for steps in of_workers:
+            assert [step["loss_scale"] for step in steps] == [2**15, 2**15, 2**14]
+
+
+def test_accumulated_batches_make_the_update_of_large_ones_with_one_allreduce(folder):
+    small, large = (load(folder, f"{size}_batches")[0] for size in ("small", "large"))
+    assert difference(small, large) < 1e-5
+    for report in reports(folder):
+        small, large = (report["updates"][f"{size}_batches"] for size in ("small", "large"))
+        trained = 4  # Kernel and bias of two layers.
+        assert small["collectives"] == {"batch": 0, "update": trained + 1}
+        assert large["collectives"] == {"update": trained + 1}
+        for ours, theirs in zip(small["metrics"], large["metrics"], strict=True):
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+
+
+def test_all_workers_see_a_request_at_the_same_step(folder):
+    for report in reports(folder):
+        steps = report["updates"]["large_batches"]["metrics"]
+        assert [step["request"] for step in steps] == [0.5, 0, 0]
+
+
 def test_the_loss_is_the_mean_over_the_workers(folder):
     first, second = load(folder, "averaged_batches")
     np.testing.assert_array_equal(first["loss"], second["loss"])

@@ -124,6 +124,8 @@ def step(number, *, duration_sec=0.5, own_sec=0.4):
         weight_decay_loss=0.5,
         gradient_norm=3.0,
         top1=0.25,
+        loss_scale=1.0,
+        is_applied=True,
     )
 
 

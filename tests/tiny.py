@@ -6,6 +6,7 @@ They are plug-ins: --model=tiny:network --dataset=tiny:dataset, with this folder
 import io
 
 import numpy as np
+import tensorflow as tf
 from PIL import Image
 
 from models.slim_compat import slim
@@ -29,6 +30,21 @@ def network(images, num_classes, is_training):
     net = slim.flatten(slim.avg_pool2d(net, net.shape[1:3], scope="pool"))
     logits = slim.fully_connected(net, num_classes, activation_fn=None, scope="logits")
     return logits, {}
+
+
+def network_without_bn(images, num_classes, is_training):
+    """A convolution and a linear layer."""
+    del is_training
+    with slim.arg_scope([slim.conv2d], normalizer_fn=None):
+        net = slim.conv2d(images, 8, 3, stride=2, scope="conv")
+    net = slim.flatten(slim.avg_pool2d(net, net.shape[1:3], scope="pool"))
+    return slim.fully_connected(net, num_classes, activation_fn=None, scope="logits"), {}
+
+
+def poisoned_network(images, num_classes, is_training):
+    """`network`, whose input is multiplied by what `poison:0` is fed, by default 1."""
+    poison = tf.cast(tf.compat.v1.placeholder_with_default(1.0, [], name="poison"), images.dtype)
+    return network(images * poison, num_classes, is_training)
 
 
 class Patches:

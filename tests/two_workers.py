@@ -4,12 +4,14 @@ usage: two_workers.py FOLDER
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
+import test_update
 import tiny
 
 from trainer import distributed, evaluate, graph, session
@@ -65,6 +67,71 @@ def train(group, folder, name):
     return {"count": result.count, "top1": result.top1, "loss": result.loss}
 
 
+def take_steps(group, config, feeds_of_steps):
+    """Takes a step of the trainer's own graph for each dict of feeds by name.
+
+    Returns:
+      the metrics of each step, the final variables by name, and how many all-reduces the last step
+      and the batch before it ran, by the session's own trace.
+    """
+    with tf.Graph().as_default():
+        tf1.set_random_seed(1)
+        train_graph = graph.build_train_graph(config, group, open_dataset(config.data))
+        variables = {variable.op.name: variable for variable in tf1.global_variables()}
+        initializer = tf1.global_variables_initializer()
+        threads = session.create_config(local_size=group.worker.local_size)
+        with tf1.Session(config=threads) as run:
+            run.run(initializer)
+            run.run(train_graph.broadcast_op)
+            run.run(train_graph.stream.initializer, {train_graph.stream.start_step: 0})
+            metrics, collectives = [], {}
+            for feeds in feeds_of_steps:
+                for _ in range(train_graph.batches_per_update - 1):
+                    collectives["batch"] = count_collectives(run, train_graph.accumulate_op, {})[0]
+                feed = {f"{name}:0": value for name, value in feeds.items()}
+                feed[train_graph.learning_rate] = LEARNING_RATE
+                fetches = (train_graph.metrics, train_graph.train_op)
+                collectives["update"], (taken, _) = count_collectives(run, fetches, feed)
+                metrics.append({name: float(value) for name, value in taken._asdict().items()})
+            return metrics, run.run(variables), collectives
+
+
+def count_collectives(run, fetches, feeds):
+    """How many collectives a session's run executed, and what it returned."""
+    trace = tf1.RunMetadata()
+    options = tf1.RunOptions(trace_level=tf1.RunOptions.FULL_TRACE)
+    values = run.run(fetches, feeds, options=options, run_metadata=trace)
+    nodes = [node for device in trace.step_stats.dev_stats for node in device.node_stats]
+    return sum("= HorovodAllreduce(" in node.timeline_label for node in nodes), values
+
+
+def update_together(group, folder):
+    """Updates that one worker spoils, and updates of several batches."""
+    poison = [{}, {"poison": math.nan if group.worker.rank == 1 else 1.0}, {}]
+    ask = [{"request": float(group.worker.rank)}, {}, {}]
+    runs = {
+        "poisoned": (test_update.create_config(network="poisoned_network"), poison),
+        "poisoned_float16": (
+            test_update.create_config(network="poisoned_network", precision="float16"),
+            poison,
+        ),
+        "small_batches": (
+            test_update.create_config(network="network_without_bn", accumulate_steps=4),
+            ask,
+        ),
+        "large_batches": (
+            test_update.create_config(network="network_without_bn", batch_size=32),
+            ask,
+        ),
+    }
+    report = {}
+    for name, (config, feeds) in runs.items():
+        metrics, final, collectives = take_steps(group, config, feeds)
+        np.savez(folder / f"{name}_{group.worker.rank}.npz", **final)
+        report[name] = {"metrics": metrics, "collectives": collectives}
+    return report
+
+
 def fail_on(group, rank, message):
     """What a worker hears when another one fails."""
     try:
@@ -86,6 +153,7 @@ def main():
         "evaluation": train(group, folder, "averaged"),
     }
     train(WithoutAveraging(group), folder, "alone")
+    report["updates"] = update_together(group, folder)
     (folder / f"report_{group.worker.rank}.json").write_text(json.dumps(report))
     group.shutdown()
 

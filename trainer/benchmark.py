@@ -34,7 +34,7 @@ _INTERRUPTED = 130  # As a shell says it of a program that Ctrl-C ended.
 
 def run(config: Config) -> int:
     """Times the passes that --benchmark_passes names and reports them."""
-    group = distributed.connect()
+    group = distributed.connect(config.communication)
     with group.fail_together():
         _check(config, group)
     say: Say = functools.partial(print, flush=True) if group.worker.rank == 0 else _say_nothing
@@ -71,6 +71,11 @@ def _check(config: Config, group: Group) -> None:
         raise ConfigError(
             "--benchmark_passes: allreduce must have several workers: start it with "
             "horovodrun -np 2 python -m trainer --benchmark --benchmark_passes=allreduce"
+        )
+    if config.optimizer.accumulate_steps > 1:
+        raise ConfigError(
+            "--accumulate_steps: must be 1 with --benchmark, which times single batches, got "
+            f"{config.optimizer.accumulate_steps}"
         )
     if config.benchmark.batch_sizes and launcher.find() is not None:
         raise ConfigError("--benchmark_batch_sizes: must not be given under a launcher")

@@ -239,11 +239,41 @@ class OptimizerConfig(Checked):
         choices=("cosine", "step", "polynomial", "constant"),
     )
     momentum: float = flag(0.9, "Of momentum and nesterov.", minimum=0.0, below=1.0)
+    accumulate_steps: int = flag(
+        1,
+        "Batches per update and worker: their gradients are averaged before the one all-reduce. "
+        "Pays where memory is too small for a larger batch, or the network between hosts is slow.",
+        minimum=1,
+    )
     label_smoothing: float = flag(
         0.0,
         "Share of the target spread over all classes (arXiv:1512.00567).",
         minimum=0.0,
         below=1.0,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CommunicationConfig(Checked):
+    """How Horovod averages gradients. Its own HOROVOD_... variables, where set, are left alone."""
+
+    gradient_compression: str = flag(
+        "none",
+        "Type in which gradients travel: none (as they are, float32) or float16. Pays between "
+        "hosts on a slow network; within a host, and on CPUs, converting costs more than it saves.",
+        choices=("none", "float16"),
+    )
+    fusion_threshold_mb: int | None = flag(
+        None,
+        "Gradients are fused into buffers of up to this size, MiB; 0: not at all. Larger pays on "
+        "networks with a high latency. Default: Horovod's, 128.",
+        minimum=0,
+        maximum=1024,
+    )
+    autotune: bool = flag(
+        False,
+        "Let Horovod try fusion thresholds and cycle times in the first some hundred steps. Pays "
+        "in long runs over many hosts.",
     )
 
 
@@ -381,6 +411,7 @@ class Config:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    communication: CommunicationConfig = dataclasses.field(default_factory=CommunicationConfig)
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
     benchmark: BenchmarkConfig = dataclasses.field(default_factory=BenchmarkConfig)
 

@@ -55,7 +55,7 @@ def evaluate(session: tf1.Session, evaluation: graph.EvaluationGraph, group: Gro
 
 def run(config: Config) -> int:
     """Evaluates --init_checkpoint, or the newest good checkpoint in --logdir."""
-    group = distributed.connect()
+    group = distributed.connect(config.communication)
     with group.fail_together():
         config = results.as_trained(config)
         prefix = checkpoints.choose(config.run)

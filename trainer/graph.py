@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -10,12 +10,15 @@ import tensorflow.compat.v1 as tf1
 
 import models
 from models.slim_compat import slim
-from trainer import optimizers, precision
+from trainer import cpu_gradients, optimizers, precision
+from trainer.accumulation import Accumulator
 from trainer.config import Config, ConfigError, ModelConfig
 from trainer.distributed import Group
 from trainer.inputs import device
 from trainer.inputs.dataset import Dataset, SyntheticDataset
 from trainer.inputs.pipeline import Batch, Stream
+from trainer.loss_scale import LossScale
+from trainer.statistics import Statistics
 
 AnyDataset = Dataset | SyntheticDataset
 
@@ -31,6 +34,12 @@ class StepMetrics(NamedTuple):
       weight_decay_loss: weight_decay * sum(w^2) / 2 over the convolution weights.
       gradient_norm: L2 norm of the averaged gradient of all trainable variables.
       top1: share of the batch's images that were classified right.
+      request: above 0 where any worker was fed a request.
+      is_applied: 1, or 0 where the loss or the averaged gradient was not finite: then variables,
+        optimizer slots and moving statistics are as before.
+      loss_scale: of the step; 1 where the precision needs none.
+      nonfinite_gradient: int32 []: of the first variable whose gradient was not finite on this
+        worker, its index in `TrainGraph.gradient_names`; -1 where there is none.
       data_wait_sec: how long the step waited for its input.
       gradients_ready_sec: when this worker's gradients were ready, since 1970.
     """
@@ -40,6 +49,10 @@ class StepMetrics(NamedTuple):
     weight_decay_loss: tf.Tensor
     gradient_norm: tf.Tensor
     top1: tf.Tensor
+    request: tf.Tensor
+    is_applied: tf.Tensor
+    loss_scale: tf.Tensor
+    nonfinite_gradient: tf.Tensor
     data_wait_sec: tf.Tensor
     gradients_ready_sec: tf.Tensor
 
@@ -56,20 +69,45 @@ class TrainGraph(NamedTuple):
     """A complete training step.
 
     Attributes:
-      train_op: updates variables, optimizer slots, BN's moving statistics and `global_step`.
+      train_op: updates variables, optimizer slots and BN's moving statistics, where all is finite,
+        and `global_step` in any case.
       metrics: of the step, before its update.
+      accumulate_op: what each batch of an update but the last runs instead of `train_op`.
+      accumulate_wait_sec: float64 []: how long it waited for its input.
+      batches_per_update: --accumulate_steps.
       learning_rate: float32 [], to be fed.
-      global_step: int64 [], updates made.
+      request: float32 [], may be fed: above 0 tells all workers, in `metrics.request`.
+      gradient_names: the variables that have gradients.
+      global_step: int64 [], steps taken.
       stream: the input.
-      broadcast_op: gives every worker rank 0's variables.
+      broadcast_op: gives every worker rank 0's variables; to be run before the first step.
     """
 
     train_op: tf.Operation
     metrics: StepMetrics
+    accumulate_op: tf.Operation
+    accumulate_wait_sec: tf.Tensor
+    batches_per_update: int
     learning_rate: tf.Tensor
+    request: tf.Tensor
+    gradient_names: tuple[str, ...]
     global_step: tf.Variable
     stream: Stream
     broadcast_op: tf.Operation
+
+    def create_step(self, session: tf1.Session) -> Callable[[float, float], StepMetrics]:
+        """A function that takes a step: (learning rate, request) -> its metrics, as numbers."""
+        update = session.make_callable(
+            [self.metrics, self.train_op], [self.learning_rate, self.request]
+        )
+        accumulate = session.make_callable([self.accumulate_wait_sec, self.accumulate_op])
+
+        def take_step(rate: float, request: float) -> StepMetrics:
+            waited_sec = sum(accumulate()[0] for _ in range(self.batches_per_update - 1))
+            metrics, _ = update(rate, request)
+            return metrics._replace(data_wait_sec=metrics.data_wait_sec + waited_sec)
+
+        return take_step
 
 
 class EvaluationGraph(NamedTuple):
@@ -144,6 +182,7 @@ def build_logits(
     with (
         tf1.variable_scope("", custom_getter=getter, reuse=tf1.AUTO_REUSE),
         slim.arg_scope(arg_scope),
+        cpu_gradients.faster_gradients(dtype),
     ):
         logits, _ = network.fn(
             tf.cast(images, dtype), num_classes=num_classes, is_training=is_training
@@ -188,6 +227,84 @@ def build_losses(config: Config, logits: tf.Tensor, batch: Batch) -> Losses:
 
 def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> TrainGraph:
     """Adds the training step to the default graph, the same on every worker."""
+    stream, batch, wait_sec = _build_timed_input(config, group, dataset)
+    logits = build_logits(
+        config.model,
+        device.network_input(batch, config.data),
+        num_classes=dataset.info.num_classes,
+        is_training=True,
+    )
+    losses = build_losses(config, logits, batch)
+    right = tf.equal(tf.argmax(logits, 1, output_type=batch.labels.dtype), batch.labels)
+    top1 = tf.reduce_mean(tf.cast(right, tf.float32))
+
+    learning_rate = tf1.placeholder(tf.float32, [], name="learning_rate")
+    request = tf1.placeholder_with_default(0.0, [], name="request")
+    optimizer = optimizers.create_optimizer(config.optimizer, learning_rate)
+    loss_scale = LossScale(config.model.precision)
+    gradients, variables = _compute_gradients(optimizer, loss_scale.multiply(losses.total))
+    scalars = [losses.total, losses.cross_entropy, top1]
+    batches = config.optimizer.accumulate_steps
+    accumulator = Accumulator([*gradients, *scalars], batches)
+    local, scalars = accumulator.means[: len(gradients)], accumulator.means[len(gradients) :]
+    with tf.control_dependencies(local):
+        gradients_ready_sec = _build_now(config)
+    averaged = [
+        loss_scale.divide(_average_gradient(config, group, gradient, variable.op.name))
+        for gradient, variable in zip(local, variables, strict=True)
+    ]
+    update_ops = tf.group(*tf1.get_collection(tf1.GraphKeys.UPDATE_OPS))
+    statistics = Statistics(group, [*scalars, request], update_ops)
+    loss, cross_entropy, top1, requested = tf.unstack(statistics.scalars)
+    gradient_norm = tf.linalg.global_norm(averaged)
+
+    # All workers see the same loss and gradients: they apply an update, or none does.
+    is_finite = tf.math.is_finite(loss + gradient_norm)
+    nonfinite = tf.cond(is_finite, lambda: tf.constant(-1), lambda: _find_nonfinite(local))
+    global_step = tf1.train.get_or_create_global_step()
+    pairs = list(zip(averaged, variables, strict=True))
+    with tf.control_dependencies([is_finite, nonfinite]):
+        train_op = tf.group(
+            tf.cond(is_finite, lambda: optimizer.apply_gradients(pairs), tf.no_op),
+            statistics.build_update(is_finite),
+            loss_scale.build_update(is_finite),
+            accumulator.build_reset(),
+            global_step.assign_add(1).op,
+        )
+    broadcast_op = group.build_broadcast(tf1.global_variables())
+    with tf.control_dependencies([broadcast_op]):
+        begin_op = tf.group(statistics.build_begin(), accumulator.build_reset())
+    return TrainGraph(
+        train_op=train_op,
+        metrics=StepMetrics(
+            loss=loss,
+            cross_entropy=cross_entropy,
+            weight_decay_loss=losses.weight_decay,
+            gradient_norm=gradient_norm,
+            top1=top1,
+            request=requested,
+            is_applied=tf.cast(is_finite, tf.float32),
+            loss_scale=loss_scale.value,
+            nonfinite_gradient=nonfinite,
+            data_wait_sec=wait_sec,
+            gradients_ready_sec=gradients_ready_sec,
+        ),
+        accumulate_op=tf.group(accumulator.add_op, update_ops),
+        accumulate_wait_sec=wait_sec,
+        batches_per_update=batches,
+        learning_rate=learning_rate,
+        request=request,
+        gradient_names=tuple(variable.op.name for variable in variables),
+        global_step=global_step,
+        stream=stream,
+        broadcast_op=begin_op,
+    )
+
+
+def _build_timed_input(
+    config: Config, group: Group, dataset: AnyDataset
+) -> tuple[Stream, Batch, tf.Tensor]:
+    """The stream, its batch, and how long the batch was waited for: float64 [], seconds."""
     began = _build_now(config)
     with tf.control_dependencies([began]):
         stream = dataset.build_train(group.worker, seed=config.run.seed)
@@ -196,47 +313,30 @@ def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> Trai
         data_ready = _build_now(config)
     with tf.control_dependencies([data_ready]):
         batch = batch._replace(images=tf.identity(batch.images))
-    logits = build_logits(
-        config.model,
-        device.network_input(batch, config.data),
-        num_classes=dataset.info.num_classes,
-        is_training=True,
-    )
-    losses = build_losses(config, logits, batch)
+    return stream, batch, data_ready - began
 
-    learning_rate = tf1.placeholder(tf.float32, [], name="learning_rate")
-    optimizer = optimizers.create_optimizer(config.optimizer, learning_rate)
-    pairs = optimizer.compute_gradients(losses.total, tf1.trainable_variables())
-    local = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
-    with tf.control_dependencies([gradient for gradient, _ in local]):
-        gradients_ready = _build_now(config)
-    averaged = [
-        (group.average(gradient, f"gradient/{variable.op.name}"), variable)
-        for gradient, variable in local
-    ]
-    right = tf.equal(tf.argmax(logits, 1, output_type=batch.labels.dtype), batch.labels)
-    top1 = tf.reduce_mean(tf.cast(right, tf.float32))
-    moving_op, means = _build_synchronization(group, [losses.total, losses.cross_entropy, top1])
-    global_step = tf1.train.get_or_create_global_step()
-    # The loss reads the variables: nothing is updated before it has.
-    with tf.control_dependencies([losses.total, moving_op]):
-        train_op = optimizer.apply_gradients(averaged, global_step)
-    return TrainGraph(
-        train_op=train_op,
-        metrics=StepMetrics(
-            loss=means[0],
-            cross_entropy=means[1],
-            weight_decay_loss=losses.weight_decay,
-            gradient_norm=tf.linalg.global_norm([gradient for gradient, _ in averaged]),
-            top1=means[2],
-            data_wait_sec=data_ready - began,
-            gradients_ready_sec=gradients_ready,
-        ),
-        learning_rate=learning_rate,
-        global_step=global_step,
-        stream=stream,
-        broadcast_op=group.build_broadcast(tf1.global_variables()),
-    )
+
+def _compute_gradients(
+    optimizer: tf1.train.Optimizer, loss: tf.Tensor
+) -> tuple[list[tf.Tensor], list[tf.Variable]]:
+    """The trainable variables that the loss depends on, and its gradient by each."""
+    pairs = optimizer.compute_gradients(loss, tf1.trainable_variables())
+    found = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
+    return [gradient for gradient, _ in found], [variable for _, variable in found]
+
+
+def _average_gradient(config: Config, group: Group, gradient: tf.Tensor, name: str) -> tf.Tensor:
+    """The mean over all workers, float32, sent as --gradient_compression says."""
+    compression = config.communication.gradient_compression
+    sent = gradient if compression == "none" else tf.cast(gradient, compression)
+    return tf.cast(group.average(sent, f"gradient/{name}"), tf.float32)
+
+
+def _find_nonfinite(gradients: Sequence[tf.Tensor]) -> tf.Tensor:
+    """int32 []: the index of the first that is not finite throughout; -1 where all are."""
+    bad = tf.stack([tf.reduce_any(~tf.math.is_finite(gradient)) for gradient in gradients])
+    first = tf.argmax(tf.cast(bad, tf.int32), output_type=tf.int32)
+    return tf.where(tf.reduce_any(bad), first, -1)
 
 
 def _build_now(config: Config) -> tf.Tensor:
@@ -245,37 +345,6 @@ def _build_now(config: Config) -> tf.Tensor:
         return tf.timestamp()
     # TensorFlow refuses its own clock where it is to be deterministic.
     return tf.ensure_shape(tf.numpy_function(time.time, [], tf.float64), [])
-
-
-def _build_synchronization(
-    group: Group, scalars: Sequence[tf.Tensor]
-) -> tuple[tf.Operation, tf.Tensor]:
-    """Runs UPDATE_OPS, then averages BN's moving statistics, and some scalars, over the workers.
-
-    Each worker's statistics see its own examples only. Averaged at every step, they are the same
-    everywhere, as all variables are, and whoever saves or evaluates has nothing to gather. It is
-    one small collective, which runs during the backward pass.
-
-    Returns:
-      an operation after which the moving statistics are up to date, and the mean of each scalar:
-      float32 [len(scalars)].
-    """
-    updates = tf1.get_collection(tf1.GraphKeys.UPDATE_OPS)
-    trainable = {variable.ref() for variable in tf1.trainable_variables()}
-    moving = [v for v in tf1.get_collection("model_variables") if v.ref() not in trainable]
-    with tf.control_dependencies(updates):
-        parts = [tf.stack(scalars)]
-        parts += [tf.reshape(tf.identity(variable.read_value()), [-1]) for variable in moving]
-    mean = group.average(tf.concat(parts, 0), "statistics")
-    sizes = [len(scalars)] + [variable.shape.num_elements() for variable in moving]
-    means, *values = tf.split(mean, sizes)
-    if group.worker.size == 1:
-        return tf.group(*updates), means
-    assignments = [
-        tf1.assign(variable, tf.reshape(value, variable.shape))
-        for variable, value in zip(moving, values, strict=True)
-    ]
-    return tf.group(*assignments), means
 
 
 def build_evaluation_graph(config: Config, group: Group, dataset: AnyDataset) -> EvaluationGraph:

@@ -63,7 +63,7 @@ class Setup(NamedTuple):
 
 def run(config: Config) -> int:
     """Trains; evaluates now and then and at the end. All workers of a run call it."""
-    group = distributed.connect()
+    group = distributed.connect(config.communication)
     status = results.Status(config.run.logdir, group.worker)
     with _failures_in_status(status), group.explain_loss():
         with group.fail_together():
@@ -84,7 +84,9 @@ def _set_up(config: Config, group: Group) -> Setup:
     dataset = open_dataset(config.data, num_classes=config.model.num_classes)
     course = plan.create_plan(
         config.run,
-        global_batch_size=config.data.batch_size * group.worker.size,
+        global_batch_size=config.data.batch_size
+        * config.optimizer.accumulate_steps
+        * group.worker.size,
         train_examples=dataset.info.num_train_examples,
         validation_examples=dataset.info.num_validation_examples,
     )
@@ -171,26 +173,24 @@ def _loop(
         total_steps=course.total_steps,
         steps_per_epoch=course.steps_per_epoch,
     )
-    take_step = session.make_callable(
-        [setup.train.metrics, setup.train.train_op], [setup.train.learning_rate]
-    )
+    take_step = setup.train.create_step(session)
     clock = timing.StepClock()
     times = RunTimes()
     evaluation = None
 
-    session.run(stream.initializer, {stream.start_step: done})
+    session.run(stream.initializer, {stream.start_step: done * config.optimizer.accumulate_steps})
     clock.start()
     for number in range(done + 1, course.total_steps + 1):
         rate = schedule(number - 1)
         with graph.explain_errors(stream):
-            metrics, _ = take_step(rate)
+            metrics = take_step(rate, 0.0)
         step = _as_step(number, clock.finish_step(), rate, metrics)
         times.add(step)
         log.add(step)
-        if course.reports_at(number) or not step.is_finite:
+        if course.reports_at(number) or step.is_lost:
             with clock.pause():
                 log.flush()
-        _refuse_nonfinite(step)
+        _refuse_lost(step)
         if course.saves_at(number):
             with clock.pause():
                 writer.flush()
@@ -216,12 +216,14 @@ def _as_step(number: int, duration_sec: float, rate: float, metrics: graph.StepM
         weight_decay_loss=float(metrics.weight_decay_loss),
         gradient_norm=float(metrics.gradient_norm),
         top1=float(metrics.top1),
+        loss_scale=float(metrics.loss_scale),
+        is_applied=bool(metrics.is_applied),
     )
 
 
-def _refuse_nonfinite(step: Step) -> None:
+def _refuse_lost(step: Step) -> None:
     """Ends a run whose loss or gradient is not finite: on all workers, since all see the mean."""
-    if not step.is_finite:
+    if step.is_lost:
         raise UserError(
             f"step {step.number}: the loss is {step.loss}, the gradient's norm "
             f"{step.gradient_norm}; lower --base_learning_rate or lengthen --warmup_epochs. "

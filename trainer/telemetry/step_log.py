@@ -19,7 +19,8 @@ class Step(NamedTuple):
       own_sec: the part of it before this worker began to wait for the others.
       data_wait_sec: the part of that in which it waited for its input.
       learning_rate: of the update.
-      loss, cross_entropy, weight_decay_loss, gradient_norm, top1: see `graph.StepMetrics`.
+      loss, cross_entropy, weight_decay_loss, gradient_norm, top1, loss_scale, is_applied: see
+        `graph.StepMetrics`.
     """
 
     number: int
@@ -32,11 +33,13 @@ class Step(NamedTuple):
     weight_decay_loss: float
     gradient_norm: float
     top1: float
+    loss_scale: float
+    is_applied: bool
 
     @property
-    def is_finite(self) -> bool:
-        """Whether neither the loss nor the gradient is infinite or not a number."""
-        return math.isfinite(self.loss + self.gradient_norm)
+    def is_lost(self) -> bool:
+        """Whether it was not applied, and a smaller loss scale is no remedy."""
+        return not self.is_applied and not (math.isfinite(self.loss) and self.loss_scale > 1)
 
 
 class StepLog:
@@ -98,6 +101,7 @@ class StepLog:
             "train/learning_rate": step.learning_rate,
             "train/gradient_norm": step.gradient_norm,
             "train/top1": step.top1,
+            "train/loss_scale": step.loss_scale,
             "perf/step_time_ms": 1000 * step.duration_sec,
             "perf/images_per_sec": images_per_sec,
             "perf/images_per_sec_per_worker": images_per_sec / self._group.worker.size,

@@ -1,0 +1,42 @@
+"""--accumulate_steps: several small batches make one update, with one all-reduce."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+import tensorflow.compat.v1 as tf1
+
+
+class Accumulator:
+    """Means of tensors over the batches of an update.
+
+    All batches but the last run `add_op`; with the last one the means are complete. Nothing of it
+    is saved: checkpoints are written between updates, when the sums are 0.
+
+    Attributes:
+      means: like the tensors: their means over all batches of an update.
+      add_op: adds this batch's tensors to the sums. No collectives.
+    """
+
+    def __init__(self, tensors: Sequence[tf.Tensor], batches: int) -> None:
+        """Adds the sums to the default graph; none where an update is one batch."""
+        if batches == 1:
+            self._sums: list[tf.Variable] = []
+            self.means, self.add_op = list(tensors), tf.no_op()
+            return
+        # In no collection: nobody saves, broadcasts or initializes them but `build_reset`.
+        self._sums = [
+            tf1.Variable(
+                tf.zeros(tensor.shape, tensor.dtype),
+                trainable=False,
+                collections=[],
+                use_resource=True,
+            )
+            for tensor in tensors
+        ]
+        pairs = list(zip(self._sums, tensors, strict=True))
+        self.means = [(total.read_value() + tensor) / batches for total, tensor in pairs]
+        self.add_op = tf.group(*(total.assign_add(tensor).op for total, tensor in pairs))
+
+    def build_reset(self) -> tf.Operation:
+        """Sets the sums to 0: before a run's first batch, and at the end of each update."""
+        return tf.group(*(total.assign(tf.zeros_like(total)).op for total in self._sums))

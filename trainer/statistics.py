@@ -1,0 +1,68 @@
+"""BN's moving statistics: the same on all workers after every step, and never not finite."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+import tensorflow.compat.v1 as tf1
+
+from trainer.distributed import Group
+
+
+class Statistics:
+    """Averages BN's moving statistics, and some scalars, over the workers.
+
+    Each worker's statistics see its own examples only. Averaged at every step, they are the same
+    everywhere, as all variables are, and whoever saves or evaluates has nothing to gather. It is
+    one small collective, which runs during the backward pass.
+
+    Attributes:
+      scalars: float32 [n]: the means of the scalars over all workers.
+    """
+
+    def __init__(self, group: Group, scalars: Sequence[tf.Tensor], updates: tf.Operation) -> None:
+        """Adds the collective to the default graph.
+
+        Args:
+          group: the workers.
+          scalars: float32 [].
+          updates: UPDATE_OPS: what moves this worker's statistics.
+        """
+        self._group = group
+        trainable = {variable.ref() for variable in tf1.trainable_variables()}
+        moving = tf1.get_collection(tf1.GraphKeys.MODEL_VARIABLES)
+        self._moving = [variable for variable in moving if variable.ref() not in trainable]
+        with tf.control_dependencies([updates]):
+            mean = group.average(tf.concat([tf.stack(scalars), self._read()], 0), "statistics")
+        self.scalars, self._mean = mean[: len(scalars)], mean[len(scalars) :]
+        # As they were after the last good step, for the next one that is not.
+        self._kept = tf1.Variable(
+            tf.zeros(self._mean.shape), trainable=False, collections=[], use_resource=True
+        )
+
+    def build_begin(self) -> tf.Operation:
+        """To be run before a run's first step, when the statistics have their values."""
+        return self._kept.assign(self._read()).op
+
+    def _read(self) -> tf.Tensor:
+        """All statistics, one after another: float32 [n]."""
+        parts = [tf.reshape(variable.read_value(), [-1]) for variable in self._moving]
+        return tf.concat([tf.zeros([0]), *parts], 0)
+
+    def _assign(self, values: tf.Tensor) -> tf.Operation:
+        sizes = [variable.shape.num_elements() for variable in self._moving]
+        parts = tf.split(values, sizes) if sizes else []
+        pairs = zip(self._moving, parts, strict=True)
+        return tf.group(
+            *(tf1.assign(variable, tf.reshape(part, variable.shape)) for variable, part in pairs)
+        )
+
+    def build_update(self, is_finite: tf.Tensor) -> tf.Operation:
+        """Gives the statistics their means, or, where the step is not finite, their old values."""
+        values = tf.cond(is_finite, lambda: self._mean, self._kept.read_value)
+        with tf.control_dependencies([values]):
+            kept = self._kept.assign(values).op
+        if self._group.worker.size > 1:
+            return tf.group(kept, self._assign(values))
+        # A worker alone has them already.
+        restored = tf.cond(is_finite, tf.no_op, lambda: self._assign(values))
+        return tf.group(kept, restored)
