@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Times resnet_v2_50 here against Keras' ResNet50V2 and against the same network in PyTorch.
 
-Every contestant is a process of its own that lives through the whole comparison. They take turns,
-A B C A B C ..., and only one of them runs at a time, so that whatever else the machine does hits
-all alike; what counts is the median step. Before a case is timed, all must have the same number of
+In each case every contestant is a process of its own. They take turns, A B C A B C ..., and only
+one of them runs at a time, so that whatever else the machine does hits all alike; what counts is
+the median step. Before a case is timed, all must have the same number of
 parameters and of floating-point operations; where one has not, the table says so.
 
 Run it with the project's Python; the peers' packages go into an environment of their own.
@@ -30,6 +30,10 @@ _PEERS = _ROOT / "scripts" / "peers"
 _PAUSE_SEC = 0.3  # Threads of the contestant before go on spinning for a while.
 _FLOPS_TOLERANCE = 1e-6
 _QUIET_CORES = 0.1
+_LEGEND = (
+    "images/s of the median step; in brackets: ours by theirs; then the most main memory that the "
+    "process has had"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +92,7 @@ def time_case(
                 del durations_sec[name]
             else:
                 durations_sec[name] += answer["durations_sec"]
+                figures[name]["peak_memory_bytes"] = answer["peak_memory_bytes"]
     foreign_cores = load.cores()
     for name, durations in durations_sec.items():
         median = statistics.median(durations)
@@ -119,7 +124,7 @@ def _compare(figures: dict[str, dict[str, Any]]) -> None:
 
 
 def format_table(cases: list[dict[str, Any]]) -> str:
-    """Images/s of each contestant in each case, and in brackets ours as a multiple of it."""
+    """Images/s and memory of each contestant, and in brackets our images/s as a multiple of its."""
     titles = [f"{case['task']} {case['precision']}" for case in cases]
     lines = [f"| | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
     for name in cases[0]["contestants"]:
@@ -131,9 +136,10 @@ def format_table(cases: list[dict[str, Any]]) -> str:
                 continue
             ratio = "" if name == OURS else f" ({each.get('ours_to_this', 0):.2f}x)"
             mark = "" if each.get("is_same_size", True) else " *"
-            cells.append(f"{each['images_per_sec']:.1f}{ratio}{mark}")
+            memory = f", {each['peak_memory_bytes'] / 2**30:.1f} GiB"
+            cells.append(f"{each['images_per_sec']:.1f}{ratio}{mark}{memory}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", "images/s of the median step; in brackets: ours by theirs"]
+    lines += ["", _LEGEND]
     busiest = max(case["foreign_cores"] for case in cases)
     if busiest > _QUIET_CORES:
         lines.append(
@@ -173,6 +179,8 @@ def main() -> int:
     peers_python = make_environment(options.venv.absolute())
     folder = options.out.absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    for log in folder.glob("*.log"):
+        log.unlink()
     describe = "import dataclasses, json; from trainer import environment; "
     describe += "print(json.dumps(dataclasses.asdict(environment.describe())))"
     environment = json.loads(
@@ -187,16 +195,16 @@ def main() -> int:
         rounds=options.rounds or (2 if options.quick else 10),
         steps=options.steps or (20 if gpu else 2),
     )
-    contestants = contestants_lib.start(peers_python, folder, gpu=gpu)
     cases = []
-    try:
-        for precision in ("float32", "bfloat16"):
-            for task in ("forward", "train"):
-                print(f"{task}, {precision} ... ({time.monotonic() - began:.0f} s)", flush=True)
+    for precision in ("float32", "bfloat16"):
+        for task in ("forward", "train"):
+            print(f"{task}, {precision} ... ({time.monotonic() - began:.0f} s)", flush=True)
+            contestants = contestants_lib.start(peers_python, folder, gpu=gpu)
+            try:
                 cases.append(time_case(contestants, plan, task, precision))
-    finally:
-        for contestant in contestants.values():
-            contestant.close()
+            finally:
+                for contestant in contestants.values():
+                    contestant.close()
     result = {**dataclasses.asdict(plan), "environment": environment, "cases": cases}
     output = folder / "compare_peers.json"
     output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -24,7 +24,7 @@ class FakeContestant:
         if "prepare" in request:
             return {"parameters": self._parameters, "gflops_per_image": 2.0, "prepare_sec": 1.0}
         self._turns.append(self._name)
-        return {"durations_sec": [next(self._durations_sec)]}
+        return {"durations_sec": [next(self._durations_sec)], "peak_memory_bytes": 3 * 2**30}
 
     def cpu_sec(self):
         return 0.0
@@ -60,9 +60,9 @@ def test_the_table_says_what_failed_and_what_is_not_the_same_network(case):
     lines = compare_peers.format_table([case[1]]).splitlines()
     assert lines[0] == "| | train float32 |"
     assert lines[2:6] == [
-        f"| {OURS} | 20.0 |",
-        "| same | 10.0 (2.00x) |",
-        "| smaller | 40.0 (0.50x) * |",
+        f"| {OURS} | 20.0, 3.0 GiB |",
+        "| same | 10.0 (2.00x), 3.0 GiB |",
+        "| smaller | 40.0 (0.50x) *, 3.0 GiB |",
         "| broken | failed |",
     ]
     assert "broken, train float32: no compiler" in lines

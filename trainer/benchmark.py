@@ -41,12 +41,13 @@ def run(config: Config) -> int:
     measured: dict[str, Result] = {}
     partial = False
     try:
-        for name in config.benchmark.passes:
-            measured[name] = _measure_pass(config, group, name, say)
-            say(measured[name].format(name))
-            if measured[name].partial:
-                partial = True
-                break
+        with group.explain_loss():
+            for name in config.benchmark.passes:
+                measured[name] = _measure_pass(config, group, name, say)
+                say(measured[name].format(name))
+                if measured[name].partial:
+                    partial = True
+                    break
     except KeyboardInterrupt:
         partial = True
     finally:  # What was measured before an error is worth keeping.

@@ -19,7 +19,7 @@ class Contestant:
     """A process that prepares and runs steps on demand."""
 
     def __init__(self, python: str | Path, script: str, option: str, log: Path) -> None:
-        self._log = log.open("w", encoding="utf-8")
+        self._log = log.open("a", encoding="utf-8")  # Of all cases.
         self._process = subprocess.Popen(
             [python, _FOLDER / script, option],
             cwd=_ROOT,

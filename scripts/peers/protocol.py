@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -44,8 +45,8 @@ def serve(prepare: Callable[[Case], Prepared]) -> None:
     """Does what the lines of stdin say, until they end.
 
     `{"prepare": {...a Case...}}` replaces what was prepared before, runs a step, and answers with
-    its size; `{"run": n}` answers with the seconds of each of n steps. An error is answered with
-    its last line.
+    its size; `{"run": n}` answers with the seconds of each of n steps, and with the most main
+    memory that the process has had. An error is answered with its last line.
     """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # What libraries print is no answer.
@@ -66,11 +67,18 @@ def serve(prepare: Callable[[Case], Prepared]) -> None:
             elif prepared is None:
                 answer = {"error": "nothing is prepared"}
             else:
-                answer = {"durations_sec": _time(prepared.step, request["run"])}
+                answer = {
+                    "durations_sec": _time(prepared.step, request["run"]),
+                    "peak_memory_bytes": _peak_memory_bytes(),
+                }
         except Exception as error:  # noqa: BLE001 (the others go on without this contestant)
             answer = {"error": (str(error).strip() or type(error).__name__).splitlines()[-1]}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def _peak_memory_bytes() -> int:
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _time(step: Callable[[], object], steps: int) -> list[float]:
