@@ -41,6 +41,7 @@ setup(
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "build": ["cmake>=3.18", "packaging", "pip", "setuptools", "wheel"],
         "demo": ["scikit-learn>=1.4"],
+        "report": ["matplotlib>=3.9,<4"],
         "dev": ["mypy", "pytest>=8", "ruff"],
     },
 )

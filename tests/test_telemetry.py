@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import time
 
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
@@ -10,7 +11,9 @@ from tensorboard.backend.event_processing import event_accumulator
 from trainer.config import RunConfig
 from trainer.distributed import Group
 from trainer.plan import create_plan
-from trainer.telemetry import console, step_log, writers
+from trainer.telemetry import background, console, json_lines, slow_worker, step_log, writers
+from trainer.telemetry.memory_use import MemoryUse
+from trainer.telemetry.run_writer import create_writer
 
 
 def read_events(logdir):
@@ -23,7 +26,7 @@ def read_events(logdir):
 
 
 def write_steps(logdir, steps, **settings):
-    writer = writers.create_writer(str(logdir), rank=0, **settings)
+    writer = create_writer(str(logdir), rank=0, **settings)
     for step in steps:
         writer.write(step, {"a": step / 2, "b": -step}, wall_time=1000.0 + step)
     writer.close()
@@ -50,8 +53,26 @@ def test_after_a_resume_each_step_is_there_once(tmp_path):
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 10))
 
 
+def test_a_run_that_starts_afresh_in_its_folder_shows_its_own_steps(tmp_path):
+    write_steps(tmp_path, range(1, 8), first_step=1)
+    write_steps(tmp_path, range(1, 4), first_step=1)
+    assert [step for step, _ in read_events(tmp_path)["a"]] == [1, 2, 3]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_who_writes_beside_a_run_takes_nothing_away(tmp_path):
+    write_steps(tmp_path, range(1, 8), first_step=1)
+    writer = create_writer(str(tmp_path), rank=0)
+    writer.write(2, {"c": 3.0}, wall_time=0.0)
+    writer.close()
+    events = read_events(tmp_path)
+    assert len(events["a"]) == 7
+    assert events["c"] == [(2, 3.0)]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 8
+
+
 def test_flush_brings_everything_to_disk(tmp_path):
-    writer = writers.create_writer(str(tmp_path), rank=0)
+    writer = create_writer(str(tmp_path), rank=0)
     writer.write(1, {"a": 1.0}, wall_time=0.0)
     writer.flush()
     assert read_events(tmp_path) == {"a": [(1, 1.0)]}
@@ -60,14 +81,14 @@ def test_flush_brings_everything_to_disk(tmp_path):
 
 
 def test_other_ranks_write_nothing(tmp_path):
-    writer = writers.create_writer(str(tmp_path), rank=1)
+    writer = create_writer(str(tmp_path), rank=1)
     writer.write(1, {"a": 1.0}, wall_time=0.0)
     writer.close()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_json_has_no_nan(tmp_path):
-    writer = writers.JsonLinesWriter(str(tmp_path / "metrics.jsonl"))
+    writer = json_lines.JsonLinesWriter(tmp_path / "metrics.jsonl")
     writer.write(1, {"a": math.nan, "b": math.inf, "c": 1.0}, wall_time=0.0)
     writer.close()
     line = (tmp_path / "metrics.jsonl").read_text()
@@ -88,17 +109,28 @@ class FullDisk(writers.NullWriter):
         self.written.append(step)
 
 
-def test_a_full_disk_is_told_once_and_tried_again(capsys):
+def test_a_full_disk_is_told_once_for_all_files_and_tried_again(capsys):
     full = FullDisk()
-    writer = writers.BackgroundWriter([full])
+    writer = background.BackgroundWriter([full, FullDisk()])
     for step in range(1, 6):
         writer.write(step, {}, wall_time=0.0)
     writer.close()
     assert full.written == [4, 5]
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "slim-horovod: FullDisk cannot write ([Errno 28] No space left on device); training goes on"
+        "slim-horovod: the logs cannot be written ([Errno 28] No space left on device); training "
+        "goes on, and it is tried again"
     ]
+
+
+def test_what_was_written_gets_to_the_disk_without_a_flush(tmp_path):
+    writer = create_writer(str(tmp_path), rank=0)
+    writer.write(1, {"a": 1.0}, wall_time=0.0)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+    writer.close()
 
 
 class ThreeWorkers(Group):
@@ -144,12 +176,16 @@ def create_log(group, recorder, *, images_per_step):
         console.NullConsole(),
         images_per_step=images_per_step,
         count_bad_examples=lambda: 1,
+        memory_use=MemoryUse(local_rank=0),
+        watch=slow_worker.SlowWorkerWatch(["a", "b", "c"][: len(group.gather(None))]),
     )
 
 
 def test_a_steps_time_is_told_apart():
     recorder = Recorder()
-    group = ThreeWorkers(([0.45, 0.2], 2), ([0.3, 0.1], 0))
+    group = ThreeWorkers(
+        ([0.45, 0.2], [0.0, 0.0], 2, 9e9, 8e9), ([0.3, 0.1], [0.0, 0.0], 0, 1.0, None)
+    )
     log = create_log(group, recorder, images_per_step=96)
     log.add(step(1))
     log.add(step(2, own_sec=0.15))
@@ -166,6 +202,9 @@ def test_a_steps_time_is_told_apart():
     assert first["data/bad_examples"] == 3
     assert second["perf/slowest_worker_step_ms"] == 200
     assert second["perf/fastest_worker_step_ms"] == 100
+    assert first["perf/slowest_worker"] == 1
+    assert "perf/peak_resident_mib" not in first
+    assert (second["perf/peak_resident_mib"], second["perf/peak_device_mib"]) == (9e9, 8e9)
 
 
 def test_a_flush_writes_only_what_is_new():

@@ -1,24 +1,16 @@
 """Whole runs of `python -m trainer`: one process, and two under horovodrun, read back from disk."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from processes import horovodrun, train_script, trainer
+from processes import horovodrun, trainer
 from tensorboard.backend.event_processing import event_accumulator
 
-FLAGS = [
-    "--model=tiny:network",
-    "--dataset=tiny:dataset",
-    "--image_size=16",
-    "--batch_size=8",
-    "--augment=none",
-    "--batch_norm_decay=0.9",
-    "--base_learning_rate=1",
-    "--log_every=7",
-]
+FLAGS = tiny.FLAGS
 TRAIN_TAGS = {
     "train/loss",
     "train/cross_entropy",
@@ -47,17 +39,6 @@ def read_events(logdir):
 
 def read_json(path):
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A finished run of 60 steps on two workers, by scripts/train.sh."""
-    logdir = tmp_path_factory.mktemp("run")
-    flags = [*FLAGS, "--steps=60", f"--logdir={logdir}", f"--result_json={logdir}/result.json"]
-    done = train_script(2, [*flags, "--checkpoint_every=25"])
-    assert done.returncode == 0, done.stdout + done.stderr
-    (logdir / "console.txt").write_text(done.stdout, encoding="utf-8")
-    return logdir
 
 
 @pytest.mark.processes
@@ -119,7 +100,8 @@ class TestRun:
         assert tf.train.load_variable(f"{run}/model.ckpt-60", "global_step") == 60
 
     def test_one_process_evaluates_what_two_trained(self, run, tmp_path):
-        flags = [*FLAGS, "--mode=evaluate", f"--logdir={run}", f"--result_json={tmp_path}/e.json"]
+        copy = shutil.copytree(run, tmp_path / "copy")
+        flags = [*FLAGS, "--mode=evaluate", f"--logdir={copy}", f"--result_json={tmp_path}/e.json"]
         done = trainer(*flags)
         assert done.returncode == 0, done.stderr
         ours = read_json(tmp_path / "e.json")["result"]
@@ -127,6 +109,13 @@ class TestRun:
         assert ours["count"] == expected["count"]
         assert ours["top1"] == expected["top1"]
         assert ours["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        # It shows beside the training, as the same run.
+        before, after = read_events(run), read_events(copy)
+        assert after["eval/top1"] == {**before["eval/top1"], 60: pytest.approx(ours["top1"])}
+        assert after["train/loss"] == before["train/loss"]
+        lines = (copy / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(lines[-1])["eval/loss"] == ours["loss"]
+        assert lines[:-1] == (run / "metrics.jsonl").read_text().splitlines()
 
     def test_predictions_name_classes_and_what_cannot_be_read(self, run, tmp_path):
         split = tiny.dataset(None).validation

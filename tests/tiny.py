@@ -13,6 +13,16 @@ from models.slim_compat import slim
 from trainer.config import DataConfig, ModelConfig
 from trainer.inputs.source import Source
 
+FLAGS = [
+    "--model=tiny:network",
+    "--dataset=tiny:dataset",
+    "--image_size=16",
+    "--batch_size=8",
+    "--augment=none",
+    "--batch_norm_decay=0.9",
+    "--base_learning_rate=1",
+    "--log_every=7",
+]
 BATCH_SIZE = 8
 NUM_CLASSES = 4
 TRAIN_EXAMPLES = 90

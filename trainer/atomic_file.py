@@ -7,11 +7,16 @@ from trainer.config import UserError
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a text file aside, syncs it, and renames it into its place.
+    """Writes a text file, as UTF-8; see `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a file aside, syncs it, and renames it into its place.
 
     Args:
       path: the file; its folder is made where it is missing.
-      text: all of its content, written as UTF-8.
+      content: all of it.
 
     Raises:
       OSError: it could not be written; what was there before still is.
@@ -20,7 +25,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_bytes(content)
         sync(aside)
         aside.replace(path)
     except OSError:

@@ -12,7 +12,8 @@ from trainer import atomic_file, environment
 from trainer.allreduce_benchmark import AllreduceResult
 from trainer.benchmark_result import PassResult, Sweep
 from trainer.config import Config, ConfigError
-from trainer.telemetry.writers import BackgroundWriter, TensorBoardWriter
+from trainer.telemetry.background import BackgroundWriter
+from trainer.telemetry.event_file import EventFileWriter
 
 Result = Sweep | AllreduceResult
 
@@ -85,7 +86,7 @@ def write_events(logdir: str, results: Mapping[str, Result]) -> None:
 
     In a sweep each batch size has `benchmark/<pass>/batch_<size>/...`, and the best is the pass.
     """
-    writer = BackgroundWriter([TensorBoardWriter(logdir)])
+    writer = BackgroundWriter([EventFileWriter(logdir)])
     for name, result in results.items():
         if isinstance(result, AllreduceResult):
             _write_runs(writer, f"benchmark/{name}", result.gradients.durations_sec)

@@ -213,6 +213,13 @@ def choose(config: RunConfig) -> str:
     return found.prefix
 
 
+def step_of(prefix: str) -> int:
+    """The steps taken before a good checkpoint was saved; 0 where it does not say."""
+    reader = tf.train.load_checkpoint(prefix)
+    name = tf1.GraphKeys.GLOBAL_STEP
+    return int(reader.get_tensor(name)) if reader.has_tensor(name) else 0
+
+
 def count_classes(prefix: str) -> int:
     """The classes of the network in a checkpoint: the width of its last layer, `logits`.
 

@@ -339,6 +339,40 @@ class RunConfig(Checked):
             raise ConfigError("--logdir: must be given with --resume=must, got none")
 
 
+@dataclasses.dataclass(frozen=True)
+class TelemetryConfig(Checked):
+    """What a run tells of itself beyond its scalars."""
+
+    histogram_every: int = flag(
+        0,
+        "Steps between two histograms of all weights and gradients in TensorBoard, with their "
+        "norms; these steps take longer. 0: none.",
+        minimum=0,
+    )
+    profile_steps: str | None = flag(
+        None,
+        "A:B: the first and the last step to profile: TensorFlow's trace and Horovod's timeline, "
+        "in --logdir.",
+    )
+    mllog: str | None = flag(None, "File for MLPerf's log of the run, written anew by rank 0.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.profile_steps is not None and self.profile_range is None:
+            raise ConfigError(
+                "--profile_steps: must be A:B with 1 <= A <= B, such as 100:102, got "
+                f"{self.profile_steps!r}"
+            )
+
+    @property
+    def profile_range(self) -> range | None:
+        """The steps to profile; None: none."""
+        first, colon, last = (self.profile_steps or "").partition(":")
+        if not (colon and first.isdecimal() and last.isdecimal()):
+            return None
+        return range(int(first), int(last) + 1) if 1 <= int(first) <= int(last) else None
+
+
 PASSES = ("forward", "forward_backward", "train_step", "input", "allreduce")
 
 
@@ -413,8 +447,12 @@ class Config:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     communication: CommunicationConfig = dataclasses.field(default_factory=CommunicationConfig)
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
+    telemetry: TelemetryConfig = dataclasses.field(default_factory=TelemetryConfig)
     benchmark: BenchmarkConfig = dataclasses.field(default_factory=BenchmarkConfig)
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ConfigError(f"--mode: must be one of {', '.join(MODES)}, got {self.mode!r}")
+        for name in ("histogram_every", "profile_steps"):
+            if getattr(self.telemetry, name) and self.run.logdir is None:
+                raise ConfigError(f"--logdir: must be given with --{name}, got none")

@@ -64,6 +64,13 @@ class Group:
         """Every worker's `value` (anything that JSON holds), in order of rank, on every worker."""
         return [value]
 
+    def start_timeline(self, path: str) -> None:
+        """Begins Horovod's own trace, in a file for Chrome or Perfetto: see `connect`."""
+        del path
+
+    def stop_timeline(self) -> None:
+        """Ends it."""
+
     def shutdown(self) -> None:
         """Leaves the group."""
 
@@ -123,6 +130,12 @@ class HorovodGroup(Group):
         parts = zip(ends - lengths, ends, strict=True)
         return [json.loads(texts[begin:end].tobytes()) for begin, end in parts]
 
+    def start_timeline(self, path: str) -> None:
+        self._hvd.start_timeline(path)
+
+    def stop_timeline(self) -> None:
+        self._hvd.stop_timeline()
+
     def shutdown(self) -> None:
         if "_control" in self.__dict__:
             self._control.session.close()
@@ -176,8 +189,16 @@ def _set_horovod_up(config: CommunicationConfig) -> None:
         os.environ.setdefault("HOROVOD_AUTOTUNE", "1")
 
 
-def connect(config: CommunicationConfig = CommunicationConfig()) -> Group:  # noqa: B008 (frozen)
+def connect(
+    config: CommunicationConfig = CommunicationConfig(),  # noqa: B008 (frozen)
+    *,
+    with_timeline: bool = False,
+) -> Group:
     """Joins the workers that a launcher started with this one; without a launcher, stands alone.
+
+    Args:
+      config: how they are to talk.
+      with_timeline: whether `Group.start_timeline` will be called; the same on all workers.
 
     Raises:
       UserError: a launcher started several processes, but Horovod is missing or can't join them.
@@ -187,6 +208,8 @@ def connect(config: CommunicationConfig = CommunicationConfig()) -> Group:  # no
         return Group()
     remedy = "run scripts/setup.sh, then python -m trainer --mode=doctor"
     _set_horovod_up(config)
+    if with_timeline:
+        os.environ.setdefault("HOROVOD_TIMELINE", "DYNAMIC")
     try:
         hvd = importlib.import_module("horovod.tensorflow")
         hvd.init()

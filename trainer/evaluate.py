@@ -1,6 +1,8 @@
 """Exact evaluation: each example counts once, whatever the batch size and the number of workers."""
 
+import contextlib
 import dataclasses
+import time
 
 import numpy as np
 import tensorflow as tf
@@ -11,6 +13,13 @@ from trainer.config import Config, UserError
 from trainer.distributed import Group
 from trainer.inputs.dataset import open_dataset
 from trainer.session import create_config
+from trainer.telemetry.evaluation_views import (
+    EvaluationViews,
+    NullEvaluationViews,
+    create_evaluation_views,
+)
+from trainer.telemetry.run_writer import create_writer
+from trainer.telemetry.writers import Writer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,21 +45,41 @@ class Evaluation:
         )
 
 
-def evaluate(session: tf1.Session, evaluation: graph.EvaluationGraph, group: Group) -> Evaluation:
+def evaluate(
+    session: tf1.Session,
+    evaluation: graph.EvaluationGraph,
+    group: Group,
+    views: EvaluationViews | None = None,
+) -> Evaluation:
     """Evaluates a session's variables on the validation data. A collective.
 
     Every worker evaluates its part; the sums are added up in float64.
+
+    Args:
+      session: holds the variables.
+      evaluation: of a batch.
+      group: the workers.
+      views: hear of each batch's answers.
     """
+    views = views or NullEvaluationViews()
     stream = evaluation.stream
     session.run(stream.initializer, {stream.start_step: 0})
     totals = np.zeros(4)
     with graph.explain_errors(stream):
         for _ in range(evaluation.steps):
-            totals += session.run(evaluation.totals)
+            sums, seen = session.run((evaluation.totals, views.fetches(evaluation)))
+            totals += sums
+            views.add(seen)
     count, top1, top5, loss = np.sum(group.gather(totals.tolist()), axis=0)
     if not count:
         raise UserError("none of the validation examples can be read: there is nothing to evaluate")
     return Evaluation(int(count), top1 / count, top5 / count, loss / count)
+
+
+def write_scalars(writer: Writer, step: int, result: Evaluation) -> None:
+    """Writes the result of an evaluation of the variables after a step."""
+    scalars = {"eval/top1": result.top1, "eval/top5": result.top5, "eval/loss": result.loss}
+    writer.write(step, scalars, wall_time=time.time())
 
 
 def run(config: Config) -> int:
@@ -77,8 +106,19 @@ def run(config: Config) -> int:
                 session, prefix, checkpoints.network_variables(), new_logits=False
             )
             session.graph.finalize()
-    with session, group.explain_loss():
-        result = evaluate(session, evaluation, group)
+    # Weights from elsewhere say nothing of the run in --logdir.
+    logdir = config.run.logdir if config.run.init_checkpoint is None else None
+    with (
+        session,
+        group.explain_loss(),
+        contextlib.closing(create_writer(logdir, rank=group.worker.rank)) as writer,
+    ):
+        names = results.class_names(config, num_classes)
+        views = create_evaluation_views(logdir, group.worker, writer, names)
+        result = evaluate(session, evaluation, group, views)
+        step = checkpoints.step_of(prefix)
+        views.publish(step, group)
+        write_scalars(writer, step, result)
     results.report(config, group.worker, dataclasses.asdict(result), text=f"{prefix}: {result}")
     group.shutdown()
     return 0

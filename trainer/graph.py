@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
@@ -19,6 +19,7 @@ from trainer.inputs.dataset import Dataset, SyntheticDataset
 from trainer.inputs.pipeline import Batch, Stream
 from trainer.loss_scale import LossScale
 from trainer.statistics import Statistics
+from trainer.telemetry.histograms import HistogramGraph, build_histograms
 
 AnyDataset = Dataset | SyntheticDataset
 
@@ -81,6 +82,7 @@ class TrainGraph(NamedTuple):
       global_step: int64 [], steps taken.
       stream: the input.
       broadcast_op: gives every worker rank 0's variables; to be run before the first step.
+      histograms: of gradients and weights.
     """
 
     train_op: tf.Operation
@@ -94,20 +96,41 @@ class TrainGraph(NamedTuple):
     global_step: tf.Variable
     stream: Stream
     broadcast_op: tf.Operation
+    histograms: HistogramGraph
 
-    def create_step(self, session: tf1.Session) -> Callable[[float, float], StepMetrics]:
-        """A function that takes a step: (learning rate, request) -> its metrics, as numbers."""
-        update = session.make_callable(
-            [self.metrics, self.train_op], [self.learning_rate, self.request]
-        )
+    def create_step(
+        self, session: tf1.Session, *, also: Any = ()
+    ) -> Callable[[float, float], tuple[StepMetrics, Any]]:
+        """A function that takes a step: (learning rate, request) -> its metrics, as numbers.
+
+        Args:
+          session: holds the variables.
+          also: what else to fetch in the step; the function returns it after the metrics.
+        """
+        fetches = [self.metrics, also, self.train_op]
+        update = session.make_callable(fetches, [self.learning_rate, self.request])
         accumulate = session.make_callable([self.accumulate_wait_sec, self.accumulate_op])
 
-        def take_step(rate: float, request: float) -> StepMetrics:
+        def take_step(rate: float, request: float) -> tuple[StepMetrics, Any]:
             waited_sec = sum(accumulate()[0] for _ in range(self.batches_per_update - 1))
-            metrics, _ = update(rate, request)
-            return metrics._replace(data_wait_sec=metrics.data_wait_sec + waited_sec)
+            metrics, others, _ = update(rate, request)
+            return metrics._replace(data_wait_sec=metrics.data_wait_sec + waited_sec), others
 
         return take_step
+
+
+class Answers(NamedTuple):
+    """What the network says of a batch.
+
+    Attributes:
+      labels: int32 [batch].
+      predictions: int32 [batch]: the class with the highest logit.
+      weights: float32 [batch]: 0 for a row that does not count.
+    """
+
+    labels: tf.Tensor
+    predictions: tf.Tensor
+    weights: tf.Tensor
 
 
 class EvaluationGraph(NamedTuple):
@@ -115,11 +138,13 @@ class EvaluationGraph(NamedTuple):
 
     Attributes:
       totals: float64 [4]: examples, right at first, right among the first 5, summed cross-entropy.
+      answers: of each example.
       stream: the input.
       steps: batches, the same number on every worker.
     """
 
     totals: tf.Tensor
+    answers: Answers
     stream: Stream
     steps: int
 
@@ -298,6 +323,7 @@ def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> Trai
         global_step=global_step,
         stream=stream,
         broadcast_op=begin_op,
+        histograms=build_histograms(config.telemetry, averaged, variables),
     )
 
 
@@ -368,4 +394,6 @@ def build_evaluation_graph(config: Config, group: Group, dataset: AnyDataset) ->
     # Padding counts nothing, not even where its cross-entropy is not finite.
     counted = tf.where(batch.weights > 0, rows, tf.zeros_like(rows))
     totals = tf.reduce_sum(tf.cast(counted, tf.float64), axis=1)
-    return EvaluationGraph(totals, stream, stream.steps)
+    predictions = tf.argmax(logits, 1, output_type=tf.int32)
+    answers = Answers(batch.labels, predictions, batch.weights)
+    return EvaluationGraph(totals, answers, stream, stream.steps)

@@ -19,15 +19,16 @@ def _read_kilobytes(path: str, name: str) -> int:
     return 1024 * int(re.findall(rf"^{name}:\s*(\d+) kB$", text, re.MULTILINE)[0])
 
 
-def _prepare_gpu() -> bool:
-    """Whether there is a GPU; if so, it may be asked for its statistics from now on."""
+def _prepare_gpu(local_rank: int = 0) -> bool:
+    """Whether there is a GPU; if so, this worker's may be asked for its statistics from now on."""
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
         return False
+    gpu = gpus[local_rank % len(gpus)]
     # They are asked for through the eager runtime, which nothing else here starts. Unless told
     # otherwise it would take all memory of all GPUs.
-    tf.config.set_visible_devices(gpus[0], "GPU")
-    tf.config.experimental.set_memory_growth(gpus[0], True)
+    tf.config.set_visible_devices(gpu, "GPU")
+    tf.config.experimental.set_memory_growth(gpu, True)
     return True
 
 
@@ -43,9 +44,20 @@ def reset_peak() -> None:
 
 def peak_bytes() -> int:
     """Most bytes in use since `reset_peak`: TensorFlow's on a GPU, the resident set on a CPU."""
-    if _prepare_gpu():
-        return tf.config.experimental.get_memory_info("GPU:0")["peak"]
+    on_device = device_peak_bytes()
+    return resident_peak_bytes() if on_device is None else on_device
+
+
+def resident_peak_bytes() -> int:
+    """Most bytes of main memory that this process has held at a time."""
     return _read_kilobytes("/proc/self/status", "VmHWM")
+
+
+def device_peak_bytes(local_rank: int = 0) -> int | None:
+    """Most bytes in use of this worker's GPU, in TensorFlow's allocator; None without a GPU."""
+    if not _prepare_gpu(local_rank):
+        return None
+    return tf.config.experimental.get_memory_info("GPU:0")["peak"]
 
 
 def available_bytes() -> int:

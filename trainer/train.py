@@ -24,9 +24,12 @@ from trainer.config import Config, UserError
 from trainer.distributed import Group
 from trainer.inputs.dataset import DatasetInfo, open_dataset
 from trainer.session import create_config
+from trainer.telemetry import input_samples, pauses, run_page
 from trainer.telemetry.console import Console, create_console
-from trainer.telemetry.step_log import Step, StepLog
-from trainer.telemetry.writers import Writer, create_writer
+from trainer.telemetry.mllog import MLPerfLog, create_mllog
+from trainer.telemetry.monitor import Monitor, create_monitor
+from trainer.telemetry.run_writer import create_writer
+from trainer.telemetry.step_log import Step
 
 
 class RunTimes:
@@ -57,13 +60,16 @@ class Setup(NamedTuple):
     plan: plan.Plan
     train: graph.TrainGraph
     evaluation: graph.EvaluationGraph | None
+    samples: input_samples.InputSamples
     store: checkpoints.Store
     session: tf1.Session
+    mllog: MLPerfLog
 
 
 def run(config: Config) -> int:
     """Trains; evaluates now and then and at the end. All workers of a run call it."""
-    group = distributed.connect(config.communication)
+    with_timeline = config.telemetry.profile_steps is not None
+    group = distributed.connect(config.communication, with_timeline=with_timeline)
     status = results.Status(config.run.logdir, group.worker)
     with _failures_in_status(status), group.explain_loss():
         with group.fail_together():
@@ -79,6 +85,7 @@ def run(config: Config) -> int:
 def _set_up(config: Config, group: Group) -> Setup:
     """Opens the data, builds the graph and, on rank 0, restores the checkpoint. No collectives."""
     results.check_places(config, group.worker)
+    mllog = create_mllog(config, rank=group.worker.rank)
     if config.run.deterministic:
         tf.config.experimental.enable_op_determinism()
     dataset = open_dataset(config.data, num_classes=config.model.num_classes)
@@ -96,6 +103,12 @@ def _set_up(config: Config, group: Group) -> Setup:
         evaluation = None
         if course.evaluate_every is not None:
             evaluation = graph.build_evaluation_graph(config, group, dataset)
+        samples = input_samples.create_input_samples(
+            input_samples.build_samples(train.stream, config, dataset.info.num_classes),
+            config,
+            rank=group.worker.rank,
+            names=dataset.info.names_of_classes,
+        )
         store = checkpoints.create_store(
             config.run, rank=group.worker.rank, variables=tf1.global_variables()
         )
@@ -111,7 +124,7 @@ def _set_up(config: Config, group: Group) -> Setup:
     )
     session.run(initializer)
     store.restore(session)
-    return Setup(dataset.info, course, train, evaluation, store, session)
+    return Setup(dataset.info, course, train, evaluation, samples, store, session, mllog)
 
 
 @contextlib.contextmanager
@@ -137,16 +150,37 @@ def _train(config: Config, group: Group, setup: Setup, status: results.Status) -
         contextlib.closing(create_console(rank, course, first_step=done + 1)) as console,
         contextlib.closing(create_writer(logdir, rank=rank, first_step=done + 1)) as writer,
     ):
+        monitor = create_monitor(
+            config,
+            group,
+            course,
+            setup.train,
+            logdir=logdir,
+            class_names=setup.info.names_of_classes,
+            writer=writer,
+            console=console,
+            mllog=setup.mllog,
+        )
+        setup.mllog.begin(
+            course,
+            done=done,
+            train_examples=setup.info.num_train_examples,
+            eval_examples=setup.info.num_validation_examples,
+        )
         for line in (*setup.store.story, _describe_start(config, group, setup, done)):
             console.say(line)
         if is_complete:
             times = RunTimes()
-            evaluation = _evaluate(group, setup, done, writer, console)
+            evaluation = _evaluate(group, setup, done, monitor)
         else:
-            times, evaluation = _loop(config, group, setup, done, writer, console, status)
-    steps = max(done, course.total_steps)
+            with contextlib.closing(monitor.profiler):
+                times, evaluation = _loop(config, group, setup, done, monitor, status)
+        steps = max(done, course.total_steps)
+        result = _summarize(group, course, steps, times, evaluation)
+        run_page.write_end(writer, steps, result)
+        monitor.mllog.end()
     status.set("finished", step=steps)
-    return _summarize(group, course, steps, times, evaluation)
+    return result
 
 
 def _loop(
@@ -154,19 +188,11 @@ def _loop(
     group: Group,
     setup: Setup,
     done: int,
-    writer: Writer,
-    console: Console,
+    monitor: Monitor,
     status: results.Status,
 ) -> tuple[RunTimes, evaluate.Evaluation | None]:
     """The loop. `done` steps were taken before; all workers hold the same variables."""
     session, course, stream = setup.session, setup.plan, setup.train.stream
-    log = StepLog(
-        group,
-        writer,
-        console,
-        images_per_step=course.global_batch_size,
-        count_bad_examples=stream.bad_examples,
-    )
     schedule = learning_rate.create_schedule(
         config.optimizer,
         global_batch_size=course.global_batch_size,
@@ -174,35 +200,44 @@ def _loop(
         steps_per_epoch=course.steps_per_epoch,
     )
     take_step = setup.train.create_step(session)
-    clock = timing.StepClock()
+    draw_step = setup.train.create_step(session, also=setup.train.histograms.gradients)
     times = RunTimes()
     evaluation = None
 
-    session.run(stream.initializer, {stream.start_step: done * config.optimizer.accumulate_steps})
-    clock.start()
+    run_page.write_run_page(
+        monitor.writer, config, group.worker, course, done=done, graph=session.graph
+    )
+    batches_done = done * config.optimizer.accumulate_steps
+    with graph.explain_errors(stream):
+        setup.samples.show(session, stream, monitor.writer, step=done, first_batch=batches_done)
+    monitor.profiler.after_step(done)
+    session.run(stream.initializer, {stream.start_step: batches_done})
+    monitor.clock.start()
     for number in range(done + 1, course.total_steps + 1):
         rate = schedule(number - 1)
+        take = draw_step if monitor.histograms.is_due(number) else take_step
         with graph.explain_errors(stream):
-            metrics = take_step(rate, 0.0)
-        step = _as_step(number, clock.finish_step(), rate, metrics)
+            metrics, histograms = take(rate, 0.0)
+        step = as_step(number, monitor.clock.finish_step(), rate, metrics)
         times.add(step)
-        log.add(step)
+        monitor.log.add(step)
+        monitor.after_step(session, number, histograms)
         if course.reports_at(number) or step.is_lost:
-            with clock.pause():
-                log.flush()
+            with monitor.pauses.during(pauses.REPORT, number):
+                monitor.log.flush()
         _refuse_lost(step)
         if course.saves_at(number):
-            with clock.pause():
-                writer.flush()
-                _save(setup, number, console)
+            with monitor.pauses.during(pauses.CHECKPOINT, number):
+                monitor.writer.flush()
+                _save(setup, number, monitor.console)
                 status.set("running", step=number)
         if course.evaluates_at(number):
-            with clock.pause():
-                evaluation = _evaluate(group, setup, number, writer, console)
+            with monitor.pauses.during(pauses.EVALUATION, number):
+                evaluation = _evaluate(group, setup, number, monitor)
     return times, evaluation
 
 
-def _as_step(number: int, duration_sec: float, rate: float, metrics: graph.StepMetrics) -> Step:
+def as_step(number: int, duration_sec: float, rate: float, metrics: graph.StepMetrics) -> Step:
     """A step's numbers, once it is over: called at its end, since it looks at the clock."""
     waited_sec = max(0.0, time.time() - float(metrics.gradients_ready_sec))
     return Step(
@@ -247,19 +282,17 @@ def _save(setup: Setup, step: int, console: Console) -> None:
 
 
 def _evaluate(
-    group: Group, setup: Setup, step: int, writer: Writer, console: Console
+    group: Group, setup: Setup, step: int, monitor: Monitor
 ) -> evaluate.Evaluation | None:
     """Evaluates, where there is something to evaluate on, and tells the result."""
     if setup.evaluation is None:
         return None
-    result = evaluate.evaluate(setup.session, setup.evaluation, group)
-    console.say(f"step {step}: evaluation: {result}")
-    scalars = {
-        "eval/top1": result.top1,
-        "eval/top5": result.top5,
-        "eval/loss": result.loss,
-    }
-    writer.write(step, scalars, wall_time=time.time())
+    with monitor.mllog.evaluating(step) as accuracies:
+        result = evaluate.evaluate(setup.session, setup.evaluation, group, monitor.views)
+        accuracies.append(result.top1)
+    monitor.console.say(f"step {step}: evaluation: {result}")
+    evaluate.write_scalars(monitor.writer, step, result)
+    monitor.views.publish(step, group)
     return result
 
 

@@ -36,6 +36,12 @@ class DatasetInfo(NamedTuple):
     class_names: tuple[str, ...] | None
     fingerprint: str
 
+    @property
+    def names_of_classes(self) -> list[str]:
+        """A name for every class of the network: its number, where it has no other."""
+        names = list(self.class_names or ())[: self.num_classes]
+        return names + [str(number) for number in range(len(names), self.num_classes)]
+
 
 class Dataset:
     """Images and labels from files, or from a plug-in."""

@@ -1,5 +1,6 @@
 """From a batch to the network's input: ops of the training graph, which run on its device."""
 
+import numpy as np
 import tensorflow as tf
 
 from trainer.config import DataConfig
@@ -25,6 +26,23 @@ def normalize(images: tf.Tensor, config: DataConfig) -> tf.Tensor:
     if config.preprocessing == "inception":
         return pixels / 127.5 - 1.0
     return (pixels / 255.0 - _IMAGENET_MEAN) / _IMAGENET_DEVIATION
+
+
+def to_pixels(images: np.ndarray, config: DataConfig) -> np.ndarray:
+    """The opposite of `normalize`, for people to look at.
+
+    Args:
+      images: float32 [batch, height, width, 3].
+      config: names the scaling.
+
+    Returns:
+      uint8 [batch, height, width, 3].
+    """
+    if config.preprocessing == "inception":
+        pixels = (images + 1.0) * 127.5
+    else:
+        pixels = (images * _IMAGENET_DEVIATION + _IMAGENET_MEAN) * 255.0
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 
 def network_input(batch: Batch, config: DataConfig) -> tf.Tensor:

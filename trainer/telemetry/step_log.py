@@ -2,11 +2,13 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from trainer.distributed import Group
 from trainer.telemetry.console import Console
+from trainer.telemetry.memory_use import MemoryUse
+from trainer.telemetry.slow_worker import SlowWorkerWatch
 from trainer.telemetry.writers import Writer
 
 
@@ -42,6 +44,22 @@ class Step(NamedTuple):
         return not self.is_applied and not (math.isfinite(self.loss) and self.loss_scale > 1)
 
 
+class WorkerReport(NamedTuple):
+    """What a worker tells the others of the steps since the last time.
+
+    Attributes:
+      own_sec, data_wait_sec: of each step; see `Step`.
+      bad_examples: that it has found up to now.
+      resident_mib, device_mib: the most memory it has used up to now; device: None without one.
+    """
+
+    own_sec: list[float]
+    data_wait_sec: list[float]
+    bad_examples: int
+    resident_mib: float
+    device_mib: float | None
+
+
 class StepLog:
     """Gathers steps and writes them.
 
@@ -58,6 +76,8 @@ class StepLog:
         *,
         images_per_step: int,
         count_bad_examples: Callable[[], int],
+        memory_use: MemoryUse,
+        watch: SlowWorkerWatch,
     ) -> None:
         """Creates an empty log.
 
@@ -67,12 +87,16 @@ class StepLog:
           console: hears of each step.
           images_per_step: over all workers.
           count_bad_examples: how many this worker has found to be bad up to now.
+          memory_use: this worker's.
+          watch: hears of all workers' times, to find a slow one.
         """
         self._group = group
         self._writer = writer
         self._console = console
         self._images_per_step = images_per_step
         self._count_bad_examples = count_bad_examples
+        self._memory_use = memory_use
+        self._watch = watch
         self._waiting: list[tuple[float, Step]] = []
 
     def add(self, step: Step) -> None:
@@ -82,17 +106,35 @@ class StepLog:
 
     def flush(self) -> None:
         """Writes the steps since the last time. A collective."""
-        own_sec = [step.own_sec for _, step in self._waiting]
-        reports = self._group.gather((own_sec, self._count_bad_examples()))
-        own_times = [times for times, _ in reports]
-        bad_examples = sum(count for _, count in reports)
-        for (wall_time, step), *of_workers in zip(self._waiting, *own_times, strict=True):
-            scalars = self._scalars(step, slowest_sec=max(of_workers), fastest_sec=min(of_workers))
-            scalars["data/bad_examples"] = bad_examples
+        if not self._waiting:
+            return
+        reports = [WorkerReport(*part) for part in self._group.gather(self._report())]
+        own_times = zip(*(report.own_sec for report in reports), strict=True)
+        for (wall_time, step), of_workers in zip(self._waiting, own_times, strict=True):
+            scalars = self._scalars(step, of_workers)
+            scalars["data/bad_examples"] = sum(report.bad_examples for report in reports)
+            if step is self._waiting[-1][1]:
+                scalars |= _memory_scalars(reports)
             self._writer.write(step.number, scalars, wall_time=wall_time)
         self._waiting = []
+        line = self._watch.add(
+            [report.own_sec for report in reports], [report.data_wait_sec for report in reports]
+        )
+        if line is not None:
+            self._console.say(line)
 
-    def _scalars(self, step: Step, *, slowest_sec: float, fastest_sec: float) -> dict[str, float]:
+    def _report(self) -> WorkerReport:
+        return WorkerReport(
+            own_sec=[step.own_sec for _, step in self._waiting],
+            data_wait_sec=[step.data_wait_sec for _, step in self._waiting],
+            bad_examples=self._count_bad_examples(),
+            resident_mib=self._memory_use.resident_mib(),
+            device_mib=self._memory_use.device_mib(),
+        )
+
+    def _scalars(self, step: Step, own_times_sec: Sequence[float]) -> dict[str, float]:
+        """The scalars of a step; `own_times_sec`: of each worker, in order of rank."""
+        slowest_sec, fastest_sec = max(own_times_sec), min(own_times_sec)
         images_per_sec = self._images_per_step / step.duration_sec
         return {
             "train/loss": step.loss,
@@ -111,4 +153,14 @@ class StepLog:
             "perf/allreduce_and_update_ms": 1000 * (step.duration_sec - slowest_sec),
             "perf/slowest_worker_step_ms": 1000 * slowest_sec,
             "perf/fastest_worker_step_ms": 1000 * fastest_sec,
+            "perf/slowest_worker": own_times_sec.index(slowest_sec),
         }
+
+
+def _memory_scalars(reports: Sequence[WorkerReport]) -> dict[str, float]:
+    """The most memory that any worker has used."""
+    scalars = {"perf/peak_resident_mib": max(report.resident_mib for report in reports)}
+    on_devices = [report.device_mib for report in reports if report.device_mib is not None]
+    if on_devices:
+        scalars["perf/peak_device_mib"] = max(on_devices)
+    return scalars

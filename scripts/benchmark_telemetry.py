@@ -1,0 +1,138 @@
+#!/usr/bin/env python3
+"""What telemetry costs: the same training steps with all that is logged by default, and with none.
+
+Both take turns in one process, on one session, in blocks of steps, A B B A ...; what counts is the
+median block. Everything that telemetry does is in the time of its blocks, its pauses included. The
+network is small: a step takes some 20 ms on two cores. On a machine that does nothing else:
+
+  scripts/benchmark_telemetry.py
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+import tensorflow.compat.v1 as tf1
+
+from trainer import distributed, graph, plan, train
+from trainer.config import Config, DataConfig, ModelConfig, RunConfig
+from trainer.inputs.dataset import open_dataset
+from trainer.session import create_config
+from trainer.telemetry import pauses
+from trainer.telemetry.console import TextConsole
+from trainer.telemetry.mllog import NullMLPerfLog
+from trainer.telemetry.monitor import create_monitor
+from trainer.telemetry.run_writer import create_writer
+
+_RATE = 0.01
+_CLASSES = 10
+
+
+def network(images: tf.Tensor, num_classes: int, is_training: bool) -> tuple[tf.Tensor, dict]:
+    """Four convolutions with ReLU, and a linear layer."""
+    del is_training
+    net = images
+    for number in range(4):
+        shape = [3, 3, net.shape[-1], 32]
+        kernel = tf1.get_variable(f"conv{number}/weights", shape, net.dtype)
+        net = tf.nn.relu(tf.nn.conv2d(net, kernel, 2 if number % 2 else 1, "SAME"))
+    pooled = tf.reduce_mean(net, [1, 2])
+    weights = tf1.get_variable("logits/weights", [pooled.shape[-1], num_classes], net.dtype)
+    return pooled @ weights, {}
+
+
+def create_steps(logdir: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """What takes a step without and with telemetry, on the same session.
+
+    Args:
+      logdir: a new folder.
+    """
+    config = Config(
+        model=ModelConfig(model="benchmark_telemetry:network"),
+        data=DataConfig(dataset="synthetic", image_size=48, batch_size=16),
+        run=RunConfig(steps=10**6, logdir=logdir),
+    )
+    group = distributed.Group()
+    course = plan.create_plan(
+        config.run, global_batch_size=16, train_examples=10**6, validation_examples=0
+    )
+    with tf.Graph().as_default():
+        dataset = open_dataset(config.data, num_classes=_CLASSES)
+        built = graph.build_train_graph(config, group, dataset)
+        session = tf1.Session(config=create_config())
+        session.run(tf1.global_variables_initializer())
+        session.run(built.broadcast_op)
+        session.run(built.stream.initializer, {built.stream.start_step: 0})
+    take_step = built.create_step(session)
+    monitor = create_monitor(
+        config,
+        group,
+        course,
+        built,
+        logdir=logdir,
+        class_names=[str(number) for number in range(_CLASSES)],
+        writer=create_writer(logdir, rank=0, first_step=1),
+        console=TextConsole(course, first_step=1, stream=open(os.devnull, "w")),  # noqa: SIM115
+        mllog=NullMLPerfLog(),
+    )
+    monitor.clock.start()
+    number = 0
+
+    def plain() -> None:
+        take_step(_RATE, 0.0)
+
+    def watched() -> None:
+        nonlocal number
+        number += 1
+        metrics, histograms = take_step(_RATE, 0.0)
+        monitor.log.add(train.as_step(number, monitor.clock.finish_step(), _RATE, metrics))
+        monitor.after_step(session, number, histograms)
+        if course.reports_at(number):
+            with monitor.pauses.during(pauses.REPORT, number):
+                monitor.log.flush()
+
+    return plain, watched
+
+
+def time_block(take: Callable[[], Any], steps: int) -> float:
+    """Milliseconds per step."""
+    began = time.perf_counter()
+    for _ in range(steps):
+        take()
+    return 1000 * (time.perf_counter() - began) / steps
+
+
+def main() -> None:
+    """Times both and prints what one costs more than the other."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=30, help="blocks of each; %(default)s")
+    parser.add_argument("--steps", type=int, default=50, help="per block; %(default)s")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as logdir:
+        takes = dict(zip(("without", "with"), create_steps(logdir), strict=True))
+        times_ms: dict[str, list[float]] = {name: [] for name in takes}
+        for take in takes.values():
+            time_block(take, options.steps)
+        for number in range(options.rounds):
+            for name in list(takes)[:: -1 if number % 2 else 1]:
+                times_ms[name].append(time_block(takes[name], options.steps))
+    medians = {name: statistics.median(times) for name, times in times_ms.items()}
+    pairs = zip(times_ms["with"], times_ms["without"], strict=True)
+    result = {
+        "ms_per_step": medians,
+        "more": medians["with"] / medians["without"] - 1,
+        "more_in_the_median_round": statistics.median(a / b for a, b in pairs) - 1,
+        "rounds": options.rounds,
+        "steps": options.steps,
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

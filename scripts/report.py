@@ -1,0 +1,234 @@
+#!/usr/bin/env python3
+"""Draws one page of plots of one run or several: a picture to send.
+
+  scripts/report.py runs/one --out report.png
+  scripts/report.py runs/one runs/two --out report.html
+
+It reads the metrics.jsonl of each folder. It needs matplotlib, which training does not: it comes
+with the `report` extra of setup.py, and with scripts/setup.sh.
+"""
+
+import argparse
+import html
+import io
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_POINTS = 200  # Of a curve, at most: each is the median, or another percentile, of its steps.
+_FORMATS = (".png", ".html")
+
+
+class ReportError(Exception):
+    """What keeps the report from being made, in a line."""
+
+
+class Curve(NamedTuple):
+    """A tag over a run.
+
+    Attributes:
+      steps: int64 [n].
+      values: float64 [n], finite.
+    """
+
+    steps: np.ndarray
+    values: np.ndarray
+
+
+class Panel(NamedTuple):
+    """One plot.
+
+    Attributes:
+      title: with the unit.
+      lines: (tag, percentile, label, style) of each.
+      is_log: whether the axis is logarithmic.
+    """
+
+    title: str
+    lines: tuple[tuple[str, float, str, str], ...]
+    is_log: bool = False
+
+
+PANELS = (
+    Panel("loss", (("train/loss", 50, "train", "-"), ("eval/loss", 50, "evaluation", "o--"))),
+    Panel(
+        "accuracy, top-1",
+        (("train/top1", 50, "train", "-"), ("eval/top1", 50, "evaluation", "o--")),
+    ),
+    Panel("images per second, all workers", (("perf/images_per_sec", 50, "median", "-"),)),
+    Panel(
+        "time of a step, ms",
+        tuple(
+            ("perf/step_time_ms", share, f"p{share}", style)
+            for share, style in ((50, "-"), (90, "--"), (99, ":"))
+        ),
+        is_log=True,
+    ),
+    Panel("waiting for data, ms", (("perf/data_wait_ms", 50, "median", "-"),)),
+    Panel("learning rate", (("train/learning_rate", 50, "", "-"),)),
+)
+
+
+def read_curves(folder: Path) -> dict[str, Curve]:
+    """The curves of a run by tag.
+
+    Raises:
+      ReportError: the folder has no metrics.
+    """
+    points: dict[str, list[tuple[int, float]]] = {}
+    try:
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ReportError(
+            f"{folder}/metrics.jsonl cannot be read ({error.strerror}): give the --logdir of a run"
+        ) from error
+    for line in lines:
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue  # The last one, of a run that goes on or was cut off.
+        step = values.pop("step")
+        for tag, value in values.items():
+            if value is not None:
+                points.setdefault(tag, []).append((step, value))
+    if "perf/step_time_ms" not in points:
+        raise ReportError(f"{folder}/metrics.jsonl has no training steps")
+    return {
+        tag: Curve(*(np.array(part) for part in zip(*pairs, strict=True)))
+        for tag, pairs in points.items()
+    }
+
+
+def thin(curve: Curve, percentile: float) -> Curve:
+    """At most `_POINTS` points: each the percentile of a window of steps, at its last step."""
+    windows = min(len(curve.steps), _POINTS)
+    steps = [part[-1] for part in np.array_split(curve.steps, windows)]
+    values = [np.percentile(part, percentile) for part in np.array_split(curve.values, windows)]
+    return Curve(np.array(steps), np.array(values))
+
+
+def summarize(curves: Mapping[str, Curve]) -> dict[str, str]:
+    """The figures of a run that a person asks for first; times without the first tenth of it."""
+    durations_ms = curves["perf/step_time_ms"].values
+    timed = durations_ms[min(10, len(durations_ms) // 2) :]
+    rate = np.median(curves["perf/images_per_sec"].values)
+    figures = {
+        "steps": f"{curves['perf/step_time_ms'].steps[-1]}",
+        "images/s (median)": f"{rate:.1f}",
+        "ms per step, p50 / p90 / p99": " / ".join(
+            f"{np.percentile(timed, share):.1f}" for share in (50, 90, 99)
+        ),
+        "training loss (last)": f"{curves['train/loss'].values[-1]:.4f}",
+    }
+    for name in ("top1", "top5"):
+        if f"eval/{name}" in curves:
+            figures[f"{name} (last)"] = f"{curves[f'eval/{name}'].values[-1]:.4f}"
+    return figures
+
+
+def draw(runs: Mapping[str, Mapping[str, Curve]]) -> Any:
+    """A matplotlib figure with all panels; `runs`: curves by tag by run.
+
+    Raises:
+      ReportError: matplotlib is missing.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ReportError(f"{error}. Install it: pip install matplotlib") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, places = pyplot.subplots(2, 3, figsize=(15, 8), layout="constrained")
+    for axes, panel in zip(places.flat, PANELS, strict=True):
+        draw_panel(axes, panel, runs)
+    figure.suptitle(", ".join(runs), fontsize=11)
+    return figure
+
+
+def draw_panel(axes: Any, panel: Panel, runs: Mapping[str, Mapping[str, Curve]]) -> None:
+    """Draws one plot; each run has a colour, each line of a run a style."""
+    for number, (name, curves) in enumerate(runs.items()):
+        for tag, percentile, label, style in panel.lines:
+            if tag not in curves:
+                continue
+            curve = thin(curves[tag], percentile)
+            parts = [name] if len(runs) > 1 else []
+            parts += [label] if label and len(panel.lines) > 1 else []
+            axes.plot(
+                curve.steps,
+                curve.values,
+                style,
+                color=f"C{number}",
+                label=" ".join(parts) or None,
+                linewidth=1.2,
+                markersize=4,
+            )
+    axes.set_title(panel.title, fontsize=10)
+    axes.set_xlabel("step", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if panel.is_log:
+        axes.set_yscale("log")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7)
+
+
+def render_page(figure: Any, runs: Mapping[str, Mapping[str, Curve]]) -> str:
+    """A page of HTML that needs no other file: the figures of each run, and the plots as SVG."""
+    picture = io.StringIO()
+    figure.savefig(picture, format="svg")
+    svg = picture.getvalue()
+    summaries = {name: summarize(curves) for name, curves in runs.items()}
+    titles = list(dict.fromkeys(title for figures in summaries.values() for title in figures))
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in ["run", *titles])
+    rows = "".join(
+        "<tr>"
+        + "".join(
+            f"<td>{html.escape(cell)}</td>"
+            for cell in [name, *(figures.get(title, "") for title in titles)]
+        )
+        + "</tr>"
+        for name, figures in summaries.items()
+    )
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>slim-horovod</title>'
+        "<style>body{font:14px sans-serif;margin:2em}td,th{padding:.2em 1em;text-align:left}"
+        "svg{max-width:100%;height:auto}</style>"
+        f"<table><tr>{head}</tr>{rows}</table>{svg[svg.index('<svg') :]}</html>\n"
+    )
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("logdirs", nargs="+", type=Path, metavar="LOGDIR", help="of a run")
+    parser.add_argument("--out", type=Path, default=Path("report.png"), help=".png or .html")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Reads, draws, and writes the page."""
+    options = parse_arguments(argv)
+    if options.out.suffix not in _FORMATS:
+        raise ReportError(f"--out: must end with .png or .html, got {options.out}")
+    runs = {str(folder): read_curves(folder) for folder in options.logdirs}
+    figure = draw(runs)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    if options.out.suffix == ".png":
+        figure.savefig(options.out, dpi=110)
+    else:
+        options.out.write_text(render_page(figure, runs), encoding="utf-8")
+    print(options.out)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ReportError, OSError) as failure:
+        sys.exit(f"report.py: {failure}")

@@ -1,0 +1,25 @@
+"""What several test files share: a run costs half a minute."""
+
+import pytest
+import tiny
+from processes import train_script
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """A finished run of 60 steps on two workers, by scripts/train.sh, with everything logged."""
+    logdir = tmp_path_factory.mktemp("run")
+    flags = [
+        *tiny.FLAGS,
+        "--steps=60",
+        "--checkpoint_every=25",
+        "--histogram_every=20",
+        "--profile_steps=42:44",
+        f"--mllog={logdir}/mlperf.log",
+        f"--logdir={logdir}",
+        f"--result_json={logdir}/result.json",
+    ]
+    done = train_script(2, flags)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (logdir / "console.txt").write_text(done.stdout, encoding="utf-8")
+    return logdir

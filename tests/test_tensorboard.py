@@ -1,0 +1,192 @@
+"""What TensorBoard's own server says of real runs, asked over HTTP."""
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+import tensorboard_server
+import tensorflow as tf
+import tiny
+from processes import run as run_process
+from processes import trainer
+from tensorflow.core.util import event_pb2
+
+from trainer.inputs import tfrecord
+from trainer.telemetry.run_writer import create_writer
+
+pytestmark = pytest.mark.processes
+
+PER_STEP_TAGS = {
+    "train/loss",
+    "train/cross_entropy",
+    "train/weight_decay_loss",
+    "train/learning_rate",
+    "train/gradient_norm",
+    "perf/step_time_ms",
+    "perf/images_per_sec",
+    "perf/images_per_sec_per_worker",
+    "perf/data_wait_ms",
+    "perf/slowest_worker_step_ms",
+    "perf/fastest_worker_step_ms",
+}
+SLOW = [*tiny.FLAGS[1:], "--model=slow:network", "--deterministic", "--checkpoint_every=30"]
+STEPS = list(range(1, 61))
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory, run):
+    """A folder with four runs in it."""
+    folder = tmp_path_factory.mktemp("logs")
+    (folder / "whole").symlink_to(run)
+    stopped = [*SLOW, "--steps=60", "--log_every=1", f"--logdir={folder}/stopped"]
+    assert trainer(*stopped, END_AT_STEP="37").returncode == 1
+    before = (folder / "stopped" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(before[-1])["step"] >= 35
+    done = trainer(*stopped, "--resume=must")
+    assert done.returncode == 0, done.stderr
+    for steps in (9, 5):  # The first ended before its first checkpoint: the second starts afresh.
+        writer = create_writer(f"{folder}/restarted", rank=0, first_step=1)
+        for step in range(1, steps + 1):
+            writer.write(step, {"train/loss": steps + step / 10}, wall_time=1000.0 + step)
+        writer.close()
+    return folder
+
+
+def is_loaded(server):
+    """Whether the last that was written of each run has been read."""
+    found = server.get("plugin/scalars/tags")
+    return (
+        {"whole", "stopped", "restarted"} <= set(found)
+        and "perf/mean_images_per_sec" in found["whole"]
+        and "perf/mean_images_per_sec" in found["stopped"]
+    )
+
+
+@pytest.fixture(scope="module", params=["fast", "python"])
+def server(request, logs):
+    """The server, with its usual way of reading logs and with the older one."""
+    flags = ["--load_fast=false"] if request.param == "python" else ["--load_fast=true"]
+    with tensorboard_server.serve(logs, *flags, ready=is_loaded) as running:
+        yield running
+
+
+def test_every_tag_has_every_step_once(server):
+    tags = server.get("plugin/scalars/tags")["whole"]
+    assert set(tags) >= PER_STEP_TAGS | {"eval/top1", "eval/top5", "eval/loss"}
+    for tag in PER_STEP_TAGS:
+        assert [step for step, _ in server.scalars("whole", tag)] == STEPS, tag
+
+
+def test_metrics_jsonl_holds_the_same_numbers(server, run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for tag in sorted(PER_STEP_TAGS | {"eval/top1", "perf/evaluation_ms"}):
+        expected = [(line["step"], line[tag]) for line in lines if tag in line]
+        found = server.scalars("whole", tag)
+        assert [step for step, _ in found] == [step for step, _ in expected], tag
+        values = [value for _, value in found]
+        np.testing.assert_allclose(values, [value for _, value in expected], rtol=1e-6)
+
+
+def test_a_run_that_was_stopped_at_37_and_went_on_from_30_shows_each_step_once(server):
+    for tag in PER_STEP_TAGS:
+        assert [step for step, _ in server.scalars("stopped", tag)] == STEPS, tag
+
+
+def test_a_run_that_started_afresh_shows_its_new_steps_only(server):
+    expected = [(step, pytest.approx(5 + step / 10)) for step in range(1, 6)]
+    assert server.scalars("restarted", "train/loss") == expected
+
+
+def test_hparams_compare_the_runs(server):
+    experiment = server.post("plugin/hparams/experiment", {"experimentName": ""})
+    names = {info["name"] for info in experiment["hparamInfos"]}
+    assert names >= {"model", "batch_size", "base_learning_rate", "workers", "precision"}
+    metrics = [info["name"] for info in experiment["metricInfos"]]
+    request = {
+        "experimentName": "",
+        "allowedStatuses": ["STATUS_SUCCESS"],
+        "colParams": [{"metric": name, "includeInResult": True} for name in metrics]
+        + [{"hparam": name, "includeInResult": True} for name in sorted(names)],
+        "startIndex": 0,
+        "sliceSize": 10,
+    }
+    groups = server.post("plugin/hparams/session_groups", request)["sessionGroups"]
+    runs = {group["sessions"][0]["name"]: group for group in groups}
+    assert set(runs) == {"whole", "stopped"}
+    assert runs["whole"]["hparams"]["workers"] == 2
+    assert runs["stopped"]["hparams"]["workers"] == 1
+    assert runs["whole"]["hparams"]["model"] == "tiny:network"
+    found = {each["name"]["tag"]: each for each in runs["whole"]["metricValues"]}
+    assert found["eval/top1"]["value"] == server.scalars("whole", "eval/top1")[-1][1]
+    assert found["perf/mean_images_per_sec"]["value"] > 0
+
+
+def test_texts_tell_configuration_versions_and_command_line(server):
+    tags = server.get("plugin/text/tags")["whole"]
+    assert len(tags) == 3
+    pages = {tag: server.get("plugin/text/text", run="whole", tag=tag)[0]["text"] for tag in tags}
+    text = "\n".join(pages.values())
+    assert "<strong>--batch_size</strong></td>\n<td><code>8</code></td>" in text
+    assert "tensorflow version" in text
+    assert tf.__version__ in text
+    assert "-m trainer" in text
+
+
+def test_images_are_there(server):
+    tags = server.get("plugin/images/tags")["whole"]
+    assert set(tags) == {"inputs/augmented", "eval/confusion", "eval/misclassified"}
+    (sample,) = server.get("plugin/images/images", run="whole", tag="inputs/augmented", sample=0)
+    assert sample["step"] == 0
+
+
+def test_the_custom_page_names_tags_that_are_there(server):
+    layout = server.get("plugin/custom_scalars/layout")
+    (category,) = layout["category"]
+    tags = [tag for chart in category["chart"] for tag in chart["multiline"]["tag"]]
+    drawn = set()
+    for tag in tags:
+        answer = server.get("plugin/custom_scalars/scalars", run="whole", tag=tag)
+        assert answer["regex_valid"]
+        drawn |= set(answer["tag_to_events"])
+    assert drawn >= {"perf/images_per_sec", "perf/slowest_worker_step_ms", "eval/top1"}
+    assert len(drawn) == len(set(tags)) - 1  # The benchmark has not been run.
+
+
+def test_the_graph_and_histograms_are_there(server):
+    assert server.get("plugin/graphs/info")["whole"]["run_graph"]
+    assert 'name: "conv1/' in server.get("plugin/graphs/graph", run="whole")
+    tags = server.get("plugin/histograms/tags")["whole"]
+    assert {"gradient/conv1/weights", "weight/conv1/weights"} <= set(tags)
+    points = server.get("plugin/histograms/histograms", run="whole", tag="weight/conv1/weights")
+    assert [point[1] for point in points] == [20, 40, 60]
+    for _, _, buckets in points:
+        assert sum(count for _, _, count in buckets) == 8 * 3 * 3 * 3
+
+
+def test_with_the_disk_full_from_step_20_on_the_weights_are_the_same(logs, tmp_path):
+    """RLIMIT_FSIZE is what the event file had at step 20; checkpoints are smaller."""
+    (events,) = sorted((logs / "stopped").glob("events.out.tfevents.*"))[:1]
+    limit = size_at_step(events, 20)
+    flags = [*SLOW, "--steps=60", "--log_every=1", f"--logdir={tmp_path}"]
+    command = ["prlimit", f"--fsize={limit}", sys.executable, "-m", "trainer", *flags]
+    done = run_process(command)
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if "cannot be written" in line]
+    assert len(warnings) == 1, done.stderr
+    assert "training goes on" in warnings[0]
+    (cut,) = tmp_path.glob("events.out.tfevents.*")
+    assert os.path.getsize(cut) == limit
+    ours = tf.train.load_checkpoint(f"{tmp_path}/model.ckpt-60")
+    theirs = tf.train.load_checkpoint(f"{logs}/stopped/model.ckpt-60")
+    for name in theirs.get_variable_to_shape_map():
+        np.testing.assert_array_equal(ours.get_tensor(name), theirs.get_tensor(name), err_msg=name)
+
+
+def size_at_step(path, step):
+    """How large an event file was when it got to a step."""
+    for offset, data in tfrecord.scan(memoryview(path.read_bytes()), str(path)):
+        if event_pb2.Event.FromString(bytes(data)).step >= step:
+            return offset
+    raise AssertionError(f"{path} does not get to step {step}")

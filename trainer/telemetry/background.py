@@ -1,0 +1,83 @@
+"""Writes from a thread, so that no step waits for a disk."""
+
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+import tensorflow.compat.v1 as tf1
+
+from trainer.telemetry.writers import Scalars, Writer
+
+_Job = Callable[[Writer], None]
+
+
+class BackgroundWriter:
+    """Hands everything to other writers from a thread.
+
+    Where one fails (a full disk, a vanished folder), each kind of trouble is told once, for all of
+    them; later writes are tried all the same, in case that it passes, and the run goes on.
+    """
+
+    FLUSH_SEC = 2.0
+
+    def __init__(self, writers: Sequence[Writer]) -> None:
+        self._writers = writers
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._told: set[int | None] = set()
+        self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
+        self._thread.start()
+
+    def write(self, step: int, scalars: Scalars, *, wall_time: float) -> None:
+        self._queue.put(lambda writer: writer.write(step, scalars, wall_time=wall_time))
+
+    def write_summary(self, step: int, summary: tf1.Summary, *, wall_time: float) -> None:
+        self._queue.put(lambda writer: writer.write_summary(step, summary, wall_time=wall_time))
+
+    def write_graph(self, graph: tf.Graph) -> None:
+        self._queue.put(lambda writer: writer.write_graph(graph))
+
+    def flush(self) -> None:
+        done = threading.Event()
+        self._queue.put(lambda writer: writer.flush())
+        self._queue.put(lambda _: done.set())
+        while not done.wait(timeout=1.0) and self._thread.is_alive():
+            pass  # The disk is slow.
+
+    def close(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        """The thread: does what is in the queue to each writer, and flushes now and then."""
+        flushed = time.monotonic()
+        while True:
+            try:
+                job = self._queue.get(timeout=self.FLUSH_SEC)
+            except queue.Empty:
+                self._for_each_writer(lambda writer: writer.flush())
+                flushed = time.monotonic()
+                continue
+            if job is None:
+                break
+            self._for_each_writer(job)
+            if time.monotonic() - flushed > self.FLUSH_SEC:
+                self._for_each_writer(lambda writer: writer.flush())
+                flushed = time.monotonic()
+        self._for_each_writer(lambda writer: writer.close())
+
+    def _for_each_writer(self, job: _Job) -> None:
+        for writer in self._writers:
+            try:
+                job(writer)
+            except OSError as error:
+                if error.errno not in self._told:
+                    self._told.add(error.errno)
+                    print(
+                        f"slim-horovod: the logs cannot be written ({error}); training goes on, "
+                        "and it is tried again",
+                        file=sys.stderr,
+                        flush=True,
+                    )

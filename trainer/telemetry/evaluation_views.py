@@ -1,0 +1,113 @@
+"""What an evaluation shows besides its figures: a confusion matrix, and images it got wrong."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from trainer.distributed import Group, Worker
+from trainer.graph import Answers, EvaluationGraph
+from trainer.telemetry import pictures
+from trainer.telemetry.writers import NullWriter, Writer
+
+MAX_CLASSES = 50
+CONFUSION_TAG = "eval/confusion"
+MISCLASSIFIED_TAG = "eval/misclassified"
+_IMAGES = 16
+
+
+class EvaluationViews:
+    """Collects answers during an evaluation, and writes what is to be seen of them.
+
+    All workers collect the matrix, where there are few enough classes for one; rank 0 alone the
+    images, of its own part of the examples.
+    """
+
+    def __init__(self, writer: Writer, *, names: Sequence[str], images: int) -> None:
+        """Begins with no answers.
+
+        Args:
+          writer: gets the pictures.
+          names: of the classes.
+          images: how many misclassified ones to collect; 0: none.
+        """
+        self._writer = writer
+        self._names = names
+        self._max_images = images
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets the answers up to now."""
+        classes = len(self._names)
+        self._counts = np.zeros((classes, classes) if classes <= MAX_CLASSES else (0, 0), np.int64)
+        self._images: list[np.ndarray] = []
+        self._captions: list[str] = []
+
+    def fetches(self, evaluation: EvaluationGraph) -> Any:
+        """What `add` wants of the next batch: images only as long as some are missing."""
+        wanted = len(self._images) < self._max_images
+        return evaluation.answers, evaluation.stream.batch.images if wanted else ()
+
+    def add(self, values: tuple[Answers, np.ndarray]) -> None:
+        """Takes note of a batch: of what `fetches` has named."""
+        answers, images = values
+        rows = np.flatnonzero(answers.weights > 0)
+        labels, predictions = answers.labels[rows], answers.predictions[rows]
+        if self._counts.size:
+            np.add.at(self._counts, (labels, predictions), 1)
+        if len(images) == 0:
+            return
+        wrong = rows[labels != predictions]
+        for row in wrong[: self._max_images - len(self._images)]:
+            right, taken_for = (
+                self._names[number][:14]
+                for number in (answers.labels[row], answers.predictions[row])
+            )
+            self._images.append(images[row])
+            self._captions.append(f"{right}\nnot {taken_for}")
+
+    def publish(self, step: int, group: Group) -> None:
+        """Writes the pictures, and forgets the answers. A collective.
+
+        Args:
+          step: whose variables were evaluated.
+          group: the workers: their matrices are added up.
+        """
+        if self._counts.size:
+            counts = np.sum(group.gather(self._counts.tolist()), axis=0)
+            self._write(step, CONFUSION_TAG, pictures.draw_confusion(counts, self._names))
+        if self._images:
+            sheet = pictures.draw_sheet(self._images, self._captions)
+            self._write(step, MISCLASSIFIED_TAG, sheet)
+        self.clear()
+
+    def _write(self, step: int, tag: str, picture: Any) -> None:
+        summary = pictures.build_image(tag, picture)
+        self._writer.write_summary(step, summary, wall_time=time.time())
+
+
+class NullEvaluationViews(EvaluationViews):
+    """What runs without a --logdir get."""
+
+    def __init__(self) -> None:
+        super().__init__(NullWriter(), names=(), images=0)
+
+    def fetches(self, evaluation: EvaluationGraph) -> Any:
+        del evaluation
+        return ()
+
+    def add(self, values: tuple[Answers, np.ndarray]) -> None:
+        del values
+
+    def publish(self, step: int, group: Group) -> None:
+        del step, group
+
+
+def create_evaluation_views(
+    logdir: str | None, worker: Worker, writer: Writer, names: Sequence[str]
+) -> EvaluationViews:
+    """The views of one worker; `names` are those of the classes."""
+    if logdir is None:
+        return NullEvaluationViews()
+    return EvaluationViews(writer, names=names, images=_IMAGES if worker.rank == 0 else 0)

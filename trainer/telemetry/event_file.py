@@ -1,0 +1,56 @@
+"""The event file that TensorBoard follows while it grows."""
+
+import os
+import time
+from pathlib import Path
+
+import tensorflow as tf
+import tensorflow.compat.v1 as tf1
+
+from trainer.inputs import tfrecord
+from trainer.telemetry.growing_file import GrowingFile
+from trainer.telemetry.writers import Scalars
+
+
+class EventFileWriter:
+    """Writes an event file of its own into a folder, beside those that are there."""
+
+    def __init__(self, logdir: str, *, first_step: int | None = None) -> None:
+        """Names the event file; nothing is touched before the first flush.
+
+        Args:
+          logdir: its folder.
+          first_step: the first step that will be written: TensorBoard drops what earlier event
+            files of the folder say of it and of later ones, so that a run which goes on from an
+            older checkpoint, or starts afresh, shows each step once. None: it drops nothing.
+        """
+        now = time.time()
+        name = f"events.out.tfevents.{now:017.6f}.{os.uname().nodename}.{os.getpid()}"
+        header = _frame(tf1.Event(file_version="brain.Event:2", wall_time=now))
+        if first_step is not None:
+            start = tf1.SessionLog(status=tf1.SessionLog.START)
+            header += _frame(tf1.Event(step=first_step, session_log=start, wall_time=now))
+        self._file = GrowingFile(Path(logdir) / name, header=header)
+
+    def write(self, step: int, scalars: Scalars, *, wall_time: float) -> None:
+        summary = tf1.Summary()
+        for tag, value in scalars.items():
+            summary.value.add(tag=tag, simple_value=value)
+        self.write_summary(step, summary, wall_time=wall_time)
+
+    def write_summary(self, step: int, summary: tf1.Summary, *, wall_time: float) -> None:
+        self._file.append(_frame(tf1.Event(step=step, summary=summary, wall_time=wall_time)))
+
+    def write_graph(self, graph: tf.Graph) -> None:
+        definition = graph.as_graph_def(add_shapes=True).SerializeToString()
+        self._file.append(_frame(tf1.Event(graph_def=definition, wall_time=time.time())))
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _frame(event: tf1.Event) -> bytes:
+    return tfrecord.frame(event.SerializeToString())

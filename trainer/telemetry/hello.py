@@ -1,0 +1,20 @@
+"""The first lines of a run: who takes part in it."""
+
+from trainer import environment
+from trainer.distributed import Group
+from trainer.telemetry.console import Console
+
+
+def say_hello(group: Group, console: Console) -> list[str]:
+    """Says of each worker where it runs: a collective, and rank 0's console prints.
+
+    Returns:
+      what to call each worker, in order of rank.
+    """
+    worker = group.worker
+    here = environment.describe(worker.local_rank, worker.local_size)
+    name = f"worker {worker.rank} of {worker.size} ({here.host}, local rank {worker.local_rank})"
+    told = group.gather((name, f"{here.device}, {here.threads} of {here.cores} cores"))
+    for each, what in told:
+        console.say(f"{each}: {what}")
+    return [each for each, _ in told]

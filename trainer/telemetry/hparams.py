@@ -1,0 +1,64 @@
+"""TensorBoard's HParams tab: the flags that matter, and the figures by which runs compare."""
+
+from typing import Any
+
+import tensorflow.compat.v1 as tf1
+from tensorboard.plugins.hparams import api_pb2, summary
+
+from trainer.config import Config
+from trainer.plan import Plan
+
+MEAN_RATE = "perf/mean_images_per_sec"
+
+# Group and name of the fields that two runs may differ in to a purpose.
+_FIELDS = (
+    *(("model", name) for name in ("model", "precision", "xla")),
+    *(("model", name) for name in ("weight_decay", "batch_norm_decay")),
+    *(("data", name) for name in ("image_size", "batch_size", "preprocessing", "augment")),
+    *(("data", name) for name in ("color_jitter", "mixup", "cutmix")),
+    *(("optimizer", name) for name in ("optimizer", "base_learning_rate", "warmup_epochs")),
+    *(("optimizer", name) for name in ("lr_schedule", "momentum", "label_smoothing")),
+    ("optimizer", "accumulate_steps"),
+    ("communication", "gradient_compression"),
+    *(("run", name) for name in ("seed", "deterministic")),
+)
+_METRICS = (
+    ("eval/top1", "top-1"),
+    ("eval/top5", "top-5"),
+    ("eval/loss", "evaluation loss"),
+    ("train/loss", "training loss"),
+    (MEAN_RATE, "images/s"),
+)
+_TYPES = {
+    bool: api_pb2.DATA_TYPE_BOOL,
+    int: api_pb2.DATA_TYPE_FLOAT64,
+    float: api_pb2.DATA_TYPE_FLOAT64,
+    str: api_pb2.DATA_TYPE_STRING,
+}
+
+
+def list_hparams(config: Config, plan: Plan, *, workers: int) -> dict[str, Any]:
+    """The values that a run is told by, by flag name, and what follows from them."""
+    values = {name: getattr(getattr(config, group), name) for group, name in _FIELDS}
+    return values | {
+        "workers": workers,
+        "global_batch_size": plan.global_batch_size,
+        "total_steps": plan.total_steps,
+    }
+
+
+def build_start(hparams: dict[str, Any]) -> list[tf1.Summary]:
+    """What the tab has to know at the start of a run; `hparams` as `list_hparams` makes them."""
+    infos = [
+        api_pb2.HParamInfo(name=name, type=_TYPES[type(value)]) for name, value in hparams.items()
+    ]
+    metrics = [
+        api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=name)
+        for tag, name in _METRICS
+    ]
+    return [summary.experiment_pb(infos, metrics), summary.session_start_pb(hparams)]
+
+
+def build_end() -> tf1.Summary:
+    """That the run is complete."""
+    return summary.session_end_pb(api_pb2.STATUS_SUCCESS)

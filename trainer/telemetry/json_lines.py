@@ -1,0 +1,70 @@
+"""metrics.jsonl: the numbers of the event file, for programs."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import tensorflow as tf
+import tensorflow.compat.v1 as tf1
+
+from trainer import atomic_file
+from trainer.telemetry.growing_file import GrowingFile
+from trainer.telemetry.writers import Scalars
+
+
+class JsonLinesWriter:
+    """Appends a line per step to a file: the step, and its scalars under their tags.
+
+    What happens between steps, such as an evaluation, has lines of its own, with the number of
+    the step before. Numbers that are not finite are null.
+    """
+
+    def __init__(self, path: Path, *, first_step: int | None = None) -> None:
+        """Drops the lines that a restart makes again.
+
+        Args:
+          path: the file.
+          first_step: the first step that will be written. None: no line is dropped.
+
+        Raises:
+          OSError: the file can't be written anew.
+        """
+        if first_step is not None and path.exists():
+            atomic_file.write_text(path, "".join(_lines_before(first_step, path)))
+        self._file = GrowingFile(path)
+
+    def write(self, step: int, scalars: Scalars, *, wall_time: float) -> None:
+        finite = {tag: v if math.isfinite(v) else None for tag, v in scalars.items()}
+        line = json.dumps({"step": step, "wall_time": wall_time, **finite})
+        self._file.append(f"{line}\n".encode())
+
+    def write_summary(self, step: int, summary: tf1.Summary, *, wall_time: float) -> None:
+        scalars = {
+            value.tag: value.simple_value
+            for value in summary.value
+            if value.WhichOneof("value") == "simple_value"
+        }
+        if scalars:
+            self.write(step, scalars, wall_time=wall_time)
+
+    def write_graph(self, graph: tf.Graph) -> None:
+        del graph
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _lines_before(first_step: int, path: Path) -> Iterator[str]:
+    """The whole lines in a metrics file that are of earlier steps."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                step = json.loads(line)["step"]
+            except (ValueError, KeyError, TypeError):
+                continue  # Cut in the middle, or worse, by whatever ended that run.
+            if step < first_step and line.endswith("\n"):
+                yield line

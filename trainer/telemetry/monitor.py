@@ -1,0 +1,118 @@
+"""Everything that watches a run, on one worker of it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import tensorflow.compat.v1 as tf1
+
+from trainer.config import Config
+from trainer.distributed import Group
+from trainer.graph import TrainGraph
+from trainer.plan import Plan
+from trainer.telemetry import pauses
+from trainer.telemetry.console import Console
+from trainer.telemetry.evaluation_views import EvaluationViews, create_evaluation_views
+from trainer.telemetry.hello import say_hello
+from trainer.telemetry.histograms import HistogramLog, create_histogram_log
+from trainer.telemetry.memory_use import MemoryUse
+from trainer.telemetry.mllog import MLPerfLog
+from trainer.telemetry.pauses import Pauses
+from trainer.telemetry.slow_worker import SlowWorkerWatch
+from trainer.telemetry.step_log import StepLog
+from trainer.telemetry.step_profiler import StepProfiler, create_step_profiler
+from trainer.telemetry.writers import Writer
+from trainer.timing import StepClock
+
+
+class Monitor(NamedTuple):
+    """What the loop tells, and to whom; on ranks other than 0 most of it are null twins.
+
+    Attributes:
+      writer: keeps scalars and summaries.
+      console: talks to the person who started the run.
+      clock: times the steps.
+      pauses: take what is between steps out of their times.
+      log: of the steps.
+      histograms: of weights and gradients.
+      profiler: of --profile_steps.
+      views: pictures of an evaluation.
+      mllog: of --mllog.
+    """
+
+    writer: Writer
+    console: Console
+    clock: StepClock
+    pauses: Pauses
+    log: StepLog
+    histograms: HistogramLog
+    profiler: StepProfiler
+    views: EvaluationViews
+    mllog: MLPerfLog
+
+    def after_step(self, session: tf1.Session, step: int, gradients: bytes) -> None:
+        """Does what is due after a step, in pauses.
+
+        Args:
+          session: of the run.
+          step: its number.
+          gradients: their histograms, where they are due.
+        """
+        self.mllog.after_step(step)
+        if self.histograms.is_due(step):
+            with self.pauses.during(pauses.HISTOGRAMS, step):
+                self.histograms.write(session, step, gradients)
+        if self.profiler.is_due(step):
+            with self.pauses.during(pauses.PROFILE, step):
+                self.profiler.after_step(step)
+
+
+def create_monitor(
+    config: Config,
+    group: Group,
+    plan: Plan,
+    train: TrainGraph,
+    *,
+    logdir: str | None,
+    class_names: Sequence[str],
+    writer: Writer,
+    console: Console,
+    mllog: MLPerfLog,
+) -> Monitor:
+    """The monitor of one worker of a run; says hello. A collective.
+
+    Args:
+      config: of the run.
+      group: the workers.
+      plan: of the run.
+      train: the step.
+      logdir: where the run is logged, if at all.
+      class_names: as many as the network has classes.
+      writer, console, mllog: this worker's.
+    """
+    rank = group.worker.rank
+    names = say_hello(group, console)
+    memory_use = MemoryUse(group.worker.local_rank)
+    if memory_use.trouble is not None:
+        console.say(memory_use.trouble)
+    clock = StepClock()
+    return Monitor(
+        writer=writer,
+        console=console,
+        clock=clock,
+        pauses=Pauses(clock, writer),
+        log=StepLog(
+            group,
+            writer,
+            console,
+            images_per_step=plan.global_batch_size,
+            count_bad_examples=train.stream.bad_examples,
+            memory_use=memory_use,
+            watch=SlowWorkerWatch(names),
+        ),
+        histograms=create_histogram_log(
+            config.telemetry, train.histograms, rank=rank, writer=writer
+        ),
+        profiler=create_step_profiler(logdir, config.telemetry.profile_range, group, console),
+        views=create_evaluation_views(logdir, group.worker, writer, class_names),
+        mllog=mllog,
+    )

@@ -1,0 +1,86 @@
+"""What TensorBoard shows of a run besides its numbers: HParams, charts, texts and the graph."""
+
+import dataclasses
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+from tensorboard.plugins.text import summary as text_summary
+
+from trainer import environment
+from trainer.config import Config
+from trainer.distributed import Worker
+from trainer.plan import Plan
+from trainer.telemetry import hparams, layout
+from trainer.telemetry.writers import Writer
+
+
+def write_run_page(
+    writer: Writer,
+    config: Config,
+    worker: Worker,
+    plan: Plan,
+    *,
+    done: int,
+    graph: tf.Graph,
+) -> None:
+    """Writes all that is known before the first step.
+
+    Args:
+      writer: the run's.
+      config: of the run.
+      worker: this one.
+      plan: of the run.
+      done: steps taken before; it is written at the last of them, which no restart drops.
+      graph: finalized. A run that goes on does not write it again.
+    """
+    here = environment.describe(worker.local_rank, worker.local_size)
+    values = hparams.list_hparams(config, plan, workers=worker.size)
+    texts = {
+        "configuration": _describe_config(config),
+        "environment": _as_table(_flatten(dataclasses.asdict(here))),
+        "command line": f"    {shlex.join(sys.orig_argv)}",
+    }
+    summaries = [
+        *hparams.build_start(values),
+        layout.build_layout(),
+        *(text_summary.pb(name, text) for name, text in texts.items()),
+    ]
+    for summary in summaries:
+        writer.write_summary(done, summary, wall_time=time.time())
+    if not done:
+        writer.write_graph(graph)
+
+
+def write_end(writer: Writer, step: int, result: Mapping[str, Any]) -> None:
+    """Writes the figures of a whole run, once it is complete, for the HParams tab."""
+    if "images_per_sec" in result:
+        rate = {hparams.MEAN_RATE: result["images_per_sec"]}
+        writer.write(step, rate, wall_time=time.time())
+    writer.write_summary(step, hparams.build_end(), wall_time=time.time())
+
+
+def _describe_config(config: Config) -> str:
+    """Every flag and its value; those of the command line in bold."""
+    rows = {}
+    for name, group in dataclasses.asdict(config).items():
+        if not isinstance(group, dict):
+            continue
+        for flag, value in group.items():
+            title = f"**--{flag}**" if flag in config.given else f"--{flag}"
+            rows[f"{name} | {title}"] = value
+    return _as_table(rows, header="group | flag | value\n--- | --- | ---")
+
+
+def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an environment, its versions among the others."""
+    versions = {f"{name} version": version for name, version in values["versions"].items()}
+    return {name: value for name, value in values.items() if name != "versions"} | versions
+
+
+def _as_table(rows: Mapping[str, Any], header: str = "name | value\n--- | ---") -> str:
+    """A table in Markdown."""
+    return "\n".join([header, *(f"{name} | `{value}`" for name, value in rows.items())])

@@ -1,0 +1,104 @@
+"""--profile_steps: a trace of some steps, by TensorFlow's profiler and by Horovod."""
+
+import shutil
+from pathlib import Path
+from typing import Protocol
+
+import tensorflow as tf
+
+from trainer.distributed import Group
+from trainer.telemetry import trace
+from trainer.telemetry.console import Console
+
+
+class StepProfiler(Protocol):
+    """Profiles some of a run's steps."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether something is to be done after `step`."""
+
+    def after_step(self, step: int) -> None:
+        """Begins, where the next step is the first of them; ends after the last of them."""
+
+    def close(self) -> None:
+        """Ends, wherever it is."""
+
+
+class NullStepProfiler:
+    """What ranks other than 0 get, and runs without --profile_steps."""
+
+    def is_due(self, step: int) -> bool:
+        del step
+        return False
+
+    def after_step(self, step: int) -> None:
+        del step
+
+    def close(self) -> None:
+        pass
+
+
+class TraceWriter:
+    """Profiles the steps from the first to the last: rank 0's.
+
+    TensorFlow's trace goes where TensorBoard's profile plug-in looks for it,
+    `<logdir>/plugins/profile/steps_A_to_B/`. In `<logdir>/profile/` are the same for Perfetto,
+    `steps_A_to_B.trace.json.gz`, and Horovod's own view, `steps_A_to_B.horovod.json`.
+    """
+
+    def __init__(self, logdir: str, steps: range, group: Group, console: Console) -> None:
+        """Waits for the first of `steps`."""
+        self._logdir = Path(logdir)
+        self._steps = steps
+        self._group = group
+        self._console = console
+        self._is_running = False
+        self._name = f"steps_{steps[0]}_to_{steps[-1]}"
+        self._aside = self._logdir / ".profiling"
+
+    def is_due(self, step: int) -> bool:
+        return step in (self._steps[0] - 1, self._steps[-1])
+
+    def after_step(self, step: int) -> None:
+        if step == self._steps[-1]:
+            self.close()
+        elif step == self._steps[0] - 1:
+            self._start()
+
+    def _start(self) -> None:
+        folder = self._logdir / "profile"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._group.start_timeline(str(folder / f"{self._name}.horovod.json"))
+        tf.profiler.experimental.start(str(self._aside))
+        self._is_running = True
+
+    def close(self) -> None:
+        if not self._is_running:
+            return
+        self._is_running = False
+        self._group.stop_timeline()
+        try:
+            tf.profiler.experimental.stop()
+            self._keep()
+            self._console.say(f"the trace of {self._name} is in {self._logdir / 'profile'}")
+        except (OSError, tf.errors.OpError) as error:
+            self._console.say(f"the trace could not be written ({error}); training goes on")
+        finally:
+            shutil.rmtree(self._aside, ignore_errors=True)
+
+    def _keep(self) -> None:
+        """Brings what TensorFlow has written aside to where it is looked for."""
+        folder = self._logdir / "plugins" / "profile" / self._name
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in self._aside.glob("plugins/profile/*/*.xplane.pb"):
+            trace.write(path, self._logdir / "profile" / f"{self._name}.trace.json.gz")
+            path.replace(folder / path.name)
+
+
+def create_step_profiler(
+    logdir: str | None, steps: range | None, group: Group, console: Console
+) -> StepProfiler:
+    """The profiler of one worker of a run; `steps`: None: none of them."""
+    if group.worker.rank != 0 or logdir is None or steps is None:
+        return NullStepProfiler()
+    return TraceWriter(logdir, steps, group, console)
