@@ -50,6 +50,13 @@ def test_after_a_resume_each_step_is_there_once(tmp_path):
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 10))
 
 
+def test_after_a_start_from_scratch_each_step_is_there_once(tmp_path):
+    """A run that was killed before its first checkpoint begins with step 1 again."""
+    write_steps(tmp_path, range(1, 8))
+    write_steps(tmp_path, range(1, 4))
+    assert [step for step, _ in read_events(tmp_path)["a"]] == [1, 2, 3]
+
+
 def test_flush_brings_everything_to_disk(tmp_path):
     writer = writers.create_writer(str(tmp_path), rank=0)
     writer.write(1, {"a": 1.0}, wall_time=0.0)

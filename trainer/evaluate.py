@@ -1,6 +1,8 @@
 """Exact evaluation: each example counts once, whatever the batch size and the number of workers."""
 
 import dataclasses
+import time
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -36,17 +38,45 @@ class Evaluation:
         )
 
 
-def evaluate(session: tf1.Session, evaluation: graph.EvaluationGraph, group: Group) -> Evaluation:
+class Interrupted(Exception):
+    """A worker was asked to stop in the middle of an evaluation. Raised on all workers together."""
+
+
+def evaluate(
+    session: tf1.Session,
+    evaluation: graph.EvaluationGraph,
+    group: Group,
+    *,
+    is_stop_asked: Callable[[], bool] = lambda: False,
+) -> Evaluation:
     """Evaluates a session's variables on the validation data. A collective.
 
     Every worker evaluates its part; the sums are added up in float64.
+
+    Args:
+      session: whose variables are evaluated.
+      evaluation: of a batch.
+      group: the workers.
+      is_stop_asked: whether this worker was asked to stop; about once a second, the workers tell
+        each other.
+
+    Raises:
+      Interrupted: one was.
+      UserError: there is nothing to evaluate.
     """
     stream = evaluation.stream
     session.run(stream.initializer, {stream.start_step: 0})
     totals = np.zeros(4)
+    ask_every = 0
     with graph.explain_errors(stream):
-        for _ in range(evaluation.steps):
+        for number in range(evaluation.steps):
+            began_sec = time.perf_counter()
             totals += session.run(evaluation.totals)
+            if number == 1:  # The first one is slower than the others.
+                slowest_sec = max(group.gather(time.perf_counter() - began_sec))
+                ask_every = max(1, round(1 / slowest_sec))
+            if ask_every and number % ask_every == 0 and any(group.gather(is_stop_asked())):
+                raise Interrupted
     count, top1, top5, loss = np.sum(group.gather(totals.tolist()), axis=0)
     if not count:
         raise UserError("none of the validation examples can be read: there is nothing to evaluate")

@@ -2,28 +2,41 @@
 
 import contextlib
 import dataclasses
+import enum
 import math
+import os
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
 from trainer import (
-    checkpoints,
+    agreement,
+    checkpoint_store,
     distributed,
+    environment,
     evaluate,
+    exit_status,
     graph,
     learning_rate,
+    nonfinite,
     plan,
     results,
+    run_folder,
     timing,
+    watchdog,
 )
-from trainer.config import Config, UserError
+from trainer.checkpoint_manifest import RunFacts
+from trainer.config import Config
 from trainer.distributed import Group
 from trainer.inputs.dataset import DatasetInfo, open_dataset
+from trainer.loop_guard import LoopGuard
+from trainer.protection import Protection, protect
+from trainer.run_setup import Setup
 from trainer.session import create_config
+from trainer.status import Status
 from trainer.telemetry.console import Console, create_console
 from trainer.telemetry.step_log import Step, StepLog
 from trainer.telemetry.writers import Writer, create_writer
@@ -50,30 +63,39 @@ class RunTimes:
         self.final_loss = step.loss
 
 
-class Setup(NamedTuple):
-    """Everything that the loop needs, built before its first collective."""
+class Ending(enum.Enum):
+    """How the loop ended."""
 
-    info: DatasetInfo
-    plan: plan.Plan
-    train: graph.TrainGraph
-    evaluation: graph.EvaluationGraph | None
-    store: checkpoints.Store
-    session: tf1.Session
+    FINISHED = enum.auto()
+    PREEMPTED = enum.auto()
+    ROLLED_BACK = enum.auto()
 
 
 def run(config: Config) -> int:
     """Trains; evaluates now and then and at the end. All workers of a run call it."""
+    watchdog.set_stall_check(config.run.watchdog_seconds, os.environ)
     group = distributed.connect(config.communication)
-    status = results.Status(config.run.logdir, group.worker)
-    with _failures_in_status(status), group.explain_loss():
+    status = Status(config.run.logdir, rank=group.worker.rank)
+    with (
+        run_folder.hold(config.run.logdir, group) as notes,
+        protect(config.run, status, group.worker) as protection,
+        _failures_in_status(status),
+        group.explain_loss(),
+    ):
+        agreement.check_program(group, config)
         with group.fail_together():
             setup = _set_up(config, group)
+        agreement.check_data(group, setup.info)
+        setup.store.story = (*notes, *setup.store.story)
         with setup.session:
             setup.session.run(setup.train.broadcast_op)
-            result = _train(config, group, setup, status)
-    results.report(config, group.worker, result, text=_describe_end(config, result))
+            ending = Ending.ROLLED_BACK
+            while ending is Ending.ROLLED_BACK:
+                ending, result = _train(config, group, setup, status, protection)
+    if ending is Ending.FINISHED:
+        results.report(config, group.worker, result, text=_describe_end(config, result))
     group.shutdown()
-    return 0
+    return exit_status.PREEMPTED if ending is Ending.PREEMPTED else 0
 
 
 def _set_up(config: Config, group: Group) -> Setup:
@@ -96,8 +118,11 @@ def _set_up(config: Config, group: Group) -> Setup:
         evaluation = None
         if course.evaluate_every is not None:
             evaluation = graph.build_evaluation_graph(config, group, dataset)
-        store = checkpoints.create_store(
-            config.run, rank=group.worker.rank, variables=tf1.global_variables()
+        store = checkpoint_store.create_store(
+            config.run,
+            rank=group.worker.rank,
+            variables=tf1.global_variables(),
+            facts=_create_facts(config, group, dataset.info, course),
         )
         initializer = tf1.global_variables_initializer()
         main_graph.finalize()
@@ -110,12 +135,26 @@ def _set_up(config: Config, group: Group) -> Setup:
         ),
     )
     session.run(initializer)
+    store.check_room()
     store.restore(session)
-    return Setup(dataset.info, course, train, evaluation, store, session)
+    policy = nonfinite.Policy(config.run.on_nonfinite)
+    return Setup(dataset.info, course, train, evaluation, store, policy, session)
+
+
+def _create_facts(config: Config, group: Group, info: DatasetInfo, course: plan.Plan) -> RunFacts:
+    """What the run's checkpoints say of it."""
+    return RunFacts(
+        workers=group.worker.size,
+        global_batch_size=course.global_batch_size,
+        train_examples=info.num_train_examples,
+        fingerprint=info.fingerprint,
+        versions=environment.versions(),
+        config=dataclasses.asdict(config),
+    )
 
 
 @contextlib.contextmanager
-def _failures_in_status(status: results.Status) -> Iterator[None]:
+def _failures_in_status(status: Status) -> Iterator[None]:
     """Writes why a run failed into status.json, and lets the error pass."""
     try:
         yield
@@ -125,28 +164,35 @@ def _failures_in_status(status: results.Status) -> Iterator[None]:
         raise
 
 
-def _train(config: Config, group: Group, setup: Setup, status: results.Status) -> dict[str, Any]:
-    """Takes the steps that are left, and evaluates; returns the result."""
+def _train(
+    config: Config, group: Group, setup: Setup, status: Status, protection: Protection
+) -> tuple[Ending, dict[str, Any]]:
+    """Takes the steps that are left, and evaluates; returns how it ended, and the result."""
     course, rank = setup.plan, group.worker.rank
     done = int(setup.session.run(setup.train.global_step))
     is_complete = done >= course.total_steps
-    logdir = None if is_complete else config.run.logdir
+    lacks_evaluation = any(group.gather(setup.store.lacks_evaluation(done)))
+    logdir = None if is_complete and not lacks_evaluation else config.run.logdir
     status.set("running", step=done)
     results.write_model(config, group.worker, setup.info.class_names)
+    times, evaluation, ending = RunTimes(), None, Ending.FINISHED
     with (
         contextlib.closing(create_console(rank, course, first_step=done + 1)) as console,
         contextlib.closing(create_writer(logdir, rank=rank, first_step=done + 1)) as writer,
     ):
         for line in (*setup.store.story, _describe_start(config, group, setup, done)):
             console.say(line)
-        if is_complete:
-            times = RunTimes()
-            evaluation = _evaluate(group, setup, done, writer, console)
-        else:
-            times, evaluation = _loop(config, group, setup, done, writer, console, status)
+        guard = LoopGuard(group, setup, console, status, protection, done=done)
+        if is_complete or (lacks_evaluation and course.evaluates_at(done)):
+            evaluation, ending = _evaluate(group, setup, done, writer, console, guard)
+        if ending is Ending.PREEMPTED:
+            guard.stop(done)
+        elif not is_complete:
+            times, evaluation, ending = _loop(config, group, setup, done, writer, console, guard)
     steps = max(done, course.total_steps)
-    status.set("finished", step=steps)
-    return _summarize(group, course, steps, times, evaluation)
+    if ending is Ending.FINISHED:
+        status.set("finished", step=steps)
+    return ending, _summarize(group, course, steps, times, evaluation)
 
 
 def _loop(
@@ -156,8 +202,8 @@ def _loop(
     done: int,
     writer: Writer,
     console: Console,
-    status: results.Status,
-) -> tuple[RunTimes, evaluate.Evaluation | None]:
+    guard: LoopGuard,
+) -> tuple[RunTimes, evaluate.Evaluation | None, Ending]:
     """The loop. `done` steps were taken before; all workers hold the same variables."""
     session, course, stream = setup.session, setup.plan, setup.train.stream
     log = StepLog(
@@ -183,23 +229,30 @@ def _loop(
     for number in range(done + 1, course.total_steps + 1):
         rate = schedule(number - 1)
         with graph.explain_errors(stream):
-            metrics = take_step(rate, 0.0)
+            metrics = take_step(rate, guard.request())
         step = _as_step(number, clock.finish_step(), rate, metrics)
+        guard.finish_step(number)
         times.add(step)
         log.add(step)
-        if course.reports_at(number) or step.is_lost:
+        is_asked = metrics.request > 0
+        if course.reports_at(number) or is_asked or step.is_lost:
             with clock.pause():
                 log.flush()
-        _refuse_lost(step)
+        if step.is_lost and guard.judge(number, metrics):
+            return times, evaluation, Ending.ROLLED_BACK
         if course.saves_at(number):
             with clock.pause():
                 writer.flush()
-                _save(setup, number, console)
-                status.set("running", step=number)
-        if course.evaluates_at(number):
+                guard.save(number)
+        if course.evaluates_at(number) and not is_asked:
             with clock.pause():
-                evaluation = _evaluate(group, setup, number, writer, console)
-    return times, evaluation
+                evaluation, ending = _evaluate(group, setup, number, writer, console, guard)
+                is_asked = ending is Ending.PREEMPTED
+        if is_asked:
+            writer.flush()
+            guard.stop(number)
+            return times, evaluation, Ending.PREEMPTED
+    return times, evaluation, Ending.FINISHED
 
 
 def _as_step(number: int, duration_sec: float, rate: float, metrics: graph.StepMetrics) -> Step:
@@ -221,38 +274,19 @@ def _as_step(number: int, duration_sec: float, rate: float, metrics: graph.StepM
     )
 
 
-def _refuse_lost(step: Step) -> None:
-    """Ends a run whose loss or gradient is not finite: on all workers, since all see the mean."""
-    if step.is_lost:
-        raise UserError(
-            f"step {step.number}: the loss is {step.loss}, the gradient's norm "
-            f"{step.gradient_norm}; lower --base_learning_rate or lengthen --warmup_epochs. "
-            "The last checkpoint is from before"
-        )
-
-
-def _save(setup: Setup, step: int, console: Console) -> None:
-    """Saves a checkpoint. A disk that is full now may not be the next time: training goes on."""
-    try:
-        setup.store.save(setup.session, step)
-    except OSError as error:
-        if step == setup.plan.total_steps:
-            lost = UserError(
-                f"--logdir: the last checkpoint, of step {step}, could not be saved ({error}): "
-                "make room and start again, to go on from the one before"
-            )
-            lost.known_to_all = False
-            raise lost from error
-        console.say(f"step {step}: no checkpoint was saved ({error}); training goes on")
-
-
 def _evaluate(
-    group: Group, setup: Setup, step: int, writer: Writer, console: Console
-) -> evaluate.Evaluation | None:
+    group: Group, setup: Setup, step: int, writer: Writer, console: Console, guard: LoopGuard
+) -> tuple[evaluate.Evaluation | None, Ending]:
     """Evaluates, where there is something to evaluate on, and tells the result."""
     if setup.evaluation is None:
-        return None
-    result = evaluate.evaluate(setup.session, setup.evaluation, group)
+        return None, Ending.FINISHED
+    try:
+        with guard.long_phase(f"the evaluation after step {step}"):
+            result = evaluate.evaluate(
+                setup.session, setup.evaluation, group, is_stop_asked=guard.is_stop_asked
+            )
+    except evaluate.Interrupted:
+        return None, Ending.PREEMPTED
     console.say(f"step {step}: evaluation: {result}")
     scalars = {
         "eval/top1": result.top1,
@@ -260,7 +294,9 @@ def _evaluate(
         "eval/loss": result.loss,
     }
     writer.write(step, scalars, wall_time=time.time())
-    return result
+    writer.flush()
+    guard.note_evaluation(step, result.top1)
+    return result, Ending.FINISHED
 
 
 def _summarize(

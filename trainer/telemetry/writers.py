@@ -63,11 +63,12 @@ class TensorBoardWriter:
             from an older checkpoint shows each step once.
         """
         Path(logdir).mkdir(parents=True, exist_ok=True)
+        goes_on = first_step > 1 or any(Path(logdir).glob("events.out.tfevents.*"))
         name = f"events.out.tfevents.{time.time():017.6f}.{os.uname().nodename}.{os.getpid()}"
         self._records = tf.io.TFRecordWriter(str(Path(logdir) / name))
         now = time.time()
         self._put(tf1.Event(file_version="brain.Event:2", wall_time=now))
-        if first_step > 1:
+        if goes_on:
             start = tf1.SessionLog(status=tf1.SessionLog.START)
             self._put(tf1.Event(step=first_step, session_log=start, wall_time=now))
 
