@@ -16,6 +16,7 @@ from trainer.config import RunConfig, UserError
 FACTS = RunFacts(
     workers=1,
     global_batch_size=10,
+    total_steps=30,
     train_examples=100,
     fingerprint="data",
     versions={"numpy": "2"},
@@ -264,6 +265,21 @@ def test_with_other_workers_a_run_goes_on_at_the_same_example(tmp_path, counted)
     assert checkpoint_manifest.read(tmp_path).find(6).examples == 240
     create(facts=dataclasses.replace(FACTS, global_batch_size=8)).restore(session)
     assert session.run(step) == 30
+
+
+def test_a_complete_run_stays_complete_with_other_workers(tmp_path, counted):
+    session, _, step, create = counted
+    checkpoints.assign(session, step, 30)
+    create().save(session, 30)
+    for size, total_steps in ((20, 15), (5, 60)):
+        facts = dataclasses.replace(FACTS, global_batch_size=size, total_steps=total_steps)
+        create(facts=facts).restore(session)
+        assert session.run(step) == total_steps
+        assert checkpoints.steps_in(str(tmp_path)) == [30]
+    longer = {"run": {"seed": 0, "steps": 100}}
+    facts = dataclasses.replace(FACTS, global_batch_size=5, total_steps=100, config=longer)
+    create(facts=facts).restore(session)
+    assert session.run(step) == 60
 
 
 def test_what_has_changed_since_is_told(counted):

@@ -26,8 +26,8 @@ def put(name, **fields):
 if what == "progress":
     entry = {"step": 1, "epoch": 1.0, "examples": len(starts.read_text()), "saved_at": "",
              "files": [], "top1": None,
-             "run": {"workers": 1, "global_batch_size": 1, "train_examples": 1, "fingerprint": "",
-                     "versions": {}, "config": {}}}
+             "run": {"workers": 1, "global_batch_size": 1, "total_steps": 1, "train_examples": 1,
+                     "fingerprint": "", "versions": {}, "config": {}}}
     put("checkpoints.json", format="slim-horovod checkpoints 1", checkpoints=[entry])
 if what == "orphan":
     subprocess.Popen(["sleep", "1000"], start_new_session=True)

@@ -34,6 +34,12 @@ def describe(before: RunFacts, now: RunFacts) -> list[str]:
     return lines
 
 
+def is_as_long(before: RunFacts, now: RunFacts) -> bool:
+    """Whether both runs were given the same length, in steps or in epochs."""
+    flags = [_flatten(facts.config) for facts in (before, now)]
+    return all(flags[0].get(name) == flags[1].get(name) for name in ("steps", "epochs"))
+
+
 def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     """Flags by name, without their groups."""
     groups = (value for value in config.values() if isinstance(value, Mapping))

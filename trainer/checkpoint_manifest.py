@@ -32,6 +32,7 @@ class RunFacts:
     Attributes:
       workers: of the run.
       global_batch_size: examples per step, over all workers.
+      total_steps: of the run.
       train_examples: in an epoch.
       fingerprint: of the data.
       versions: of Python and the packages.
@@ -40,6 +41,7 @@ class RunFacts:
 
     workers: int
     global_batch_size: int
+    total_steps: int
     train_examples: int
     fingerprint: str
     versions: dict[str, str]

@@ -96,9 +96,14 @@ class Store:
         checkpoints.restore(session, prefix, self._variables)
         story = [*found.skipped, f"resumed from {prefix}"]
         if found.entry is not None:
-            story += checkpoint_changes.describe(found.entry.run, self._facts)
-            if found.entry.run.global_batch_size != self._facts.global_batch_size:
-                story.append(self._renumber(session, found.entry))
+            before = found.entry.run
+            story += checkpoint_changes.describe(before, self._facts)
+            if before.global_batch_size != self._facts.global_batch_size:
+                was_complete = found.entry.step >= before.total_steps
+                if was_complete and checkpoint_changes.is_as_long(before, self._facts):
+                    self._set_step(session, self._facts.total_steps)  # And so it stays.
+                else:
+                    story.append(self._renumber(session, found.entry))
         self.story = tuple(story)
 
     def _renumber(self, session: tf1.Session, entry: Entry) -> str:
@@ -168,7 +173,8 @@ class Store:
         try:
             aside.mkdir(parents=True)
             prefix = str(aside / f"model.ckpt-{step}")
-            self._saver.save(session, prefix, write_meta_graph=False, write_state=False)
+            with session.graph.as_default():  # In another one, the saver would build itself anew.
+                self._saver.save(session, prefix, write_meta_graph=False, write_state=False)
             reason = checkpoints.damage(prefix)
             if reason is not None:
                 raise OSError(f"it reads back damaged: {reason}")

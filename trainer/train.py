@@ -146,6 +146,7 @@ def _create_facts(config: Config, group: Group, info: DatasetInfo, course: plan.
     return RunFacts(
         workers=group.worker.size,
         global_batch_size=course.global_batch_size,
+        total_steps=course.total_steps,
         train_examples=info.num_train_examples,
         fingerprint=info.fingerprint,
         versions=environment.versions(),
