@@ -100,12 +100,14 @@ def test_horovods_stall_check_agrees_unless_the_user_says_else():
 
 WORKER = """
 import os, time
+from trainer import orphan_watch
 from trainer.orphan_watch import OrphanWatch
 from trainer.preemption import StopRequest
 from trainer.status import Status
 from trainer.sudden_exit import SuddenExit
 
 exit_now = SuddenExit(Status(None, rank=0), rank=0, size=1)
+orphan_watch._GRACE_SEC = 2
 stop = StopRequest(exit_now)
 watch = OrphanWatch(stop, exit_now)
 print("worker", os.getpid(), flush=True)
