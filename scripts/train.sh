@@ -37,13 +37,13 @@ venv=${SLIM_HOROVOD_VENV:-$root/.venv}
 export PATH="$venv/bin:$PATH" PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 
 if [[ $# -gt 0 ]]; then
-  exec horovodrun -np "$workers" python -m trainer "$@"
+  exec "$root/scripts/worker_environment.py" horovodrun -np "$workers" python -m trainer "$@"
 fi
 
 cd "$root"
 logdir=runs/digits-$(date +%Y%m%d-%H%M%S)
 python scripts/prepare_digits.py
-horovodrun -np "$workers" python -m trainer \
+scripts/worker_environment.py horovodrun -np "$workers" python -m trainer \
   --flagfile=scripts/recipes/digits.flags --data_dir=data/digits \
   --logdir="$logdir" --result_json="$logdir/result.json"
 python - "$root/$logdir" "$venv" <<'END'

@@ -16,13 +16,14 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from flags import command_line
-from trainer import allocator, launcher
+from trainer import allocator, keeper, launcher
 from trainer.config import Config, UserError
 
 
 def main() -> None:
     """The console script: runs this process's command line and exits with its status."""
     allocator.restart_with_settings()
+    keeper.stay_behind()
     sys.exit(run(sys.argv))
 
 

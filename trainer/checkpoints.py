@@ -1,12 +1,12 @@
-"""Saves checkpoints, verifies them, finds the newest good one, restores it.
+"""Verifies checkpoints, finds the newest good one, restores it.
 
 A checkpoint is what `tf.train.Saver` writes, as TensorFlow's and slim's tools read it:
 `<logdir>/model.ckpt-<step>.index` and `.data-00000-of-00001`, and the state file `checkpoint`.
+`checkpoint_store` saves them; `checkpoint_manifest` knows what their files must be.
 """
 
 import dataclasses
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import atomic_file
+from trainer import checkpoint_manifest
+from trainer.checkpoint_manifest import Entry, Manifest
 from trainer.config import RunConfig, UserError
 
 _INDEX = re.compile(r"model\.ckpt-(\d+)\.index")
@@ -28,11 +29,13 @@ class Found:
       prefix: of the newest good checkpoint; None where there is no checkpoint at all.
       step: updates made when it was saved; 0 without one.
       skipped: one line for each newer one that is damaged.
+      entry: what the manifest says of it; None where it says nothing.
     """
 
     prefix: str | None
     step: int
     skipped: tuple[str, ...]
+    entry: Entry | None = dataclasses.field(default=None, compare=False)
 
 
 def damage(prefix: str) -> str | None:
@@ -63,129 +66,37 @@ def prefix_of(logdir: str, step: int) -> str:
 def find_newest(logdir: str) -> Found:
     """Finds the newest checkpoint that verifies.
 
-    The state file `checkpoint` is not asked: it may be missing, old or garbage.
+    The manifest tells what its files must be; one that is not in the manifest is read whole. The
+    state file `checkpoint` is not asked: it may be missing, old or garbage.
 
     Raises:
       UserError: there are checkpoints, but every one is damaged.
     """
-    skipped: list[str] = []
-    for step in steps_in(logdir):
-        prefix = prefix_of(logdir, step)
-        reason = damage(prefix)
+    folder = Path(logdir)
+    manifest = checkpoint_manifest.read(folder)
+    skipped = [manifest.fault] if manifest.fault else []
+    steps = {*steps_in(logdir), *_steps_with_files(folder, manifest)}
+    for step in sorted(steps, reverse=True):
+        prefix, entry = prefix_of(logdir, step), manifest.find(step)
+        reason = damage(prefix) if entry is None else checkpoint_manifest.fault_in(folder, entry)
         if reason is None:
-            return Found(prefix, step, tuple(skipped))
+            return Found(prefix, step, tuple(skipped), entry)
         skipped.append(f"{prefix} is damaged ({reason})")
-    if skipped:
+    if steps:
         raise UserError(
-            f"--logdir: no checkpoint in {logdir} can be read; the newest: {skipped[0]}. "
+            f"--logdir: no checkpoint in {logdir} can be read; the newest: {skipped[-len(steps)]}. "
             "Bring back a good one, or choose another folder"
         )
-    return Found(None, 0, ())
+    return Found(None, 0, tuple(skipped))
 
 
-class Store:
-    """Saves checkpoints into a folder, keeps the newest, and restores from them: rank 0's.
-
-    Attributes:
-      story: what `restore` did, for the console.
-    """
-
-    def __init__(self, config: RunConfig, logdir: str, variables: Sequence[tf.Variable]) -> None:
-        """Adds the operations that save to the default graph.
-
-        Args:
-          config: what to start from, and how many checkpoints to keep.
-          logdir: the folder.
-          variables: what to save and to restore.
-        """
-        self._config = config
-        self._logdir = Path(logdir)
-        self._variables = variables
-        self._network = network_variables()
-        self._saver = tf1.train.Saver(variables, max_to_keep=None)
-        self.story: tuple[str, ...] = ()
-
-    def restore(self, session: tf1.Session) -> None:
-        """Loads what the run goes on from: the newest good checkpoint, or --init_checkpoint.
-
-        Raises:
-          UserError: --resume forbids what is there, or a checkpoint can't be loaded.
-        """
-        found = find_newest(str(self._logdir))
-        if found.prefix is not None and self._config.resume == "never":
-            raise UserError(
-                f"--resume: must not be never where --logdir has a checkpoint, got {found.prefix}"
-            )
-        if found.prefix is None and self._config.resume == "must":
-            raise UserError(
-                f"--resume: must not be must where --logdir has no checkpoint, got {self._logdir}"
-            )
-        if found.prefix is not None:
-            restore(session, found.prefix, self._variables)
-            self.story = (*found.skipped, f"resumed from {found.prefix}")
-        else:
-            self.story = initialize(session, self._config.init_checkpoint, self._network)
-
-    def save(self, session: tf1.Session, step: int) -> None:
-        """Saves a checkpoint: aside, read back, synced, renamed; then removes the oldest.
-
-        Raises:
-          OSError: it could not be written; the earlier ones are still there.
-        """
-        aside = self._logdir / ".saving"
-        shutil.rmtree(aside, ignore_errors=True)
-        try:
-            aside.mkdir(parents=True)
-            prefix = str(aside / f"model.ckpt-{step}")
-            self._saver.save(session, prefix, write_meta_graph=False, write_state=False)
-            reason = damage(prefix)
-            if reason is not None:
-                raise OSError(f"it reads back damaged: {reason}")
-            # The index comes last: without it a checkpoint is not there.
-            for path in sorted(aside.iterdir(), key=lambda path: path.suffix == ".index"):
-                atomic_file.sync(path)
-                path.replace(self._logdir / path.name)
-            atomic_file.sync(self._logdir)
-        except tf.errors.OpError as error:
-            raise OSError(error.message) from error
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-        self._remove_oldest()
-
-    def _remove_oldest(self) -> None:
-        steps = steps_in(str(self._logdir))
-        for step in steps[self._config.keep_checkpoints :]:
-            # The index goes first, for the same reason.
-            for path in sorted(self._logdir.glob(f"model.ckpt-{step}.*"), reverse=True):
-                path.unlink(missing_ok=True)
-        kept = [f"model.ckpt-{step}" for step in reversed(steps[: self._config.keep_checkpoints])]
-        lines = [f'model_checkpoint_path: "{kept[-1]}"']
-        lines += [f'all_model_checkpoint_paths: "{name}"' for name in kept]
-        atomic_file.write_text(self._logdir / "checkpoint", "\n".join(lines) + "\n")
-
-
-class NullStore(Store):
-    """What ranks other than 0 get, whose variables come by broadcast, and runs without --logdir."""
-
-    def __init__(self, init_checkpoint: str | None = None) -> None:
-        self._init_checkpoint = init_checkpoint
-        self._network = network_variables()
-        self.story = ()
-
-    def restore(self, session: tf1.Session) -> None:
-        self.story = initialize(session, self._init_checkpoint, self._network)
-
-    def save(self, session: tf1.Session, step: int) -> None:
-        del session, step
-
-
-def create_store(config: RunConfig, *, rank: int, variables: Sequence[tf.Variable]) -> Store:
-    """The store of one worker of a run."""
-    if rank != 0:
-        return NullStore()
-    if config.logdir is None:
-        return NullStore(config.init_checkpoint)
-    return Store(config, config.logdir, variables)
+def _steps_with_files(folder: Path, manifest: Manifest) -> list[int]:
+    """Steps in the manifest of which something is left: one that was removed whole is no loss."""
+    return [
+        entry.step
+        for entry in manifest.entries
+        if any((folder / file.name).exists() for file in entry.files)
+    ]
 
 
 def network_variables() -> list[tf.Variable]:
@@ -328,7 +239,10 @@ def _refuse_differences(prefix: str, differences: Sequence[str]) -> None:
 
 
 def _load(session: tf1.Session, reader: Any, variables: Sequence[tf.Variable]) -> None:
-    """Feeds saved values to the variables' initializers: the graph may be finalized."""
     for variable in variables:
-        initial_value = variable.initializer.inputs[1]
-        session.run(variable.initializer, {initial_value: reader.get_tensor(variable.op.name)})
+        assign(session, variable, reader.get_tensor(variable.op.name))
+
+
+def assign(session: tf1.Session, variable: tf.Variable, value: Any) -> None:
+    """Feeds a value to a variable's initializer: the graph may be finalized."""
+    session.run(variable.initializer, {variable.initializer.inputs[1]: value})

@@ -327,6 +327,19 @@ class RunConfig(Checked):
         "File for configuration, environment and result, written at the end by rank 0.",
     )
 
+    on_nonfinite: str = flag(
+        "stop",
+        "After a step whose loss or gradient is not finite, which is never applied. stop: save the "
+        "state before it and end; skip: count it and go on; rollback: go back to the newest "
+        "checkpoint, once.",
+        choices=("stop", "skip", "rollback"),
+    )
+    watchdog_seconds: float = flag(
+        600.0,
+        "Seconds without a step after which a worker shows its stacks and ends; at least 20 times "
+        "the longest step, and 6 times as much in start-up, saves and evaluations. 0: never.",
+        minimum=0.0,
+    )
     export_dir: str | None = flag(None, "Folder that --mode=export makes.")
 
     def __post_init__(self) -> None:

@@ -45,6 +45,15 @@ def find_version(package: str) -> str | None:
         return None
 
 
+def versions() -> dict[str, str]:
+    """The versions of Python and of each of `PACKAGES`; a package that is missing is not there."""
+    found = {name: find_version(name) for name in PACKAGES}
+    return {
+        "python": platform.python_version(),
+        **{name: version for name, version in found.items() if version},
+    }
+
+
 def cpu_name() -> str:
     """The CPU's name as the kernel gives it."""
     try:
@@ -64,11 +73,9 @@ def describe(local_rank: int = 0, local_size: int = 1) -> Environment:
         device = details.get("device_name", "GPU")
     else:
         device = cpu
-    versions = {name: find_version(name) for name in PACKAGES}
     return Environment(
         date=datetime.datetime.now(tz=datetime.timezone.utc).isoformat(timespec="seconds"),
-        versions={"python": platform.python_version()}
-        | {name: version for name, version in versions.items() if version},
+        versions=versions(),
         device=device,
         cpu=cpu,
         cores=session.available_cores(),

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import time
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -45,11 +46,17 @@ class Evaluation:
         )
 
 
+class Interrupted(Exception):
+    """A worker was asked to stop in the middle of an evaluation. Raised on all workers together."""
+
+
 def evaluate(
     session: tf1.Session,
     evaluation: graph.EvaluationGraph,
     group: Group,
     views: EvaluationViews | None = None,
+    *,
+    is_stop_asked: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Evaluates a session's variables on the validation data. A collective.
 
@@ -60,16 +67,29 @@ def evaluate(
       evaluation: of a batch.
       group: the workers.
       views: hear of each batch's answers.
+      is_stop_asked: whether this worker was asked to stop; about once a second, the workers tell
+        each other.
+
+    Raises:
+      Interrupted: one was.
+      UserError: there is nothing to evaluate.
     """
     views = views or NullEvaluationViews()
     stream = evaluation.stream
     session.run(stream.initializer, {stream.start_step: 0})
     totals = np.zeros(4)
+    ask_every = 0
     with graph.explain_errors(stream):
-        for _ in range(evaluation.steps):
+        for number in range(evaluation.steps):
+            began_sec = time.perf_counter()
             sums, seen = session.run((evaluation.totals, views.fetches(evaluation)))
             totals += sums
             views.add(seen)
+            if number == 1:  # The first one is slower than the others.
+                slowest_sec = max(group.gather(time.perf_counter() - began_sec))
+                ask_every = max(1, round(1 / slowest_sec))
+            if ask_every and number % ask_every == 0 and any(group.gather(is_stop_asked())):
+                raise Interrupted
     count, top1, top5, loss = np.sum(group.gather(totals.tolist()), axis=0)
     if not count:
         raise UserError("none of the validation examples can be read: there is nothing to evaluate")

@@ -1,8 +1,7 @@
-"""What a run leaves for programs: --result_json and status.json."""
+"""What a run leaves for programs: --result_json and model.json."""
 
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,30 +92,3 @@ def class_names(config: Config, num_classes: int) -> list[str]:
     """The names of the classes of the run in --logdir; a class without a name is its number."""
     names = (_read_model(config).get("class_names") or [])[:num_classes]
     return names + [str(number) for number in range(len(names), num_classes)]
-
-
-class Status:
-    """`<logdir>/status.json`: {"state": ..., "step": ..., "reason": ...}; from rank 0 alone."""
-
-    def __init__(self, logdir: str | None, worker: Worker) -> None:
-        self._path = Path(logdir) / "status.json" if logdir and worker.rank == 0 else None
-        self._step = 0
-
-    def set(self, state: str, *, step: int | None = None, reason: str | None = None) -> None:
-        """Replaces the status. Where it can't be written, the run goes on all the same.
-
-        Args:
-          state: running, finished, preempted or failed.
-          step: updates made, as far as they are saved. None: as before.
-          reason: of the state, one line.
-        """
-        if step is not None:
-            self._step = step
-        if self._path is None:
-            return
-        status = {"state": state, "step": self._step, "reason": reason}
-        try:
-            atomic_file.write_text(self._path, json.dumps(status) + "\n")
-        except OSError as error:
-            if state != "failed":  # Why a run failed is told in any case.
-                print(f"slim-horovod: {self._path} cannot be written ({error})", file=sys.stderr)

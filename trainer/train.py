@@ -1,134 +1,77 @@
 """The training loop."""
 
 import contextlib
-import dataclasses
-import math
+import enum
+import os
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
-
-import tensorflow as tf
-import tensorflow.compat.v1 as tf1
+from typing import Any
 
 from trainer import (
-    checkpoints,
+    agreement,
     distributed,
     evaluate,
+    exit_status,
     graph,
     learning_rate,
-    plan,
     results,
-    timing,
+    run_folder,
+    run_result,
+    watchdog,
 )
-from trainer.config import Config, UserError
+from trainer.config import Config
 from trainer.distributed import Group
-from trainer.inputs.dataset import DatasetInfo, open_dataset
-from trainer.session import create_config
-from trainer.telemetry import input_samples, pauses, run_page
-from trainer.telemetry.console import Console, create_console
-from trainer.telemetry.mllog import MLPerfLog, create_mllog
+from trainer.loop_guard import LoopGuard
+from trainer.protection import Protection, protect
+from trainer.run_result import RunTimes
+from trainer.run_setup import Setup, set_up
+from trainer.status import Status
+from trainer.telemetry import pauses, run_page
+from trainer.telemetry.console import create_console
 from trainer.telemetry.monitor import Monitor, create_monitor
 from trainer.telemetry.run_writer import create_writer
 from trainer.telemetry.step_log import Step
 
 
-class RunTimes:
-    """What is kept of each step until the end of the run.
+class Ending(enum.Enum):
+    """How the loop ended."""
 
-    Attributes:
-      durations_sec: from the end of a step to the end of the next.
-      data_waits_sec: the part of each in which rank 0 waited for its input.
-      final_loss: of the last step; None before the first.
-    """
-
-    def __init__(self) -> None:
-        self.durations_sec: list[float] = []
-        self.data_waits_sec: list[float] = []
-        self.final_loss: float | None = None
-
-    def add(self, step: Step) -> None:
-        """Takes note of a step."""
-        self.durations_sec.append(step.duration_sec)
-        self.data_waits_sec.append(step.data_wait_sec)
-        self.final_loss = step.loss
-
-
-class Setup(NamedTuple):
-    """Everything that the loop needs, built before its first collective."""
-
-    info: DatasetInfo
-    plan: plan.Plan
-    train: graph.TrainGraph
-    evaluation: graph.EvaluationGraph | None
-    samples: input_samples.InputSamples
-    store: checkpoints.Store
-    session: tf1.Session
-    mllog: MLPerfLog
+    FINISHED = enum.auto()
+    PREEMPTED = enum.auto()
+    ROLLED_BACK = enum.auto()
 
 
 def run(config: Config) -> int:
     """Trains; evaluates now and then and at the end. All workers of a run call it."""
+    watchdog.set_stall_check(config.run.watchdog_seconds, os.environ)
     with_timeline = config.telemetry.profile_steps is not None
     group = distributed.connect(config.communication, with_timeline=with_timeline)
-    status = results.Status(config.run.logdir, group.worker)
-    with _failures_in_status(status), group.explain_loss():
+    status = Status(config.run.logdir, rank=group.worker.rank)
+    with (
+        run_folder.hold(config.run.logdir, group) as notes,
+        protect(config.run, status, group.worker) as protection,
+        _failures_in_status(status),
+        group.explain_loss(),
+    ):
+        agreement.check_program(group, config)
         with group.fail_together():
-            setup = _set_up(config, group)
+            setup = set_up(config, group)
+        agreement.check_data(group, setup.info)
+        setup.store.story = (*notes, *setup.store.story)
         with setup.session:
             setup.session.run(setup.train.broadcast_op)
-            result = _train(config, group, setup, status)
-    results.report(config, group.worker, result, text=_describe_end(config, result))
+            ending = Ending.ROLLED_BACK
+            while ending is Ending.ROLLED_BACK:
+                ending, result = _train(config, group, setup, status, protection)
+    if ending is Ending.FINISHED:
+        text = run_result.describe_end(config, result)
+        results.report(config, group.worker, result, text=text)
     group.shutdown()
-    return 0
-
-
-def _set_up(config: Config, group: Group) -> Setup:
-    """Opens the data, builds the graph and, on rank 0, restores the checkpoint. No collectives."""
-    results.check_places(config, group.worker)
-    mllog = create_mllog(config, rank=group.worker.rank)
-    if config.run.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    dataset = open_dataset(config.data, num_classes=config.model.num_classes)
-    course = plan.create_plan(
-        config.run,
-        global_batch_size=config.data.batch_size
-        * config.optimizer.accumulate_steps
-        * group.worker.size,
-        train_examples=dataset.info.num_train_examples,
-        validation_examples=dataset.info.num_validation_examples,
-    )
-    with tf.Graph().as_default() as main_graph:
-        tf1.set_random_seed(config.run.seed)
-        train = graph.build_train_graph(config, group, dataset)
-        evaluation = None
-        if course.evaluate_every is not None:
-            evaluation = graph.build_evaluation_graph(config, group, dataset)
-        samples = input_samples.create_input_samples(
-            input_samples.build_samples(train.stream, config, dataset.info.num_classes),
-            config,
-            rank=group.worker.rank,
-            names=dataset.info.names_of_classes,
-        )
-        store = checkpoints.create_store(
-            config.run, rank=group.worker.rank, variables=tf1.global_variables()
-        )
-        initializer = tf1.global_variables_initializer()
-        main_graph.finalize()
-    session = tf1.Session(
-        graph=main_graph,
-        config=create_config(
-            local_rank=group.worker.local_rank,
-            local_size=group.worker.local_size,
-            xla=config.model.xla,
-        ),
-    )
-    session.run(initializer)
-    store.restore(session)
-    return Setup(dataset.info, course, train, evaluation, samples, store, session, mllog)
+    return exit_status.PREEMPTED if ending is Ending.PREEMPTED else 0
 
 
 @contextlib.contextmanager
-def _failures_in_status(status: results.Status) -> Iterator[None]:
+def _failures_in_status(status: Status) -> Iterator[None]:
     """Writes why a run failed into status.json, and lets the error pass."""
     try:
         yield
@@ -138,14 +81,18 @@ def _failures_in_status(status: results.Status) -> Iterator[None]:
         raise
 
 
-def _train(config: Config, group: Group, setup: Setup, status: results.Status) -> dict[str, Any]:
-    """Takes the steps that are left, and evaluates; returns the result."""
+def _train(
+    config: Config, group: Group, setup: Setup, status: Status, protection: Protection
+) -> tuple[Ending, dict[str, Any]]:
+    """Takes the steps that are left, and evaluates; returns how it ended, and the result."""
     course, rank = setup.plan, group.worker.rank
     done = int(setup.session.run(setup.train.global_step))
     is_complete = done >= course.total_steps
-    logdir = None if is_complete else config.run.logdir
+    lacks_evaluation = any(group.gather(setup.store.lacks_evaluation(done)))
+    logdir = None if is_complete and not lacks_evaluation else config.run.logdir
     status.set("running", step=done)
     results.write_model(config, group.worker, setup.info.class_names)
+    times, evaluation, ending = RunTimes(), None, Ending.FINISHED
     with (
         contextlib.closing(create_console(rank, course, first_step=done + 1)) as console,
         contextlib.closing(create_writer(logdir, rank=rank, first_step=done + 1)) as writer,
@@ -161,36 +108,36 @@ def _train(config: Config, group: Group, setup: Setup, status: results.Status) -
             console=console,
             mllog=setup.mllog,
         )
-        setup.mllog.begin(
+        monitor.mllog.begin(
             course,
             done=done,
             train_examples=setup.info.num_train_examples,
             eval_examples=setup.info.num_validation_examples,
         )
-        for line in (*setup.store.story, _describe_start(config, group, setup, done)):
+        start = run_result.describe_start(config, group, setup.info, course, done)
+        for line in (*setup.store.story, start):
             console.say(line)
-        if is_complete:
-            times = RunTimes()
-            evaluation = _evaluate(group, setup, done, monitor)
-        else:
+        guard = LoopGuard(group, setup, console, status, protection, done=done)
+        if is_complete or (lacks_evaluation and course.evaluates_at(done)):
+            evaluation, ending = _evaluate(group, setup, done, monitor, guard)
+        if ending is Ending.PREEMPTED:
+            guard.stop(done)
+        elif not is_complete:
             with contextlib.closing(monitor.profiler):
-                times, evaluation = _loop(config, group, setup, done, monitor, status)
+                times, evaluation, ending = _loop(config, group, setup, done, monitor, guard)
         steps = max(done, course.total_steps)
-        result = _summarize(group, course, steps, times, evaluation)
-        run_page.write_end(writer, steps, result)
-        monitor.mllog.end()
-    status.set("finished", step=steps)
-    return result
+        result = run_result.summarize(group, course, steps, times, evaluation)
+        if ending is Ending.FINISHED:
+            run_page.write_end(writer, steps, result)
+            monitor.mllog.end()
+    if ending is Ending.FINISHED:
+        status.set("finished", step=steps)
+    return ending, result
 
 
 def _loop(
-    config: Config,
-    group: Group,
-    setup: Setup,
-    done: int,
-    monitor: Monitor,
-    status: results.Status,
-) -> tuple[RunTimes, evaluate.Evaluation | None]:
+    config: Config, group: Group, setup: Setup, done: int, monitor: Monitor, guard: LoopGuard
+) -> tuple[RunTimes, evaluate.Evaluation | None, Ending]:
     """The loop. `done` steps were taken before; all workers hold the same variables."""
     session, course, stream = setup.session, setup.plan, setup.train.stream
     schedule = learning_rate.create_schedule(
@@ -217,24 +164,31 @@ def _loop(
         rate = schedule(number - 1)
         take = draw_step if monitor.histograms.is_due(number) else take_step
         with graph.explain_errors(stream):
-            metrics, histograms = take(rate, 0.0)
+            metrics, histograms = take(rate, guard.request())
         step = as_step(number, monitor.clock.finish_step(), rate, metrics)
+        guard.finish_step(number)
         times.add(step)
         monitor.log.add(step)
         monitor.after_step(session, number, histograms)
-        if course.reports_at(number) or step.is_lost:
+        is_asked = metrics.request > 0
+        if course.reports_at(number) or is_asked or step.is_lost:
             with monitor.pauses.during(pauses.REPORT, number):
                 monitor.log.flush()
-        _refuse_lost(step)
+        if step.is_lost and guard.judge(number, metrics):
+            return times, evaluation, Ending.ROLLED_BACK
         if course.saves_at(number):
             with monitor.pauses.during(pauses.CHECKPOINT, number):
                 monitor.writer.flush()
-                _save(setup, number, monitor.console)
-                status.set("running", step=number)
-        if course.evaluates_at(number):
+                guard.save(number)
+        if course.evaluates_at(number) and not is_asked:
             with monitor.pauses.during(pauses.EVALUATION, number):
-                evaluation = _evaluate(group, setup, number, monitor)
-    return times, evaluation
+                evaluation, ending = _evaluate(group, setup, number, monitor, guard)
+                is_asked = ending is Ending.PREEMPTED
+        if is_asked:
+            monitor.writer.flush()
+            guard.stop(number)
+            return times, evaluation, Ending.PREEMPTED
+    return times, evaluation, Ending.FINISHED
 
 
 def as_step(number: int, duration_sec: float, rate: float, metrics: graph.StepMetrics) -> Step:
@@ -256,99 +210,30 @@ def as_step(number: int, duration_sec: float, rate: float, metrics: graph.StepMe
     )
 
 
-def _refuse_lost(step: Step) -> None:
-    """Ends a run whose loss or gradient is not finite: on all workers, since all see the mean."""
-    if step.is_lost:
-        raise UserError(
-            f"step {step.number}: the loss is {step.loss}, the gradient's norm "
-            f"{step.gradient_norm}; lower --base_learning_rate or lengthen --warmup_epochs. "
-            "The last checkpoint is from before"
-        )
-
-
-def _save(setup: Setup, step: int, console: Console) -> None:
-    """Saves a checkpoint. A disk that is full now may not be the next time: training goes on."""
-    try:
-        setup.store.save(setup.session, step)
-    except OSError as error:
-        if step == setup.plan.total_steps:
-            lost = UserError(
-                f"--logdir: the last checkpoint, of step {step}, could not be saved ({error}): "
-                "make room and start again, to go on from the one before"
-            )
-            lost.known_to_all = False
-            raise lost from error
-        console.say(f"step {step}: no checkpoint was saved ({error}); training goes on")
-
-
 def _evaluate(
-    group: Group, setup: Setup, step: int, monitor: Monitor
-) -> evaluate.Evaluation | None:
+    group: Group, setup: Setup, step: int, monitor: Monitor, guard: LoopGuard
+) -> tuple[evaluate.Evaluation | None, Ending]:
     """Evaluates, where there is something to evaluate on, and tells the result."""
     if setup.evaluation is None:
-        return None
-    with monitor.mllog.evaluating(step) as accuracies:
-        result = evaluate.evaluate(setup.session, setup.evaluation, group, monitor.views)
-        accuracies.append(result.top1)
+        return None, Ending.FINISHED
+    try:
+        with (
+            guard.long_phase(f"the evaluation after step {step}"),
+            monitor.mllog.evaluating(step) as accuracies,
+        ):
+            result = evaluate.evaluate(
+                setup.session,
+                setup.evaluation,
+                group,
+                monitor.views,
+                is_stop_asked=guard.is_stop_asked,
+            )
+            accuracies.append(result.top1)
+    except evaluate.Interrupted:
+        return None, Ending.PREEMPTED
     monitor.console.say(f"step {step}: evaluation: {result}")
     evaluate.write_scalars(monitor.writer, step, result)
     monitor.views.publish(step, group)
-    return result
-
-
-def _summarize(
-    group: Group,
-    course: plan.Plan,
-    steps: int,
-    times: RunTimes,
-    evaluation: evaluate.Evaluation | None,
-) -> dict[str, Any]:
-    """The result of the run, as --result_json has it. Times are without the warm-up's steps."""
-    result: dict[str, Any] = {
-        "steps": steps,
-        "epochs": course.epoch_at(steps),
-        "workers": group.worker.size,
-        "global_batch_size": course.global_batch_size,
-    }
-    if times.durations_sec:
-        warmup = timing.warmup_steps(len(times.durations_sec))
-        durations = times.durations_sec[warmup:]
-        waits = times.data_waits_sec[warmup:]
-        images_per_sec = timing.images_per_sec(course.global_batch_size, durations)
-        result |= {
-            "warmup_steps": warmup,
-            "timed_steps": len(durations),
-            "images_per_sec": images_per_sec,
-            "images_per_sec_per_worker": images_per_sec / group.worker.size,
-            "step_time_ms": timing.summarize(durations)._asdict(),
-            "data_wait_ms": 1000 * math.fsum(waits) / len(waits),
-            "final_loss": times.final_loss,
-        }
-    if evaluation is not None:
-        result["eval"] = dataclasses.asdict(evaluation)
-    return result
-
-
-def _describe_start(config: Config, group: Group, setup: Setup, done: int) -> str:
-    info, course = setup.info, setup.plan
-    state = f"; goes on after step {done}" if done else ""
-    if done >= course.total_steps:
-        state = "; it is complete already"
-    return (
-        f"{config.model.model} on {info.name}: {info.num_train_examples} training and "
-        f"{info.num_validation_examples} validation examples, {info.num_classes} classes; "
-        f"{group.worker.size} workers x {config.data.batch_size} images, {config.model.precision}; "
-        f"{course.total_steps} steps ({course.epoch_at(course.total_steps):.1f} epochs){state}"
-    )
-
-
-def _describe_end(config: Config, result: dict[str, Any]) -> str:
-    parts = [f"finished after {result['steps']} steps"]
-    if "images_per_sec" in result:
-        parts.append(
-            f"{result['images_per_sec']:.1f} images/s over all workers "
-            f"({result['step_time_ms']['mean']:.1f} ms/step)"
-        )
-    if config.run.logdir is not None:
-        parts.append(f"logs: {config.run.logdir}")
-    return "; ".join(parts)
+    monitor.writer.flush()
+    guard.note_evaluation(step, result.top1)
+    return result, Ending.FINISHED

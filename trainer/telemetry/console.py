@@ -1,6 +1,7 @@
 """What a run says to the person who watches it."""
 
 import math
+import os
 import sys
 from typing import Protocol, TextIO
 
@@ -65,6 +66,13 @@ class TextConsole:
         )
 
     def say(self, text: str) -> None:
+        try:
+            self._print(text)
+        except BrokenPipeError:
+            # Whoever read this has ended. The run goes on until it is saved; nobody hears of it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def _print(self, text: str) -> None:
         if self._bar.disable:
             print(text, file=self._stream, flush=True)
         else:

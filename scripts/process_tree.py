@@ -1,0 +1,44 @@
+"""The processes below a process, on this host."""
+
+from pathlib import Path
+
+from trainer import launcher, process_identity
+
+
+def below(pid: int) -> list[int]:
+    """The children of a process, their children, and so on; those that have ended are left out."""
+    parents = {
+        int(path.name): process_identity.parent_of(int(path.name))
+        for path in Path("/proc").iterdir()
+        if path.name.isdigit()
+    }
+    return [
+        child
+        for child in parents
+        if child != pid and _is_below(child, pid, parents) and process_identity.find(child)
+    ]
+
+
+def _is_below(child: int, pid: int, parents: dict[int, int]) -> bool:
+    while child not in (0, pid):
+        child = parents.get(child, 0)
+    return child == pid
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started itself, and that have not ended."""
+    return [child for child in below(pid) if process_identity.parent_of(child) == pid]
+
+
+def workers_below(pid: int) -> dict[int, int]:
+    """The training workers below a process: their numbers by rank.
+
+    A worker's shell has the worker's command line, but not its environment; what it starts itself
+    has another name.
+    """
+    found = {}
+    for child in below(pid):
+        launched = launcher.find(process_identity.environ_of(child))
+        if launched is not None and process_identity.name_of(child).startswith("python"):
+            found[launched.rank] = child
+    return found

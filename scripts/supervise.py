@@ -1,0 +1,286 @@
+#!/usr/bin/env python3
+"""Runs a training command, and starts it again after a failure.
+
+  scripts/supervise.py [--max_restarts N] -- horovodrun -np 8 python -m trainer --logdir=DIR ...
+
+The command may be any launcher's: it is run as it is. After a failure it is run again, and goes on
+from its newest good checkpoint; the pause before that doubles with each failure, until there is
+progress. Signals go to the launcher; a run that was stopped by one is not started again. What
+happened is told in DIR/supervise.log, and how it ended in DIR/status.json.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import dataclasses
+import datetime
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import process_tree
+import worker_environment
+
+from trainer import checkpoint_manifest, exit_status, lock_holder
+from trainer.status import FILE_NAME, Status
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+# A worker that has lost its launcher ends by itself within 15 s.
+_LEFT_BEHIND_SEC = 16.0
+_LONGEST_PAUSE_SEC = 300.0
+
+
+class Story:
+    """Tells what happens, on the standard error and in a log."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def tell(self, text: str) -> None:
+        """Adds a line with the time."""
+        now = datetime.datetime.now(tz=datetime.timezone.utc).isoformat(timespec="seconds")
+        line = f"{now} {text}"
+        with contextlib.suppress(OSError):
+            print(f"supervise: {line}", file=sys.stderr, flush=True)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            print(f"supervise: {self._path} cannot be written ({error})", file=sys.stderr)
+
+
+@dataclasses.dataclass
+class Failures:
+    """Counts failures in a row without progress.
+
+    Attributes:
+      max_restarts: after so many it is over.
+      first_pause_sec: before the first restart; it doubles with each failure in a row.
+      in_a_row: since the last progress.
+      furthest: the newest checkpoint's examples up to now.
+    """
+
+    max_restarts: int
+    first_pause_sec: float
+    in_a_row: int = 0
+    furthest: int = -1
+
+    def add(self, examples: int) -> float | None:
+        """Takes note of a failure.
+
+        Args:
+          examples: where the newest checkpoint stands.
+
+        Returns:
+          seconds to wait before the next start; None: give up.
+        """
+        self.in_a_row = 1 if examples > self.furthest else self.in_a_row + 1
+        self.furthest = max(self.furthest, examples)
+        if self.in_a_row > self.max_restarts:
+            return None
+        return min(_LONGEST_PAUSE_SEC, self.first_pause_sec * 2 ** (self.in_a_row - 1))
+
+
+class Launch:
+    """Runs the command, once or more, and passes signals on to it.
+
+    Attributes:
+      asked: the signal that this program got; None: none.
+    """
+
+    def __init__(self, command: Sequence[str], logdir: Path) -> None:
+        self._command = command
+        self._logdir = logdir
+        self._process: subprocess.Popen[bytes] | None = None
+        self.asked: signal.Signals | None = None
+        for number in _SIGNALS:
+            signal.signal(number, self._take)
+
+    def _take(self, number: int, frame: object) -> None:
+        """Asks rank 0 to stop, which tells the others; else, and the second time, the launcher.
+
+        horovodrun ends its workers 5 s after a signal, saved or not; rank 0 takes its time.
+        """
+        del frame
+        is_first = self.asked is None
+        self.asked = signal.Signals(number)
+        if self._process is None or (is_first and self._ask_rank_0()):
+            return
+        self._process.send_signal(signal.SIGTERM if number == signal.SIGUSR1 else number)
+
+    def _ask_rank_0(self) -> bool:
+        try:
+            holder, _ = lock_holder.read(self._logdir / lock_holder.FILE_NAME)
+            if holder is None or not holder.is_of_this_host() or not holder.process.is_alive():
+                return False
+            os.kill(holder.process.pid, signal.SIGUSR1)
+        except OSError:
+            return False
+        return True
+
+    def run(self) -> int:
+        """Runs the command; returns its exit status, as a shell tells it."""
+        self._process = subprocess.Popen(
+            self._command,
+            env=worker_environment.select(os.environ),
+            preexec_fn=_prepare_launcher,  # noqa: PLW1509 (this program has one thread)
+        )
+        returncode = self._process.wait()
+        self._process = None
+        return returncode if returncode >= 0 else 128 - returncode
+
+    def wait(self, pause_sec: float) -> None:
+        """Lets time pass, until a signal comes."""
+        end_sec = time.monotonic() + pause_sec
+        while self.asked is None and time.monotonic() < end_sec:
+            time.sleep(0.1)
+
+
+def _prepare_launcher() -> None:
+    os.setsid()  # So that the terminal's Ctrl-C comes once, from this program.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _clear_up(story: Story) -> None:
+    """Waits for what the launcher has left behind on this host; then ends it."""
+    end_sec = time.monotonic() + _LEFT_BEHIND_SEC
+    while left := process_tree.below(os.getpid()):
+        if time.monotonic() > end_sec:
+            story.tell(f"killed what the launcher left behind: processes {left}")
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        time.sleep(0.2)
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def _examples(logdir: Path) -> int:
+    """Where the newest checkpoint stands; -1: there is none."""
+    entries = checkpoint_manifest.read(logdir).entries
+    return max((entry.examples for entry in entries), default=-1)
+
+
+def _read_status(logdir: Path) -> dict[str, object]:
+    try:
+        return dict(json.loads((logdir / FILE_NAME).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _status_time(logdir: Path) -> int:
+    """When status.json was written, ns; 0: never."""
+    try:
+        return (logdir / FILE_NAME).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def supervise(launch: Launch, failures: Failures, logdir: Path, story: Story) -> int:
+    """Runs the command until it is done, stopped or given up; returns the exit status."""
+    start = 0
+    while launch.asked is None:
+        start += 1
+        story.tell(f"start {start}")
+        before = _status_time(logdir)
+        code = launch.run()
+        _clear_up(story)
+        is_told = _status_time(logdir) != before
+        status = _read_status(logdir) if is_told else {}
+        state, reason = status.get("state"), status.get("reason")
+        if code == 0 and state in (None, "finished"):
+            story.tell("finished")
+            return 0
+        if launch.asked is not None:
+            break
+        # The workers of a launcher that was killed save, too; but nobody has asked them to stop.
+        if state == "preempted" and code != 128 + signal.SIGKILL:
+            story.tell(f"preempted: {reason}")
+            return exit_status.PREEMPTED
+        what = f"start {start} ended with status {code}"
+        what += f" ({reason})" if state == "failed" else ""
+        pause_sec = failures.add(_examples(logdir))
+        if pause_sec is None:
+            _give_up(logdir, story, failures, what)
+            return 1
+        story.tell(
+            f"{what}; failure {failures.in_a_row} without progress; again in {pause_sec:g} s"
+        )
+        launch.wait(pause_sec)
+    story.tell(f"stopped by {launch.asked.name}; status.json says {_read_status(logdir)}")
+    return exit_status.PREEMPTED
+
+
+def _give_up(logdir: Path, story: Story, failures: Failures, what: str) -> None:
+    reason = f"given up after {failures.in_a_row} failures without progress: {what}"
+    story.tell(reason)
+    step = _read_status(logdir).get("step")
+    Status(str(logdir), rank=0).set(
+        "failed", step=step if isinstance(step, int) else 0, reason=reason
+    )
+
+
+def find_logdir(command: Sequence[str]) -> str | None:
+    """The value of --logdir in a command line or in the flag files that it names."""
+    for position, word in enumerate(command):
+        name, equals, value = word.lstrip("-").partition("=")
+        if not word.startswith("-") or name not in ("logdir", "flagfile"):
+            continue
+        if not equals:
+            value = command[position + 1] if position + 1 < len(command) else ""
+        if name == "logdir":
+            return value
+        with contextlib.suppress(OSError):
+            inside = find_logdir(Path(value).read_text(encoding="utf-8").split())
+            if inside is not None:
+                return inside
+    return None
+
+
+def _fail(text: str) -> NoReturn:
+    sys.exit(f"supervise.py: {text}")
+
+
+def main() -> None:
+    """Supervises the command that this one's arguments give."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--max_restarts",
+        type=int,
+        default=5,
+        help="failures in a row, without a newer checkpoint, after which it gives up; %(default)s",
+    )
+    parser.add_argument(
+        "--first_pause_sec", type=float, default=2.0, help="before a restart; %(default)s"
+    )
+    parser.add_argument("command", nargs="+", help="what to run, after --")
+    arguments = parser.parse_args()
+    if arguments.max_restarts < 0 or arguments.first_pause_sec < 0:
+        parser.error("--max_restarts and --first_pause_sec must be at least 0")
+    logdir = find_logdir(arguments.command)
+    if not logdir:
+        _fail("the command must have --logdir: what is not saved can't be taken up again")
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    story = Story(Path(logdir) / "supervise.log")
+    failures = Failures(arguments.max_restarts, arguments.first_pause_sec)
+    launch = Launch(arguments.command, Path(logdir))
+    try:
+        sys.exit(supervise(launch, failures, Path(logdir), story))
+    except FileNotFoundError as error:
+        _fail(f"{error.filename}: no such program")
+
+
+if __name__ == "__main__":
+    main()

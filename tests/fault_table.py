@@ -1,0 +1,110 @@
+"""Makes the README's table: every fault, on each of two workers, in every phase of a run.
+
+usage: fault_table.py OUT [ACTION...]
+
+One run under scripts/supervise.py takes all of the faults, one after the other. A cell tells how
+its start ended and how soon; in the end the weights must be those of a run without faults.
+"""
+
+import datetime
+import itertools
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from faulty_trainer import ACTIONS, PHASES
+from processes import ROOT, environment
+
+STEPS = 1000
+FLAGS = [
+    "--model=faulty_data:network",
+    "--dataset=faulty_data:dataset",
+    "--image_size=16",
+    "--batch_size=8",
+    "--augment=none",
+    "--batch_norm_decay=0.9",
+    "--log_every=50",
+    "--checkpoint_every=10",
+    f"--steps={STEPS}",
+    "--eval_every_epochs=2",
+    "--watchdog_seconds=5",
+    "--deterministic",
+]
+LAUNCH = [sys.executable, "tests/quick_horovodrun.py", "-np", "2"]
+SUPERVISE = [sys.executable, "scripts/supervise.py", "--max_restarts=50", "--first_pause_sec=0.01"]
+PREEMPTED = 75
+
+
+def run(command, log, **extra):
+    with open(log, "a", encoding="utf-8") as file:
+        return subprocess.run(
+            command, cwd=ROOT, env=environment(**extra), stdout=file, stderr=file, check=False
+        ).returncode
+
+
+def order(actions):
+    """The faults, the last step's last: from there on nothing else can happen."""
+    pairs = itertools.product(PHASES, actions, (0, 1))
+    faults = [{"phase": phase, "rank": rank, "action": action} for phase, action, rank in pairs]
+    return sorted(
+        faults, key=lambda f: (f["phase"] == "last step", actions.index(f["action"]), f["rank"])
+    )
+
+
+def run_with_faults(out, queue):
+    """Runs until the run is finished: a preempted one is started again, as people do."""
+    plan = out / "plan.json"
+    plan.write_text(json.dumps({"queue": queue, "fired": 0}))
+    command = [*SUPERVISE, "--", *LAUNCH, sys.executable, "tests/faulty_trainer.py", *FLAGS]
+    status = PREEMPTED
+    while status == PREEMPTED:
+        status = run(
+            [*command, f"--logdir={out}/faulty"],
+            out / "faulty.log",
+            FAULT_PLAN=str(plan),
+            LAST_STEP=str(STEPS),
+            SLIM_HOROVOD_PASS="FAULT_PLAN LAST_STEP",
+        )
+    left = json.loads(plan.read_text())["queue"]
+    if status or left:
+        sys.exit(f"the run ended with status {status}; {len(left)} faults never happened")
+
+
+def tell(out):
+    """One line for each fault: when it was, what supervise.py says came next, and how soon."""
+    story = [
+        (datetime.datetime.fromisoformat(line.split()[0]).timestamp(), line.split(maxsplit=1)[1])
+        for line in (out / "faulty" / "supervise.log").read_text().splitlines()
+    ]
+    pattern = re.compile(r"FAULT ([\d.]+) (.*)")
+    for line in (out / "faulty.log").read_text().splitlines():
+        if fault := pattern.search(line):
+            fired = float(fault[1])
+            when, what = next(
+                (when, text)
+                for when, text in story
+                if when >= fired - 1 and not re.fullmatch(r"start \d+", text)
+            )
+            print(f"{fault[2]:32} {max(0, when - fired):4.0f} s  {what}", flush=True)
+
+
+def main():
+    out = Path(sys.argv[1])
+    actions = sys.argv[2:] or list(ACTIONS)
+    out.mkdir(parents=True)
+    straight = [*LAUNCH, sys.executable, "-m", "trainer", *FLAGS, f"--logdir={out}/straight"]
+    if run(straight, out / "straight.log"):
+        sys.exit("the undisturbed run failed")
+    run_with_faults(out, order(actions))
+    tell(out)
+    sys.path.append(str(ROOT / "scripts"))
+    import soak
+
+    faults = soak.find_faults(out / "straight", out / "faulty")
+    print("\n".join(faults) or "the weights are the same, each step is there once")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What workers compare before the first step, with a group whose other workers are invented."""
+
+import dataclasses
+
+import pytest
+import tiny
+
+from trainer import agreement
+from trainer.config import Config, UserError
+from trainer.distributed import Group, Worker
+
+
+class OtherWorkers(Group):
+    """A group in which every other worker answers as a function of this one's answer says."""
+
+    def __init__(self, *others):
+        super().__init__(Worker(0, 1 + len(others)))
+        self.others = others
+        self.sent = []
+
+    def gather(self, value):
+        self.sent.append(value)
+        return [value, *(other(value) for other in self.others)]
+
+
+def same(value):
+    return value
+
+
+def other(**changes):
+    """A worker whose facts differ: its digest does, and then the facts themselves."""
+
+    def answer(value):
+        return {**value, **changes} if isinstance(value, dict) else "another digest"
+
+    return answer
+
+
+CONFIG = Config(**tiny.config_groups())
+
+
+def test_workers_that_agree_send_a_digest_only():
+    group = OtherWorkers(same, same)
+    agreement.check(group, {"flag --seed": "0"})
+    assert [len(value) for value in group.sent] == [64]
+
+
+def test_the_first_worker_that_differs_is_named_and_what_differs():
+    facts = {"flag --seed": "0", "version of numpy": "2.5", "file trainer/graph.py": "aaaa"}
+    changes = other(**{"flag --seed": "1", "version of numpy": "2.4"})
+    with pytest.raises(UserError) as caught:
+        agreement.check(OtherWorkers(same, changes), facts)
+    assert str(caught.value) == (
+        "worker 2 of 3 does not run what worker 0 does: flag --seed is 1, not 0; "
+        "version of numpy is 2.4, not 2.5. Give all workers the same flags, code, packages and data"
+    )
+
+
+def test_many_differences_are_counted():
+    facts = {str(number): "x" for number in range(10)}
+    changes = other(**{str(number): "y" for number in range(10)})
+    with pytest.raises(UserError, match="0 is y, not x; 1 is y, not x; 2 is y, not x; and 7 more"):
+        agreement.check(OtherWorkers(changes), facts)
+
+
+def test_every_flag_counts():
+    changed = dataclasses.replace(
+        CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, momentum=0.5)
+    )
+    before, after = agreement.flags_of(CONFIG), agreement.flags_of(changed)
+    assert {name for name in before if before[name] != after[name]} == {"flag --momentum"}
+
+
+def test_the_code_of_the_program_and_of_plug_ins_counts(tmp_path, monkeypatch):
+    facts = agreement.code_of(CONFIG)
+    assert {"file trainer/graph.py", "file models/resnet_v2.py", "file of tiny"} <= set(facts)
+    (tmp_path / "plug_in.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    data = dataclasses.replace(CONFIG.data, dataset="plug_in:dataset")
+    config = dataclasses.replace(CONFIG, data=data)
+    before = agreement.code_of(config)
+    (tmp_path / "plug_in.py").write_text("x = 2\n")
+    after = agreement.code_of(config)
+    assert {name for name in before if before[name] != after[name]} == {"file of plug_in"}
+
+
+def test_a_plug_in_that_is_missing_is_a_users_mistake():
+    data = dataclasses.replace(CONFIG.data, dataset="no_such_module:dataset")
+    with pytest.raises(UserError, match="module no_such_module: must be there on every worker"):
+        agreement.code_of(dataclasses.replace(CONFIG, data=data))

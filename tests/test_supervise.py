@@ -1,0 +1,179 @@
+"""scripts/supervise.py around commands that fail, stop and finish as they are told."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import supervise
+from processes import ROOT, environment
+
+# Counts its starts in a file, then does what the words say: one for each start.
+COMMAND = """
+import json, os, pathlib, signal, subprocess, sys, time
+folder = pathlib.Path(sys.argv[1].partition("=")[2])
+folder.mkdir(exist_ok=True)
+starts = folder / "starts"
+starts.write_text(starts.read_text() + "x" if starts.exists() else "x")
+what = sys.argv[1 + len(starts.read_text())]
+
+def put(name, **fields):
+    (folder / name).write_text(json.dumps(fields))
+
+if what == "progress":
+    entry = {"step": 1, "epoch": 1.0, "examples": len(starts.read_text()), "saved_at": "",
+             "files": [], "top1": None,
+             "run": {"workers": 1, "global_batch_size": 1, "total_steps": 1, "train_examples": 1,
+                     "fingerprint": "", "versions": {}, "config": {}}}
+    put("checkpoints.json", format="slim-horovod checkpoints 1", checkpoints=[entry])
+if what == "orphan":
+    subprocess.Popen(["sleep", "1000"], start_new_session=True)
+if what == "preempted":
+    put("status.json", state="preempted", step=7, reason="asked")
+    sys.exit(1)
+if what == "finished":
+    put("status.json", state="finished", step=9, reason=None)
+    sys.exit(0)
+if what == "saved and killed":
+    put("status.json", state="preempted", step=7, reason="left by its launcher")
+if "killed" in what:
+    os.kill(os.getpid(), signal.SIGKILL)
+if what == "wait":
+    print("waiting", flush=True)
+    time.sleep(1000)
+put("status.json", state="failed", step=3, reason="no luck")
+sys.exit(3)
+"""
+
+
+def command(folder, *what, program=("scripts/supervise.py",)):
+    return [
+        *(sys.executable, *program, "--max_restarts=2", "--first_pause_sec=0.05", "--"),
+        *(sys.executable, "-c", COMMAND, f"--logdir={folder}", *what),
+    ]
+
+
+def run(folder, *what, **options):
+    done = subprocess.run(
+        command(folder, *what, **options),
+        cwd=ROOT,
+        env=environment(PYTHONPATH=f"{ROOT}:{ROOT}/scripts"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    story = (folder / "supervise.log").read_text()
+    return done.returncode, [line.split(maxsplit=1)[1] for line in story.splitlines()]
+
+
+def test_it_starts_again_after_failures(tmp_path):
+    status, story = run(tmp_path, "fails", "killed", "finished")
+    assert status == 0
+    assert story == [
+        "start 1",
+        "start 1 ended with status 3 (no luck); failure 1 without progress; again in 0.05 s",
+        "start 2",
+        "start 2 ended with status 137; failure 2 without progress; again in 0.1 s",
+        "start 3",
+        "finished",
+    ]
+
+
+def test_it_gives_up_without_progress_and_says_so(tmp_path):
+    status, story = run(tmp_path, "fails", "fails", "fails", "finished")
+    assert status == 1
+    reason = "given up after 3 failures without progress: start 3 ended with status 3 (no luck)"
+    assert story[-1] == reason
+    assert json.loads((tmp_path / "status.json").read_text()) == {
+        "state": "failed",
+        "step": 3,
+        "reason": reason,
+    }
+
+
+def test_progress_begins_the_count_anew(tmp_path):
+    what = ["fails", "fails", "progress", "fails", "progress", "fails", "finished"]
+    status, story = run(tmp_path, *what)
+    assert status == 0
+    counts = [line.partition("; failure ")[2][:1] for line in story if "; failure " in line]
+    assert counts == ["1", "2", "1", "2", "1", "2"]
+
+
+def test_a_preempted_run_is_not_started_again(tmp_path):
+    status, story = run(tmp_path, "fails", "preempted", "finished")
+    assert status == 75
+    assert story[-1] == "preempted: asked"
+
+
+def test_after_a_launcher_was_killed_the_run_goes_on_although_it_was_saved(tmp_path):
+    status, story = run(tmp_path, "saved and killed", "finished")
+    assert status == 0
+    assert story[-1] == "finished"
+
+
+def test_nothing_of_a_failed_start_is_left_when_the_next_begins(tmp_path):
+    hasty = "import supervise; supervise._LEFT_BEHIND_SEC = 1; supervise.main()"
+    status, story = run(tmp_path, "orphan", "finished", program=["-c", hasty])
+    assert status == 0
+    assert any(line.startswith("killed what the launcher left behind: ") for line in story)
+
+
+def test_signals_go_to_the_command_and_end_it_for_good(tmp_path):
+    process = subprocess.Popen(
+        command(tmp_path, "wait", "finished"),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with process:
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 75
+    assert "stopped by SIGTERM" in (tmp_path / "supervise.log").read_text()
+
+
+def test_the_command_ends_when_its_supervisor_is_killed(tmp_path):
+    process = subprocess.Popen(
+        command(tmp_path, "wait"),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with process:
+        assert process.stdout.readline() == "waiting\n"
+        process.kill()
+        assert process.stdout.read() == ""  # Until the command has closed its end.
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["python", "-m", "trainer", "--logdir=runs/a"],
+        ["python", "-m", "trainer", "-logdir", "runs/a", "--seed=1"],
+        ["python", "-m", "trainer", "--flagfile=FILE"],
+    ],
+)
+def test_the_logdir_is_found(tmp_path, words):
+    (tmp_path / "flags").write_text("--seed=1\n--logdir=runs/a\n")
+    words = [word.replace("FILE", str(tmp_path / "flags")) for word in words]
+    assert supervise.find_logdir(words) == "runs/a"
+
+
+def test_a_command_without_a_logdir_is_refused():
+    done = subprocess.run(
+        [sys.executable, "scripts/supervise.py", "--", "true"],
+        cwd=ROOT,
+        env={**os.environ, **environment()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "supervise.py: the command must have --logdir" in done.stderr

@@ -1,0 +1,126 @@
+"""Finds out before the first step whether all workers run the same."""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trainer import environment
+from trainer.config import Config, UserError
+from trainer.distributed import Group
+from trainer.inputs.dataset import DatasetInfo
+
+_OWN_PACKAGES = ("flags", "models", "trainer")
+_MAX_DIFFERENCES = 3
+
+Facts = Mapping[str, str]
+
+
+def _as_text(value: Any) -> str:
+    return "missing" if value is None else str(value)
+
+
+def _shorten(value: str | None) -> str:
+    text = _as_text(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def flags_of(config: Config) -> Facts:
+    """Every flag and its value."""
+    facts = {"flag --mode": config.mode}
+    for group in dataclasses.fields(config):
+        values = getattr(config, group.name)
+        if dataclasses.is_dataclass(values) and not isinstance(values, type):
+            for field in dataclasses.fields(values):
+                facts[f"flag --{field.name}"] = _as_text(getattr(values, field.name))
+    return facts
+
+
+def code_of(config: Config) -> Facts:
+    """A digest of every file of this program, and of the plug-ins that the flags name."""
+    facts = {}
+    for package in _OWN_PACKAGES:
+        folder = _origin(package).parent
+        for path in sorted(folder.rglob("*.py")):
+            facts[f"file {package}/{path.relative_to(folder)}"] = _digest(path)
+    for name in (config.model.model, config.data.dataset):
+        if name is not None and ":" in name:
+            module = name.partition(":")[0]
+            facts[f"file of {module}"] = _digest(_origin(module))
+    return facts
+
+
+def _origin(module: str) -> Path:
+    """A module's file.
+
+    Raises:
+      UserError: there is no such module.
+    """
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None:
+        raise UserError(f"module {module}: must be there on every worker, got none")
+    return Path(spec.origin)
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    except OSError:  # A plug-in may be built in, or in an archive.
+        return "no file"
+
+
+def check_program(group: Group, config: Config) -> None:
+    """Compares flags, code and versions over all workers. A collective.
+
+    Raises:
+      UserError: a worker's differ from worker 0's.
+    """
+    facts: Facts = {}
+    with group.fail_together():
+        versions = {f"version of {k}": v for k, v in environment.versions().items()}
+        facts = {**flags_of(config), **code_of(config), **versions}
+    check(group, facts)
+
+
+def check_data(group: Group, info: DatasetInfo) -> None:
+    """Compares what the data set is over all workers. A collective.
+
+    Raises:
+      UserError: a worker's differs from worker 0's.
+    """
+    fields = info._asdict()
+    check(group, {f"data set's {name}": _as_text(value) for name, value in fields.items()})
+
+
+def check(group: Group, facts: Facts) -> None:
+    """Compares some facts over all workers. A collective.
+
+    Only digests travel, and the facts themselves where those differ.
+
+    Raises:
+      UserError: a worker's differ from worker 0's; it names the first such worker, and what.
+    """
+    text = json.dumps(facts, sort_keys=True)
+    digests = group.gather(hashlib.sha256(text.encode()).hexdigest())
+    if len(set(digests)) == 1:
+        return
+    of_workers = group.gather(dict(facts))
+    rank = next(rank for rank, digest in enumerate(digests) if digest != digests[0])
+    first, other = of_workers[0], of_workers[rank]
+    differences = [
+        f"{name} is {_shorten(other.get(name))}, not {_shorten(first.get(name))}"
+        for name in sorted({*first, *other})
+        if first.get(name) != other.get(name)
+    ]
+    more = len(differences) - _MAX_DIFFERENCES
+    shown = "; ".join(differences[:_MAX_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
+    raise UserError(
+        f"worker {rank} of {group.worker.size} does not run what worker 0 does: {shown}. "
+        "Give all workers the same flags, code, packages and data"
+    )

@@ -1,0 +1,55 @@
+"""Tells in what a run differs from the one that made the checkpoint it goes on from."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from trainer.checkpoint_manifest import RunFacts
+
+# Flags that may change without a word: they change nothing of what is computed.
+_SILENT = frozenset(
+    (
+        *("logdir", "resume", "log_every", "checkpoint_every", "keep_checkpoints"),
+        *("eval_every_epochs", "result_json", "export_dir", "watchdog_seconds"),
+        *("cache", "data_dir"),
+    )
+)
+
+
+def describe(before: RunFacts, now: RunFacts) -> list[str]:
+    """One line for each kind of change; none where the run goes on as if it had not stopped.
+
+    Args:
+      before: of the run that made the checkpoint.
+      now: of this run.
+    """
+    lines = []
+    flags = [*_changed(_flatten(before.config), _flatten(now.config), skip=_SILENT)]
+    if flags:
+        lines.append(f"flags that have changed since: {', '.join(flags)}")
+    versions = [*_changed(before.versions, now.versions)]
+    if versions:
+        lines.append(f"versions that have changed since: {', '.join(versions)}")
+    if before.fingerprint != now.fingerprint:
+        lines.append("the data has changed since: the run goes on with another order of examples")
+    return lines
+
+
+def is_as_long(before: RunFacts, now: RunFacts) -> bool:
+    """Whether both runs were given the same length, in steps or in epochs."""
+    flags = [_flatten(facts.config) for facts in (before, now)]
+    return all(flags[0].get(name) == flags[1].get(name) for name in ("steps", "epochs"))
+
+
+def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags by name, without their groups."""
+    groups = (value for value in config.values() if isinstance(value, Mapping))
+    return {name: value for group in groups for name, value in group.items()}
+
+
+def _changed(
+    before: Mapping[str, Any], now: Mapping[str, Any], skip: frozenset[str] = frozenset()
+) -> Iterator[str]:
+    for name in sorted({*before, *now} - skip):
+        old, new = before.get(name), now.get(name)
+        if old != new:
+            yield f"{name} {old} -> {new}"

@@ -1,0 +1,43 @@
+"""Moves a checkpoint's files so that it is there whole or not at all."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer import atomic_file
+from trainer.checkpoint_manifest import ASIDE, Entry, SavedFile, describe_file
+
+
+def move(aside: Path, folder: Path) -> list[SavedFile]:
+    """Moves a checkpoint's files into a folder, the index last; returns what they are."""
+    paths = sorted(aside.iterdir(), key=lambda path: path.suffix == ".index")
+    files = [describe_file(path) for path in paths]
+    for path in paths:
+        path.replace(folder / path.name)
+    atomic_file.sync(folder)
+    return files
+
+
+def link_aside(folder: Path, entry: Entry) -> Path:
+    """A second name for a checkpoint's files, in a folder of their own; copies, where need be."""
+    aside = folder / ASIDE
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    for file in entry.files:
+        try:
+            os.link(folder / file.name, aside / file.name)
+        except OSError:  # A file system without links.
+            shutil.copyfile(folder / file.name, aside / file.name)
+            atomic_file.sync(aside / file.name)
+    return aside
+
+
+def write_state(folder: Path, steps: Sequence[int]) -> None:
+    """Writes the state file `checkpoint`, for TensorFlow's tools; `steps`, newest first."""
+    names = [f"model.ckpt-{step}" for step in reversed(steps)]
+    lines = [f'model_checkpoint_path: "{names[-1]}"']
+    lines += [f'all_model_checkpoint_paths: "{name}"' for name in names]
+    with contextlib.suppress(OSError):  # Nobody here relies on it.
+        atomic_file.write_text(folder / "checkpoint", "\n".join(lines) + "\n")

@@ -1,0 +1,161 @@
+"""`<logdir>/checkpoints.json`: what each checkpoint is, and its files. No TensorFlow."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import google_crc32c
+
+from trainer import atomic_file
+
+FILE_NAME = "checkpoints.json"
+FORMAT = "slim-horovod checkpoints 1"
+# Folders within the log folder: what is being written, and the best checkpoint by top-1.
+ASIDE = ".saving"
+BEST = "best"
+_READ_BYTES = 1 << 22
+
+
+class SavedFile(NamedTuple):
+    """One file of a checkpoint: its name within its folder, its size and its checksum."""
+
+    name: str
+    bytes: int
+    crc32c: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFacts:
+    """What a checkpoint has to say of the run that made it.
+
+    Attributes:
+      workers: of the run.
+      global_batch_size: examples per step, over all workers.
+      total_steps: of the run.
+      train_examples: in an epoch.
+      fingerprint: of the data.
+      versions: of Python and the packages.
+      config: every flag, as `dataclasses.asdict` gives them.
+    """
+
+    workers: int
+    global_batch_size: int
+    total_steps: int
+    train_examples: int
+    fingerprint: str
+    versions: dict[str, str]
+    config: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One checkpoint.
+
+    Attributes:
+      step: updates made.
+      epoch: passes over the training data.
+      examples: where in the sequence of training examples it stands.
+      saved_at: ISO 8601, UTC.
+      files: all of its files.
+      run: that made it.
+      top1: of the evaluation after this step; None: there was none.
+    """
+
+    step: int
+    epoch: float
+    examples: int
+    saved_at: str
+    files: tuple[SavedFile, ...]
+    run: RunFacts
+    top1: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """The checkpoints of a folder, oldest first.
+
+    Attributes:
+      entries: one for each checkpoint that was saved and not yet removed.
+      fault: what is wrong with the file, where it is damaged; its checkpoints are not known then.
+    """
+
+    entries: tuple[Entry, ...] = ()
+    fault: str | None = None
+
+    def find(self, step: int) -> Entry | None:
+        """The entry of a step, if there is one."""
+        return next((entry for entry in self.entries if entry.step == step), None)
+
+    def without(self, *steps: int) -> "Manifest":
+        """The manifest without some steps."""
+        return Manifest(tuple(entry for entry in self.entries if entry.step not in steps))
+
+    def with_entry(self, entry: Entry) -> "Manifest":
+        """The manifest with an entry, which replaces one of the same step."""
+        entries = [*self.without(entry.step).entries, entry]
+        return Manifest(tuple(sorted(entries, key=lambda entry: entry.step)))
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of a folder; an empty one where there is none, or none that can be read."""
+    path = folder / FILE_NAME
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if fields["format"] != FORMAT:
+            raise ValueError(f"its format is not {FORMAT!r}")
+        return Manifest(tuple(_parse(entry) for entry in fields["checkpoints"]))
+    except FileNotFoundError:
+        return Manifest()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return Manifest(
+            fault=f"{path} cannot be read ({error}): checkpoints are read whole instead"
+        )
+
+
+def _parse(fields: dict[str, Any]) -> Entry:
+    files = tuple(SavedFile(**file) for file in fields["files"])
+    for file in files:
+        if Path(file.name).name != file.name or file.name in ("", ".", ".."):
+            raise ValueError(f"{file.name!r} is not the name of a file in this folder")
+    return Entry(**{**fields, "files": files, "run": RunFacts(**fields["run"])})
+
+
+def write(folder: Path, manifest: Manifest) -> None:
+    """Replaces the manifest of a folder.
+
+    Raises:
+      OSError: it can't be written; the one before is still there.
+    """
+    entries = [
+        {**dataclasses.asdict(entry), "files": [file._asdict() for file in entry.files]}
+        for entry in manifest.entries
+    ]
+    text = json.dumps({"format": FORMAT, "checkpoints": entries}, indent=1)
+    atomic_file.write_text(folder / FILE_NAME, text + "\n")
+
+
+def describe_file(path: Path) -> SavedFile:
+    """Reads a whole file for its size and checksum."""
+    crc, size = 0, 0
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(_READ_BYTES):
+            crc = google_crc32c.extend(crc, block)
+            size += len(block)
+    return SavedFile(path.name, size, crc)
+
+
+def fault_in(folder: Path, entry: Entry) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    for expected in entry.files:
+        try:
+            found = describe_file(folder / expected.name)
+        except FileNotFoundError:
+            return f"{expected.name} is missing"
+        except OSError as error:
+            return f"{expected.name}: {error.strerror}"
+        if found.bytes != expected.bytes:
+            return f"{expected.name} has {found.bytes} bytes instead of {expected.bytes}"
+        if found.crc32c != expected.crc32c:
+            return f"{expected.name} is not what was written: its checksum differs"
+    return None

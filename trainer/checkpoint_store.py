@@ -1,0 +1,312 @@
+"""Saves a run's checkpoints, keeps the newest and the best, and restores the run from them."""
+
+import dataclasses
+import datetime
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import tensorflow as tf
+import tensorflow.compat.v1 as tf1
+
+from trainer import (
+    atomic_file,
+    checkpoint_changes,
+    checkpoint_files,
+    checkpoint_manifest,
+    checkpoints,
+)
+from trainer.checkpoint_manifest import ASIDE, BEST, Entry, Manifest, RunFacts
+from trainer.config import RunConfig, UserError
+
+
+class Store:
+    """Saves checkpoints into a folder and restores from them: rank 0's.
+
+    Attributes:
+      story: what `restore` did, for the console.
+    """
+
+    def __init__(
+        self, config: RunConfig, logdir: str, variables: Sequence[tf.Variable], facts: RunFacts
+    ) -> None:
+        """Adds the operations that save to the default graph.
+
+        Args:
+          config: what to start from, and how many checkpoints to keep.
+          logdir: the folder.
+          variables: what to save and to restore, `global_step` among them.
+          facts: of this run.
+        """
+        self._config = config
+        self._logdir = Path(logdir)
+        self._variables = variables
+        self._facts = facts
+        self._network = checkpoints.network_variables()
+        self._saver = tf1.train.Saver(variables, max_to_keep=None)
+        self.story: tuple[str, ...] = ()
+
+    def check_room(self) -> None:
+        """Finds out before a run whether the disk has room for two checkpoints: old and new.
+
+        Raises:
+          UserError: it has not.
+        """
+        one_bytes = sum(v.shape.num_elements() * v.dtype.size for v in self._variables)
+        free_bytes = shutil.disk_usage(self._logdir).free
+        if free_bytes < 2 * one_bytes:
+            raise UserError(
+                f"--logdir: must have room for two checkpoints of {one_bytes / 1e6:.0f} MB, got "
+                f"{free_bytes / 1e6:.0f} MB in {self._logdir}. Make room, or choose another folder"
+            )
+
+    def restore(self, session: tf1.Session) -> None:
+        """Loads what the run goes on from: the newest good checkpoint, or --init_checkpoint.
+
+        Raises:
+          UserError: --resume forbids what is there, or a checkpoint can't be loaded.
+        """
+        found = checkpoints.find_newest(str(self._logdir))
+        if found.prefix is not None and self._config.resume == "never":
+            raise UserError(
+                f"--resume: must not be never where --logdir has a checkpoint, got {found.prefix}"
+            )
+        if found.prefix is None and self._config.resume == "must":
+            raise UserError(
+                f"--resume: must not be must where --logdir has no checkpoint, got {self._logdir}"
+            )
+        if found.prefix is None:
+            started = checkpoints.initialize(session, self._config.init_checkpoint, self._network)
+            self.story = (*found.skipped, *started)
+        else:
+            self._load(session, found, found.prefix)
+
+    def roll_back(self, session: tf1.Session) -> None:
+        """Loads the newest good checkpoint in the middle of a run.
+
+        Raises:
+          UserError: there is none.
+        """
+        found = checkpoints.find_newest(str(self._logdir))
+        if found.prefix is None:
+            raise UserError("--on_nonfinite: rollback needs a checkpoint to go back to, got none")
+        self._load(session, found, found.prefix)
+
+    def _load(self, session: tf1.Session, found: checkpoints.Found, prefix: str) -> None:
+        checkpoints.restore(session, prefix, self._variables)
+        story = [*found.skipped, f"resumed from {prefix}"]
+        if found.entry is not None:
+            before = found.entry.run
+            story += checkpoint_changes.describe(before, self._facts)
+            if before.global_batch_size != self._facts.global_batch_size:
+                was_complete = found.entry.step >= before.total_steps
+                if was_complete and checkpoint_changes.is_as_long(before, self._facts):
+                    self._set_step(session, self._facts.total_steps)  # And so it stays.
+                else:
+                    story.append(self._renumber(session, found.entry))
+        self.story = tuple(story)
+
+    def _renumber(self, session: tf1.Session, entry: Entry) -> str:
+        """Counts steps anew where they have another size than when the checkpoint was made.
+
+        The run goes on at the same example; its checkpoint is saved under the new number at once,
+        and those whose old numbers are greater go, so that the greatest number is the newest.
+        """
+        size = self._facts.global_batch_size
+        step, again = divmod(entry.examples, size)
+        self._set_step(session, step)
+        try:
+            self._put(session, step)
+        except OSError as error:
+            raise UserError(
+                f"--logdir: the checkpoint of step {entry.step} must be saved again as step "
+                f"{step}, since steps have another size now; that failed ({error})"
+            ) from error
+        self._prune(step, newer_too=True)
+        repeated = f", {again} of which are seen again" if again else ""
+        return (
+            f"steps have {size} examples instead of {entry.run.global_batch_size}: step "
+            f"{entry.step} is step {step} now, after {entry.examples} examples{repeated}; the "
+            "schedule is recomputed"
+        )
+
+    def save(self, session: tf1.Session, step: int) -> None:
+        """Saves a checkpoint: aside, read back, synced, renamed; then removes the oldest.
+
+        Raises:
+          OSError: it could not be written; the earlier ones are still there.
+        """
+        self._put(session, step)
+        self._prune(step, newer_too=False)
+
+    def _put(self, session: tf1.Session, step: int) -> None:
+        aside = self._write_aside(session, step)
+        try:
+            # What the manifest says of an earlier checkpoint of this step is no longer so.
+            manifest = checkpoint_manifest.read(self._logdir)
+            if manifest.find(step) is not None:
+                checkpoint_manifest.write(self._logdir, manifest.without(step))
+            files = checkpoint_files.move(aside, self._logdir)
+            entry = self._create_entry(step, files)
+            checkpoint_manifest.write(self._logdir, manifest.with_entry(entry))
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def save_before(self, session: tf1.Session, step: int) -> None:
+        """Saves the state before a step that was counted, but not applied.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        if step - 1 not in checkpoints.steps_in(str(self._logdir)):
+            self._set_step(session, step - 1)
+            self.save(session, step - 1)
+
+    def _set_step(self, session: tf1.Session, step: int) -> None:
+        counter = next(v for v in self._variables if v.op.name == "global_step")
+        checkpoints.assign(session, counter, step)
+
+    def _write_aside(self, session: tf1.Session, step: int) -> Path:
+        """Writes and verifies the files in a folder of their own."""
+        aside = self._logdir / ASIDE
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            aside.mkdir(parents=True)
+            prefix = str(aside / f"model.ckpt-{step}")
+            with session.graph.as_default():  # In another one, the saver would build itself anew.
+                self._saver.save(session, prefix, write_meta_graph=False, write_state=False)
+            reason = checkpoints.damage(prefix)
+            if reason is not None:
+                raise OSError(f"it reads back damaged: {reason}")
+            for path in aside.iterdir():
+                atomic_file.sync(path)
+        except (OSError, tf.errors.OpError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise
+            raise OSError(error.message) from error
+        return aside
+
+    def _create_entry(self, step: int, files: Sequence[checkpoint_manifest.SavedFile]) -> Entry:
+        examples = step * self._facts.global_batch_size
+        return Entry(
+            step=step,
+            epoch=examples / self._facts.train_examples,
+            examples=examples,
+            saved_at=datetime.datetime.now(tz=datetime.timezone.utc).isoformat(timespec="seconds"),
+            files=tuple(files),
+            run=self._facts,
+        )
+
+    def _prune(self, step: int, *, newer_too: bool) -> None:
+        """Removes what is older than the newest few, of which `step` is the newest.
+
+        Where there are greater numbers, they are of damaged checkpoints, which were skipped and
+        stay until the run comes to their steps, or of another numbering: `newer_too`.
+        """
+        steps = checkpoints.steps_in(str(self._logdir))
+        kept = [old for old in steps if old <= step][: self._config.keep_checkpoints]
+        left = [*kept, *(newer for newer in steps if newer > step and not newer_too)]
+        for removed in set(steps) - set(left):
+            # The index goes first: without it a checkpoint is not there.
+            for path in sorted(self._logdir.glob(f"model.ckpt-{removed}.*"), reverse=True):
+                path.unlink(missing_ok=True)
+        manifest = checkpoint_manifest.read(self._logdir)
+        gone = [entry.step for entry in manifest.entries if entry.step not in left]
+        if gone:
+            checkpoint_manifest.write(self._logdir, manifest.without(*gone))
+        checkpoint_files.write_state(self._logdir, kept)
+
+    def lacks_evaluation(self, step: int) -> bool:
+        """Whether the run ended between the checkpoint of a step and the evaluation after it."""
+        entry = checkpoint_manifest.read(self._logdir).find(step)
+        return entry is not None and entry.top1 is None
+
+    def note_evaluation(self, session: tf1.Session, step: int, top1: float) -> None:
+        """Notes an evaluation's result, and keeps the best checkpoint apart.
+
+        Args:
+          session: whose variables were evaluated.
+          step: after which they were.
+          top1: share of the validation examples that were classified right.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        manifest = checkpoint_manifest.read(self._logdir)
+        entry = manifest.find(step)
+        if entry is not None:
+            entry = dataclasses.replace(entry, top1=top1)
+            checkpoint_manifest.write(self._logdir, manifest.with_entry(entry))
+        best = checkpoint_manifest.read(self._logdir / BEST).entries
+        if not best or best[-1].top1 is None or top1 > best[-1].top1:
+            self._keep_best(session, step, top1, entry)
+
+    def _keep_best(self, session: tf1.Session, step: int, top1: float, entry: Entry | None) -> None:
+        folder = self._logdir / BEST
+        if entry is None:
+            aside = self._write_aside(session, step)
+        else:
+            aside = checkpoint_files.link_aside(self._logdir, entry)
+        try:
+            folder.mkdir(exist_ok=True)
+            files = checkpoint_files.move(aside, folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        best = dataclasses.replace(self._create_entry(step, files), top1=top1)
+        checkpoint_manifest.write(folder, Manifest((best,)))
+        checkpoint_files.write_state(folder, [step])
+        kept = {file.name for file in files}
+        for path in folder.glob("model.ckpt-*"):
+            if path.name not in kept:
+                path.unlink(missing_ok=True)
+
+
+class NullStore(Store):
+    """What ranks other than 0 get, whose variables come by broadcast, and runs without --logdir."""
+
+    def __init__(self, init_checkpoint: str | None = None) -> None:
+        self._init_checkpoint = init_checkpoint
+        self._network = checkpoints.network_variables()
+        self.story = ()
+
+    def check_room(self) -> None:
+        pass
+
+    def restore(self, session: tf1.Session) -> None:
+        self.story = checkpoints.initialize(session, self._init_checkpoint, self._network)
+
+    def roll_back(self, session: tf1.Session) -> None:
+        del session
+
+    def save(self, session: tf1.Session, step: int) -> None:
+        del session, step
+
+    def save_before(self, session: tf1.Session, step: int) -> None:
+        del session, step
+
+    def lacks_evaluation(self, step: int) -> bool:
+        del step
+        return False
+
+    def note_evaluation(self, session: tf1.Session, step: int, top1: float) -> None:
+        del session, step, top1
+
+
+class NoLogdirStore(NullStore):
+    """Rank 0's without --logdir: there is nothing to go back to."""
+
+    def roll_back(self, session: tf1.Session) -> None:
+        del session
+        raise UserError("--on_nonfinite: rollback needs --logdir, got none")
+
+
+def create_store(
+    config: RunConfig, *, rank: int, variables: Sequence[tf.Variable], facts: RunFacts
+) -> Store:
+    """The store of one worker of a run."""
+    if rank != 0:
+        return NullStore()
+    if config.logdir is None:
+        return NoLogdirStore(config.init_checkpoint)
+    return Store(config, config.logdir, variables, facts)

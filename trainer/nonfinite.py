@@ -1,0 +1,68 @@
+"""What happens after a step whose loss or gradient was not finite, and which was not applied."""
+
+import enum
+
+from trainer.distributed import Group
+from trainer.graph import StepMetrics, TrainGraph
+
+# Nobody wants days of skipped steps.
+MAX_SKIPPED_IN_A_ROW = 100
+
+
+class Decision(enum.Enum):
+    """What to do next."""
+
+    GO_ON = enum.auto()
+    STOP = enum.auto()
+    ROLL_BACK = enum.auto()
+
+
+def describe(group: Group, train: TrainGraph, step: int, metrics: StepMetrics) -> str:
+    """Names the step, the first worker with a bad gradient, and its first variable. A collective.
+
+    Args:
+      group: the workers; all of them call it.
+      train: names the variables.
+      step: that was not applied.
+      metrics: of it.
+    """
+    of_workers = group.gather(int(metrics.nonfinite_gradient))
+    text = f"step {step}: the loss is {metrics.loss:g}, the gradient's norm "
+    text += f"{metrics.gradient_norm:g}"
+    rank = next((rank for rank, index in enumerate(of_workers) if index >= 0), None)
+    if rank is None:
+        return f"{text}: each worker's own gradient is finite, their sum is not"
+    name = train.gradient_names[of_workers[rank]]
+    return f"{text}; the first gradient that is not finite is that of {name}, on worker {rank}"
+
+
+class Policy:
+    """--on_nonfinite: decides the same on all workers, since all are told of the same steps.
+
+    Attributes:
+      skipped: steps that were left out up to now.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Creates the policy.
+
+        Args:
+          name: stop, skip or rollback.
+        """
+        self._name = name
+        self._has_rolled_back = False
+        self._last_skipped = 0
+        self._in_a_row = 0
+        self.skipped = 0
+
+    def decide(self, step: int) -> Decision:
+        """What to do after `step`, which was not applied."""
+        if self._name == "rollback" and not self._has_rolled_back:
+            self._has_rolled_back = True
+            return Decision.ROLL_BACK
+        if self._name != "skip":
+            return Decision.STOP
+        self._in_a_row = self._in_a_row + 1 if self._last_skipped == step - 1 else 1
+        self._last_skipped = step
+        self.skipped += 1
+        return Decision.STOP if self._in_a_row > MAX_SKIPPED_IN_A_ROW else Decision.GO_ON

@@ -1,0 +1,40 @@
+"""What watches over one worker while it trains: signals, the watchdog, and its launcher's life."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from trainer import launcher
+from trainer.config import RunConfig
+from trainer.distributed import Worker
+from trainer.orphan_watch import OrphanWatch
+from trainer.preemption import StopRequest
+from trainer.status import Status
+from trainer.sudden_exit import SuddenExit
+from trainer.watchdog import Watchdog, create_watchdog
+
+
+class Protection(NamedTuple):
+    """What the loop talks to.
+
+    Attributes:
+      stop: whether this worker was asked to stop.
+      watchdog: hears of every step.
+    """
+
+    stop: StopRequest
+    watchdog: Watchdog
+
+
+@contextlib.contextmanager
+def protect(config: RunConfig, status: Status, worker: Worker) -> Iterator[Protection]:
+    """Watches what is done inside. To be entered in the main thread, which gets the signals."""
+    exit_now = SuddenExit(status, rank=worker.rank, size=worker.size)
+    stop = StopRequest(exit_now)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(stop.listen())
+        watchdog = create_watchdog(config.watchdog_seconds, exit_now)
+        stack.enter_context(contextlib.closing(watchdog))
+        if launcher.find() is not None:
+            stack.enter_context(contextlib.closing(OrphanWatch(stop, exit_now)))
+        yield Protection(stop, watchdog)

@@ -1,0 +1,186 @@
+"""One run at a time in a folder, also where several hosts share it."""
+
+import contextlib
+import fcntl
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from trainer import lock_holder
+from trainer.config import UserError
+from trainer.lock_holder import FILE_NAME
+
+_HEARTBEAT_SEC = 5.0
+# How long another host's lock must stand still before its run is taken to be gone: long enough for
+# a file server that is slow to tell other hosts of a change.
+_SILENCE_SEC = 60.0
+
+
+class RunLock:
+    """Holds a folder until it is closed or the process ends.
+
+    The file says who holds it, and a counter in it goes up every few seconds. On the same host,
+    the holder's process tells whether the lock is stale; for others, its counter does.
+
+    Attributes:
+      story: what there is to tell of a stale lock, for the console.
+    """
+
+    def __init__(
+        self,
+        logdir: str,
+        *,
+        on_loss: Callable[[str], object],
+        silence_sec: float = _SILENCE_SEC,
+    ) -> None:
+        """Takes the folder.
+
+        Args:
+          logdir: the folder; it is made where it is missing.
+          on_loss: called with the reason when another run has taken the lock.
+          silence_sec: how long to watch a lock of another host.
+
+        Raises:
+          UserError: another run has it.
+          OSError: the folder can't be written.
+        """
+        self._path = Path(logdir) / FILE_NAME
+        self._on_loss = on_loss
+        self._own = lock_holder.of_this_process()
+        self._beats = 0
+        self.story: tuple[str, ...] = ()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        while not self._create():
+            self._remove_stale(silence_sec)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="run-lock", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Gives the folder back."""
+        self._closed.set()
+        self._thread.join()
+        with contextlib.suppress(OSError):
+            if lock_holder.read(self._path)[0] == self._own:
+                self._path.unlink()
+
+    def _write_aside(self) -> Path:
+        self._beats += 1
+        aside = self._path.with_name(f".{FILE_NAME}.{self._own.host}.{os.getpid()}")
+        aside.write_text(lock_holder.as_text(self._own, self._beats), encoding="utf-8")
+        return aside
+
+    def _create(self) -> bool:
+        """Makes the lock with all of its content at once; False where there is one."""
+        aside = self._write_aside()
+        try:
+            os.link(aside, self._path)
+        except FileExistsError:
+            return False
+        except OSError:  # A file system without links.
+            return self._create_in_place(aside)
+        finally:
+            aside.unlink(missing_ok=True)
+        return True
+
+    def _create_in_place(self, aside: Path) -> bool:
+        try:
+            with open(self._path, "x", encoding="utf-8") as file:
+                file.write(aside.read_text(encoding="utf-8"))
+        except FileExistsError:
+            return False
+        return True
+
+    def _remove_stale(self, silence_sec: float) -> None:
+        """Removes the lock that is there.
+
+        Raises:
+          UserError: its run is alive.
+        """
+        try:
+            holder, text = lock_holder.read(self._path)
+        except FileNotFoundError:
+            return  # Its run has ended just now.
+        if holder is not None and holder.is_of_this_host():
+            is_stale, sign = not holder.process.is_alive(), "whose process is gone"
+        else:
+            print(
+                f"slim-horovod: --logdir: watching for {silence_sec:.0f} s whether "
+                f"{holder or 'an unknown process'} still has it",
+                file=sys.stderr,
+                flush=True,
+            )
+            is_stale = _stands_still(self._path, text, silence_sec)
+            sign = f"which has not stirred for {silence_sec:.0f} s"
+        if not is_stale:
+            raise UserError(
+                f"--logdir: must not be in use by another run, got {self._path.parent}, which "
+                f"{holder or 'an unknown process'} has. End that run, or choose another folder"
+            )
+        with _one_at_a_time(self._path.parent), contextlib.suppress(FileNotFoundError):
+            if lock_holder.read(self._path)[1] == text:  # Nobody else has taken it meanwhile.
+                self._path.unlink()
+        self.story = (f"removed the lock of {holder or 'an unknown process'}, {sign}",)
+
+    def _keep(self) -> None:
+        while not self._closed.wait(_HEARTBEAT_SEC):
+            try:
+                holder, _ = lock_holder.read(self._path)
+                if holder not in (None, self._own):
+                    self._on_loss(f"{holder} has taken {self._path}")
+                    return
+                self._write_aside().replace(self._path)
+            except OSError:
+                continue  # A full disk, a server that is away: next time, perhaps.
+
+
+class NullRunLock(RunLock):
+    """What ranks other than 0 get, and runs without --logdir."""
+
+    def __init__(self) -> None:
+        self.story = ()
+
+    def close(self) -> None:
+        pass
+
+
+def create_run_lock(logdir: str | None, *, rank: int, on_loss: Callable[[str], object]) -> RunLock:
+    """The lock of one worker of a run: rank 0's holds the folder.
+
+    Raises:
+      UserError: another run has the folder, or it can't be written.
+    """
+    if logdir is None or rank != 0:
+        return NullRunLock()
+    try:
+        return RunLock(logdir, on_loss=on_loss)
+    except OSError as error:
+        raise UserError(f"--logdir: must be writable, got {logdir} ({error.strerror})") from None
+
+
+def _stands_still(path: Path, text: str, silence_sec: float) -> bool:
+    """Whether a file keeps its text for some seconds. No clock of another host is believed."""
+    end_sec = time.monotonic() + silence_sec
+    while time.monotonic() < end_sec:
+        time.sleep(min(1.0, silence_sec / 4))
+        try:
+            if path.read_text(encoding="utf-8", errors="replace") != text:
+                return False
+        except FileNotFoundError:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Keeps two runs from removing a stale lock together; best effort on file servers."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

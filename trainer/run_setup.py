@@ -1,0 +1,106 @@
+"""What a run builds before its first step."""
+
+import dataclasses
+from typing import NamedTuple
+
+import tensorflow as tf
+import tensorflow.compat.v1 as tf1
+
+from trainer import checkpoint_store, environment, graph, nonfinite, results
+from trainer.checkpoint_manifest import RunFacts
+from trainer.config import Config
+from trainer.distributed import Group
+from trainer.inputs.dataset import DatasetInfo, open_dataset
+from trainer.plan import Plan, create_plan
+from trainer.session import create_config
+from trainer.telemetry import input_samples
+from trainer.telemetry.mllog import MLPerfLog, create_mllog
+
+
+class Setup(NamedTuple):
+    """Everything that the loop needs.
+
+    Attributes:
+      info: of the data set.
+      plan: of the run.
+      train: the step.
+      evaluation: of a batch; None: there is nothing to evaluate on.
+      samples: the first images, for TensorBoard.
+      store: of the checkpoints.
+      policy: of --on_nonfinite.
+      session: holds the variables.
+      mllog: of --mllog.
+    """
+
+    info: DatasetInfo
+    plan: Plan
+    train: graph.TrainGraph
+    evaluation: graph.EvaluationGraph | None
+    samples: input_samples.InputSamples
+    store: checkpoint_store.Store
+    policy: nonfinite.Policy
+    session: tf1.Session
+    mllog: MLPerfLog
+
+
+def set_up(config: Config, group: Group) -> Setup:
+    """Opens the data, builds the graph and, on rank 0, restores the checkpoint. No collectives."""
+    results.check_places(config, group.worker)
+    mllog = create_mllog(config, rank=group.worker.rank)
+    if config.run.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    dataset = open_dataset(config.data, num_classes=config.model.num_classes)
+    plan = create_plan(
+        config.run,
+        global_batch_size=config.data.batch_size
+        * config.optimizer.accumulate_steps
+        * group.worker.size,
+        train_examples=dataset.info.num_train_examples,
+        validation_examples=dataset.info.num_validation_examples,
+    )
+    with tf.Graph().as_default() as main_graph:
+        tf1.set_random_seed(config.run.seed)
+        train = graph.build_train_graph(config, group, dataset)
+        evaluation = None
+        if plan.evaluate_every is not None:
+            evaluation = graph.build_evaluation_graph(config, group, dataset)
+        samples = input_samples.create_input_samples(
+            input_samples.build_samples(train.stream, config, dataset.info.num_classes),
+            config,
+            rank=group.worker.rank,
+            names=dataset.info.names_of_classes,
+        )
+        store = checkpoint_store.create_store(
+            config.run,
+            rank=group.worker.rank,
+            variables=tf1.global_variables(),
+            facts=_create_facts(config, group, dataset.info, plan),
+        )
+        initializer = tf1.global_variables_initializer()
+        main_graph.finalize()
+    session = tf1.Session(
+        graph=main_graph,
+        config=create_config(
+            local_rank=group.worker.local_rank,
+            local_size=group.worker.local_size,
+            xla=config.model.xla,
+        ),
+    )
+    session.run(initializer)
+    store.check_room()
+    store.restore(session)
+    policy = nonfinite.Policy(config.run.on_nonfinite)
+    return Setup(dataset.info, plan, train, evaluation, samples, store, policy, session, mllog)
+
+
+def _create_facts(config: Config, group: Group, info: DatasetInfo, plan: Plan) -> RunFacts:
+    """What the run's checkpoints say of it."""
+    return RunFacts(
+        workers=group.worker.size,
+        global_batch_size=plan.global_batch_size,
+        total_steps=plan.total_steps,
+        train_examples=info.num_train_examples,
+        fingerprint=info.fingerprint,
+        versions=environment.versions(),
+        config=dataclasses.asdict(config),
+    )

@@ -1,0 +1,158 @@
+"""Ends a worker that makes no progress, and shows where it stands."""
+
+import contextlib
+import faulthandler
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, MutableMapping
+from typing import TextIO
+
+from trainer import exit_status
+from trainer.sudden_exit import SuddenExit, within
+
+# A step may take that many times the longest one before it, whatever the flag says.
+_LONGEST_STEPS = 20
+# Start-up, the first step (which compiles), a save and an evaluation may take that many times the
+# limit of a step: they can't be told from their kind how long they take.
+_LONG_PHASE = 6
+# So that workers that hang together all show their stacks before the launcher hears of one's end.
+_LAST_WORDS_SEC = 3.0
+
+
+class Watchdog:
+    """A thread that ends the process when `beat` was not called for too long.
+
+    Time in which the whole process stood still (suspended by a scheduler, say) does not count: the
+    thread adds up its own naps.
+    """
+
+    def __init__(
+        self,
+        limit_sec: float,
+        exit_now: SuddenExit,
+        *,
+        stream: TextIO = sys.stderr,
+        sleep: Callable[[float], object] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Starts to watch.
+
+        Args:
+          limit_sec: how long a step may take, at least.
+          exit_now: ends the process.
+          stream: gets the stacks; it must be a file.
+          sleep, clock: for tests.
+        """
+        self._limit_sec = limit_sec
+        self._exit_now = exit_now
+        self._stream = stream
+        self._sleep = sleep
+        self._clock = clock
+        self._poll_sec = min(1.0, limit_sec / 10)
+        self._last = "nothing yet"
+        self._doing = "start-up"
+        self._factor = _LONG_PHASE
+        self._beat_sec = clock()
+        self._longest_step_sec = 0.0
+        self._idle_sec = 0.0
+        self._closed = threading.Event()
+        threading.Thread(target=self._run, name="watchdog", daemon=True).start()
+
+    def beat(self, step: int) -> None:
+        """Tells that a step is over, and the next one begins."""
+        now_sec = self._clock()
+        if self._factor == 1:
+            self._longest_step_sec = max(self._longest_step_sec, now_sec - self._beat_sec)
+        self._begin(f"step {step + 1}", 1, now_sec)
+        self._last = f"step {step}"
+
+    @contextlib.contextmanager
+    def long_phase(self, what: str) -> Iterator[None]:
+        """Allows more time for what is done inside; after it, a step begins anew."""
+        doing, factor = self._doing, self._factor
+        self._begin(what, _LONG_PHASE, self._clock())
+        try:
+            yield
+        finally:
+            self._begin(doing, factor, self._clock())
+
+    def close(self) -> None:
+        """Ends the watch."""
+        self._closed.set()
+
+    def _begin(self, what: str, factor: int, now_sec: float) -> None:
+        self._doing = what
+        self._factor = factor
+        self._beat_sec = now_sec
+        self._idle_sec = 0.0
+
+    def _allowed_sec(self) -> float:
+        return self._factor * max(self._limit_sec, _LONGEST_STEPS * self._longest_step_sec)
+
+    def _run(self) -> None:
+        before_sec = self._clock()
+        while not self._closed.is_set():
+            self._sleep(self._poll_sec)
+            now_sec = self._clock()
+            self._idle_sec += min(now_sec - before_sec, 2 * self._poll_sec)
+            before_sec = now_sec
+            if self._idle_sec > self._allowed_sec() and not self._closed.is_set():
+                self._bite()
+
+    def _bite(self) -> None:
+        reason = (
+            f"no progress for {self._idle_sec:.0f} s (--watchdog_seconds) in {self._doing}, "
+            f"after {self._last}"
+        )
+        within(_LAST_WORDS_SEC, lambda: self._show_stacks(reason))
+        self._sleep(_LAST_WORDS_SEC)
+        self._exit_now(exit_status.HUNG, reason)
+
+    def _show_stacks(self, reason: str) -> None:
+        self._exit_now.say(f"{reason}; its stacks:")
+        with contextlib.suppress(OSError):
+            faulthandler.dump_traceback(self._stream, all_threads=True)
+            self._stream.flush()
+
+
+class NullWatchdog(Watchdog):
+    """For --watchdog_seconds=0: watches nothing."""
+
+    def __init__(self) -> None:
+        self._limit_sec = 0.0
+
+    def beat(self, step: int) -> None:
+        del step
+
+    @contextlib.contextmanager
+    def long_phase(self, what: str) -> Iterator[None]:
+        del what
+        yield
+
+    def close(self) -> None:
+        pass
+
+
+def create_watchdog(limit_sec: float, exit_now: SuddenExit) -> Watchdog:
+    """The watchdog that --watchdog_seconds asks for."""
+    return Watchdog(limit_sec, exit_now) if limit_sec else NullWatchdog()
+
+
+def set_stall_check(limit_sec: float, environ: MutableMapping[str, str]) -> None:
+    """Makes Horovod's own check of workers that wait for others agree with the watchdog.
+
+    It names the missing worker after half of a step's limit, and shuts the job down where even
+    the watchdog's longest limit has passed. What the user has set stays.
+
+    Args:
+      limit_sec: --watchdog_seconds; 0 leaves Horovod's defaults.
+      environ: read by Horovod when it starts.
+    """
+    if not limit_sec:
+        return
+    warn_sec = max(1, round(limit_sec / 2))
+    environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(warn_sec))
+    if int(environ["HOROVOD_STALL_CHECK_TIME_SECONDS"]) > 0:
+        shutdown_sec = max(warn_sec + 1, round((_LONG_PHASE + 1) * limit_sec))
+        environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(shutdown_sec))
