@@ -8,9 +8,7 @@ setup(
     description="tf-slim ResNet-v2 on many GPUs with Horovod, watched in TensorBoard.",
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
-    packages=find_packages(
-        include=["flags", "models", "trainer", "trainer.inputs", "trainer.telemetry"]
-    ),
+    packages=find_packages(include=["flags", "models", "trainer", "trainer.*"]),
     entry_points={"console_scripts": ["slim-horovod = trainer.__main__:main"]},
     # Ranges hold what was tried. tf-slim and the Horovod build reach into TensorFlow's internals,
     # so a new minor version of TensorFlow is a port, not an upgrade.

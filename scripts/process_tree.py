@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from trainer import launcher, process_identity
+from trainer import launcher
+from trainer.safety import process_identity
 
 
 def below(pid: int) -> list[int]:

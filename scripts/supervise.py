@@ -27,7 +27,8 @@ from typing import NoReturn
 import process_tree
 import worker_environment
 
-from trainer import checkpoint_manifest, exit_status, lock_holder
+from trainer import checkpoint_manifest
+from trainer.safety import exit_status, lock_holder
 from trainer.status import FILE_NAME, Status
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

@@ -1,4 +1,4 @@
-"""Run by test_benchmark_graphs under XLA: traces a run of a pass, and writes down what ran.
+"""Run by test_benchmark_targets under XLA: traces a run of a pass, and writes down what ran.
 
 usage: count_convolutions.py PASS xla|plain RESULT_JSON
 """
@@ -13,7 +13,8 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 import tiny
 
-from trainer import benchmark_graphs, distributed, session
+from trainer import distributed, session
+from trainer.benchmarks import targets
 from trainer.config import Config, DataConfig
 from trainer.inputs.dataset import open_dataset
 
@@ -30,7 +31,7 @@ def build(name):
     """A pass with the tiny network, in the default graph."""
     config = create_config()
     dataset = open_dataset(config.data, num_classes=tiny.NUM_CLASSES)
-    return benchmark_graphs.PASSES[name](config, distributed.Group(), dataset)
+    return targets.PASSES[name](config, distributed.Group(), dataset)
 
 
 def trace(name, *, xla):

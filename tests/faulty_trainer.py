@@ -89,7 +89,8 @@ def spoil(plan):
     """Puts the phases into the functions that make them."""
     import tensorflow.compat.v1 as tf1
 
-    from trainer import checkpoints, evaluate, graph, loop_guard, run_setup
+    from trainer import checkpoints, evaluate, graph, run_setup
+    from trainer.safety import loop_guard
 
     before(run_setup, "open_dataset", "start-up", plan)
     before(evaluate, "evaluate", "evaluation", plan)

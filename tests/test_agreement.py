@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import tiny
 
-from trainer import agreement
 from trainer.config import Config, UserError
 from trainer.distributed import Group, Worker
+from trainer.safety import agreement
 
 
 class OtherWorkers(Group):

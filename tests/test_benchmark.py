@@ -13,7 +13,7 @@ from absl import flags as absl_flags
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flags import command_line
-from trainer import benchmark_sweep
+from trainer.benchmarks.sweep import to_flags
 from trainer.config import BenchmarkConfig, Config, DataConfig, ModelConfig, RunConfig
 
 NETWORK = ("--model=tiny:network", "--image_size=16", "--batch_size=4")
@@ -186,5 +186,5 @@ def test_a_configuration_becomes_the_flags_that_give_it():
         benchmark=BenchmarkConfig(benchmark_steps=5),
     )
 
-    argv = ["slim-horovod", *benchmark_sweep.to_flags(config)]
+    argv = ["slim-horovod", *to_flags(config)]
     assert command_line.parse(argv, absl_flags.FlagValues()) == config

@@ -6,8 +6,9 @@ import dataclasses
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trainer import allreduce_benchmark, benchmark_record
-from trainer.benchmark_result import Sweep, create_result
+from trainer.benchmarks import allreduce as allreduce_benchmark
+from trainer.benchmarks import record
+from trainer.benchmarks.result import Sweep, create_result
 from trainer.config import BenchmarkConfig, Config, ConfigError, UserError
 
 
@@ -95,10 +96,10 @@ def read(path):
 def test_csv_rows_are_appended(tmp_path):
     path = tmp_path / "results.csv"
     config = Config(benchmark=BenchmarkConfig(result_csv=str(path)))
-    benchmark_record.check_csv(str(path))
-    benchmark_record.append_csv(config, {"forward": sweep()})
-    benchmark_record.check_csv(str(path))
-    benchmark_record.append_csv(config, {"allreduce": allreduce()})
+    record.check_csv(str(path))
+    record.append_csv(config, {"forward": sweep()})
+    record.check_csv(str(path))
+    record.append_csv(config, {"allreduce": allreduce()})
     rows = read(path)
     assert [(row["pass"], row["batch_size"], row["error"], row["workers"]) for row in rows] == [
         ("forward", "8", "", "1"),
@@ -116,18 +117,18 @@ def test_csv_rows_are_appended(tmp_path):
 def test_every_figure_has_a_column():
     figures = {field.name for field in dataclasses.fields(create([0.4]))}
     figures |= {field.name for field in dataclasses.fields(allreduce().gradients)}
-    assert figures - {"durations_sec", "step_time_ms"} < set(benchmark_record.COLUMNS)
+    assert figures - {"durations_sec", "step_time_ms"} < set(record.COLUMNS)
 
 
 def test_a_csv_file_of_something_else_is_refused(tmp_path):
     path = tmp_path / "other.csv"
     path.write_text("epoch,loss\n1,2\n")
     with pytest.raises(ConfigError, match=r"--result_csv: must be a new file .*other\.csv"):
-        benchmark_record.check_csv(str(path))
+        record.check_csv(str(path))
 
 
 def test_tensorboard_has_every_run(tmp_path):
-    benchmark_record.write_events(str(tmp_path), {"forward": sweep(), "allreduce": allreduce()})
+    record.write_events(str(tmp_path), {"forward": sweep(), "allreduce": allreduce()})
     events = EventAccumulator(str(tmp_path)).Reload()
     assert set(events.Tags()["scalars"]) == {
         *(

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from trainer import benchmark_runs, timing
+from trainer import timing
+from trainer.benchmarks import runs
 
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+"
 
@@ -30,7 +31,7 @@ class FakeDevice:
 
 
 def time_runs(device, *, burn_in=0, steps, say=lambda line: None, label="Forward"):
-    return benchmark_runs.time_runs(
+    return runs.time_runs(
         device.take, label, burn_in=burn_in, steps=steps, say=say, clock=device.clock
     )
 

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import cpu_gradients
+from trainer.step import cpu_gradients
 
 CASES = {
     "1 x 1": {"maps": 7, "size": 1, "strides": 1, "padding": "SAME"},

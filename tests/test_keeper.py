@@ -10,9 +10,9 @@ from processes import ROOT, environment
 WORKER = """
 import os, time
 from trainer import keeper
-from trainer.preemption import StopRequest
+from trainer.safety.preemption import StopRequest
 from trainer.status import Status
-from trainer.sudden_exit import SuddenExit
+from trainer.safety.sudden_exit import SuddenExit
 
 keeper.stay_behind()
 stop = StopRequest(SuddenExit(Status(None, rank=0), rank=0, size=1))

@@ -11,9 +11,9 @@ from processes import ROOT, environment
 # Its main thread is within C for seconds, where no Python handler runs.
 LISTENS = """
 import hashlib, sys, time
-from trainer.preemption import StopRequest
+from trainer.safety.preemption import StopRequest
 from trainer.status import Status
-from trainer.sudden_exit import SuddenExit
+from trainer.safety.sudden_exit import SuddenExit
 
 stop = StopRequest(SuddenExit(Status(None, rank=0), rank=0, size=1))
 with stop.listen():

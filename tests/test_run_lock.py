@@ -9,13 +9,13 @@ import time
 import pytest
 from processes import ROOT, environment
 
-from trainer import lock_holder, run_lock
 from trainer.config import UserError
-from trainer.process_identity import Process
+from trainer.safety import lock_holder, run_lock
+from trainer.safety.process_identity import Process
 
 HOLDS = """
 import sys, time
-from trainer.run_lock import RunLock
+from trainer.safety.run_lock import RunLock
 RunLock(sys.argv[1], on_loss=print)
 print("held", flush=True)
 time.sleep(100)
@@ -103,7 +103,7 @@ def test_of_several_that_find_a_stale_lock_one_gets_it(tmp_path):
         write_lock(tmp_path, beats=1, process=Process(2**22 + 1, start_ticks=1))
         code = (
             "import sys, time\n"
-            "from trainer.run_lock import RunLock\n"
+            "from trainer.safety.run_lock import RunLock\n"
             "from trainer.config import UserError\n"
             "time.sleep(max(0, float(sys.argv[2]) - time.time()))\n"
             "try:\n    RunLock(sys.argv[1], on_loss=print)\n"

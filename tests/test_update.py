@@ -9,10 +9,11 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 import tiny
 
-from trainer import graph, loss_scale
+from trainer import graph
 from trainer.config import Config, OptimizerConfig
 from trainer.distributed import Group
 from trainer.inputs.dataset import open_dataset
+from trainer.step import loss_scale
 
 LEARNING_RATE = 0.1
 

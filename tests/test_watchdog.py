@@ -10,13 +10,13 @@ import time
 import pytest
 from processes import ROOT, environment
 
-from trainer import watchdog
+from trainer.safety import watchdog
 
 GUARDED = """
 import os, sys, threading, time
 from trainer.status import Status
-from trainer.sudden_exit import SuddenExit
-from trainer.watchdog import create_watchdog
+from trainer.safety.sudden_exit import SuddenExit
+from trainer.safety.watchdog import create_watchdog
 
 def reads_for_ever():
     time.sleep(1000)
@@ -101,10 +101,10 @@ def test_horovods_stall_check_agrees_unless_the_user_says_else():
 WORKER = """
 import os, time
 from trainer import orphan_watch
-from trainer.orphan_watch import OrphanWatch
-from trainer.preemption import StopRequest
+from trainer.safety.orphan_watch import OrphanWatch
+from trainer.safety.preemption import StopRequest
 from trainer.status import Status
-from trainer.sudden_exit import SuddenExit
+from trainer.safety.sudden_exit import SuddenExit
 
 exit_now = SuddenExit(Status(None, rank=0), rank=0, size=1)
 orphan_watch._GRACE_SEC = 2

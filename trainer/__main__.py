@@ -16,8 +16,9 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from flags import command_line
-from trainer import allocator, keeper, launcher
+from trainer import allocator, launcher
 from trainer.config import Config, UserError
+from trainer.safety import keeper
 
 
 def main() -> None:

@@ -7,24 +7,11 @@ import time
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import (
-    allreduce_benchmark,
-    atomic_file,
-    benchmark_graphs,
-    benchmark_record,
-    benchmark_sweep,
-    distributed,
-    graph,
-    launcher,
-    memory,
-    peak,
-    precision,
-    results,
-    session,
-)
-from trainer.benchmark_record import Result
-from trainer.benchmark_result import PassResult, Sweep, create_result
-from trainer.benchmark_runs import Say, time_runs
+from trainer import atomic_file, distributed, graph, launcher, memory, precision, results, session
+from trainer.benchmarks import allreduce, peak, record, sweep, targets
+from trainer.benchmarks.record import Result
+from trainer.benchmarks.result import PassResult, Sweep, create_result
+from trainer.benchmarks.runs import Say, time_runs
 from trainer.config import Config, ConfigError, UserError
 from trainer.distributed import Group
 from trainer.inputs.dataset import SyntheticDataset, open_dataset
@@ -87,7 +74,7 @@ def _check(config: Config, group: Group) -> None:
         if path is not None:
             atomic_file.check_writable(path, name, is_folder=False)
     if config.benchmark.result_csv is not None:
-        benchmark_record.check_csv(config.benchmark.result_csv)
+        record.check_csv(config.benchmark.result_csv)
     if config.run.logdir is not None:
         atomic_file.check_writable(config.run.logdir, "logdir", is_folder=True)
     graph.find_network(config.model, config.data.image_size)
@@ -106,9 +93,9 @@ def _open_dataset(config: Config, name: str) -> graph.AnyDataset:
 def _measure_pass(config: Config, group: Group, name: str, say: Say) -> Result:
     """Times a pass at all its batch sizes."""
     if name == "allreduce":
-        return allreduce_benchmark.measure(config, group, say)
+        return allreduce.measure(config, group, say)
     if config.benchmark.batch_sizes:
-        return benchmark_sweep.measure(config, name, say)
+        return sweep.measure(config, name, say)
     try:
         with memory.limited_to_available():
             row = _measure(config, group, name, say)
@@ -126,7 +113,7 @@ def _measure(config: Config, group: Group, name: str, say: Say) -> PassResult:
     began = time.perf_counter()
     with tf.Graph().as_default() as pass_graph:
         tf1.set_random_seed(config.run.seed)
-        target = benchmark_graphs.PASSES[name](config, group, _open_dataset(config, name))
+        target = targets.PASSES[name](config, group, _open_dataset(config, name))
         initializer = tf1.global_variables_initializer()
         pass_graph.finalize()
     # Before the runs: Ctrl-C within them leaves nothing else to be measured.
@@ -185,6 +172,6 @@ def _record(config: Config, group: Group, measured: dict[str, Result], *, partia
     if group.worker.rank != 0:
         return
     if config.benchmark.result_csv is not None:
-        benchmark_record.append_csv(config, measured)
+        record.append_csv(config, measured)
     if config.run.logdir is not None:
-        benchmark_record.write_events(config.run.logdir, measured)
+        record.write_events(config.run.logdir, measured)

@@ -10,15 +10,16 @@ import tensorflow.compat.v1 as tf1
 
 import models
 from models.slim_compat import slim
-from trainer import cpu_gradients, optimizers, precision
-from trainer.accumulation import Accumulator
+from trainer import optimizers, precision
 from trainer.config import Config, ConfigError, ModelConfig
 from trainer.distributed import Group
 from trainer.inputs import device
 from trainer.inputs.dataset import Dataset, SyntheticDataset
 from trainer.inputs.pipeline import Batch, Stream
-from trainer.loss_scale import LossScale
-from trainer.statistics import Statistics
+from trainer.step import cpu_gradients
+from trainer.step.accumulation import Accumulator
+from trainer.step.loss_scale import LossScale
+from trainer.step.statistics import Statistics
 from trainer.telemetry.histograms import HistogramGraph, build_histograms
 
 AnyDataset = Dataset | SyntheticDataset

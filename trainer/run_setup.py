@@ -6,12 +6,13 @@ from typing import NamedTuple
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import checkpoint_store, environment, graph, nonfinite, results
+from trainer import checkpoint_store, environment, graph, results
 from trainer.checkpoint_manifest import RunFacts
 from trainer.config import Config
 from trainer.distributed import Group
 from trainer.inputs.dataset import DatasetInfo, open_dataset
 from trainer.plan import Plan, create_plan
+from trainer.safety import nonfinite
 from trainer.session import create_config
 from trainer.telemetry import input_samples
 from trainer.telemetry.mllog import MLPerfLog, create_mllog

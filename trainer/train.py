@@ -7,24 +7,14 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from trainer import (
-    agreement,
-    distributed,
-    evaluate,
-    exit_status,
-    graph,
-    learning_rate,
-    results,
-    run_folder,
-    run_result,
-    watchdog,
-)
+from trainer import distributed, evaluate, graph, learning_rate, results, run_result
 from trainer.config import Config
 from trainer.distributed import Group
-from trainer.loop_guard import LoopGuard
-from trainer.protection import Protection, protect
 from trainer.run_result import RunTimes
 from trainer.run_setup import Setup, set_up
+from trainer.safety import agreement, exit_status, run_folder, watchdog
+from trainer.safety.loop_guard import LoopGuard
+from trainer.safety.protection import Protection, protect
 from trainer.status import Status
 from trainer.telemetry import pauses, run_page
 from trainer.telemetry.console import create_console

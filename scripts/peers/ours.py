@@ -10,7 +10,8 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 from protocol import Case, Prepared, serve
 
-from trainer import allocator, benchmark_graphs, distributed, session
+from trainer import allocator, distributed, session
+from trainer.benchmarks import targets
 from trainer.config import Config, DataConfig, ModelConfig
 from trainer.inputs.dataset import open_dataset
 
@@ -23,7 +24,7 @@ def prepare(case: Case, *, xla: bool) -> Prepared:
     model = ModelConfig(precision=case.precision, xla=xla)
     config = Config(mode="benchmark", data=data, model=model)
     with tf.Graph().as_default():
-        target = benchmark_graphs.PASSES[_PASSES[case.task]](
+        target = targets.PASSES[_PASSES[case.task]](
             config, distributed.Group(), open_dataset(data, num_classes=None)
         )
         run = tf1.Session(config=session.create_config(xla=xla))

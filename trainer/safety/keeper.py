@@ -10,7 +10,8 @@ import os
 import signal
 from collections.abc import Mapping
 
-from trainer import launcher, process_identity
+from trainer import launcher
+from trainer.safety import process_identity
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 

@@ -7,10 +7,11 @@ a rule, at the end of an ssh connection or below a process of the launcher's, an
 import os
 import threading
 
-from trainer import exit_status, launcher, process_identity
-from trainer.preemption import StopRequest
-from trainer.process_identity import Process
-from trainer.sudden_exit import SuddenExit
+from trainer import launcher
+from trainer.safety import exit_status, process_identity
+from trainer.safety.preemption import StopRequest
+from trainer.safety.process_identity import Process
+from trainer.safety.sudden_exit import SuddenExit
 
 _POLL_SEC = 1.0
 # horovodrun's own grace; then there is nobody left who would end the process.

@@ -5,9 +5,9 @@ import os
 import sys
 from collections.abc import Iterator
 
-from trainer import leftovers
 from trainer.distributed import Group
-from trainer.run_lock import create_run_lock
+from trainer.safety import leftovers
+from trainer.safety.run_lock import create_run_lock
 
 
 @contextlib.contextmanager

@@ -2,12 +2,13 @@
 
 import contextlib
 
-from trainer import graph, nonfinite
+from trainer import graph
 from trainer.config import UserError
 from trainer.distributed import Group
-from trainer.nonfinite import Decision
-from trainer.protection import Protection
 from trainer.run_setup import Setup
+from trainer.safety import nonfinite
+from trainer.safety.nonfinite import Decision
+from trainer.safety.protection import Protection
 from trainer.status import Status
 from trainer.telemetry.console import Console
 

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trainer import process_identity
-from trainer.process_identity import Process
+from trainer.safety import process_identity
+from trainer.safety.process_identity import Process
 
 FILE_NAME = "run.lock"
 

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.benchmark_result import PassResult, Sweep
-from trainer.benchmark_runs import Say
+from trainer.benchmarks.result import PassResult, Sweep
+from trainer.benchmarks.runs import Say
 from trainer.config import Config, UserError
 
 _MEASURED = (0, 130)  # Exit statuses: all of it, or until Ctrl-C.

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from trainer import lock_holder
 from trainer.config import UserError
-from trainer.lock_holder import FILE_NAME
+from trainer.safety import lock_holder
+from trainer.safety.lock_holder import FILE_NAME
 
 _HEARTBEAT_SEC = 5.0
 # How long another host's lock must stand still before its run is taken to be gone: long enough for

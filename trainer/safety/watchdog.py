@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import TextIO
 
-from trainer import exit_status
-from trainer.sudden_exit import SuddenExit, within
+from trainer.safety import exit_status
+from trainer.safety.sudden_exit import SuddenExit, within
 
 # A step may take that many times the longest one before it, whatever the flag says.
 _LONGEST_STEPS = 20

@@ -7,11 +7,11 @@ from typing import NamedTuple
 from trainer import launcher
 from trainer.config import RunConfig
 from trainer.distributed import Worker
-from trainer.orphan_watch import OrphanWatch
-from trainer.preemption import StopRequest
+from trainer.safety.orphan_watch import OrphanWatch
+from trainer.safety.preemption import StopRequest
+from trainer.safety.sudden_exit import SuddenExit
+from trainer.safety.watchdog import Watchdog, create_watchdog
 from trainer.status import Status
-from trainer.sudden_exit import SuddenExit
-from trainer.watchdog import Watchdog, create_watchdog
 
 
 class Protection(NamedTuple):

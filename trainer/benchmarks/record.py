@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer import atomic_file, environment
-from trainer.allreduce_benchmark import AllreduceResult
-from trainer.benchmark_result import PassResult, Sweep
+from trainer.benchmarks.allreduce import AllreduceResult
+from trainer.benchmarks.result import PassResult, Sweep
 from trainer.config import Config, ConfigError
 from trainer.telemetry.background import BackgroundWriter
 from trainer.telemetry.event_file import EventFileWriter

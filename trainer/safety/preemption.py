@@ -7,8 +7,8 @@ import threading
 import time
 from collections.abc import Iterator
 
-from trainer import exit_status
-from trainer.sudden_exit import SuddenExit
+from trainer.safety import exit_status
+from trainer.safety.sudden_exit import SuddenExit
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 

@@ -27,7 +27,7 @@ class SuddenExit:
         """Ends the process.
 
         Args:
-          exit_status: one of `trainer.exit_status`.
+          exit_status: one of `trainer.safety.exit_status`.
           reason: one line.
         """
         within(_LAST_WORDS_SEC, lambda: self._tell(exit_status, reason))

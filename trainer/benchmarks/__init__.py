@@ -1,0 +1,1 @@
+"""The parts of --mode=benchmark: what is timed, how, and what is made of the times."""

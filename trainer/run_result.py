@@ -1,0 +1,89 @@
+"""What a training run says of itself at its start and at its end."""
+
+import dataclasses
+import math
+from typing import Any
+
+from trainer import timing
+from trainer.config import Config
+from trainer.distributed import Group
+from trainer.evaluate import Evaluation
+from trainer.inputs.dataset import DatasetInfo
+from trainer.plan import Plan
+from trainer.telemetry.step_log import Step
+
+
+class RunTimes:
+    """What is kept of each step until the end of the run.
+
+    Attributes:
+      durations_sec: from the end of a step to the end of the next.
+      data_waits_sec: the part of each in which rank 0 waited for its input.
+      final_loss: of the last step; None before the first.
+    """
+
+    def __init__(self) -> None:
+        self.durations_sec: list[float] = []
+        self.data_waits_sec: list[float] = []
+        self.final_loss: float | None = None
+
+    def add(self, step: Step) -> None:
+        """Takes note of a step."""
+        self.durations_sec.append(step.duration_sec)
+        self.data_waits_sec.append(step.data_wait_sec)
+        self.final_loss = step.loss
+
+
+def summarize(
+    group: Group, plan: Plan, steps: int, times: RunTimes, evaluation: Evaluation | None
+) -> dict[str, Any]:
+    """The result of the run, as --result_json has it. Times are without the warm-up's steps."""
+    result: dict[str, Any] = {
+        "steps": steps,
+        "epochs": plan.epoch_at(steps),
+        "workers": group.worker.size,
+        "global_batch_size": plan.global_batch_size,
+    }
+    if times.durations_sec:
+        warmup = timing.warmup_steps(len(times.durations_sec))
+        durations = times.durations_sec[warmup:]
+        waits = times.data_waits_sec[warmup:]
+        images_per_sec = timing.images_per_sec(plan.global_batch_size, durations)
+        result |= {
+            "warmup_steps": warmup,
+            "timed_steps": len(durations),
+            "images_per_sec": images_per_sec,
+            "images_per_sec_per_worker": images_per_sec / group.worker.size,
+            "step_time_ms": timing.summarize(durations)._asdict(),
+            "data_wait_ms": 1000 * math.fsum(waits) / len(waits),
+            "final_loss": times.final_loss,
+        }
+    if evaluation is not None:
+        result["eval"] = dataclasses.asdict(evaluation)
+    return result
+
+
+def describe_start(config: Config, group: Group, info: DatasetInfo, plan: Plan, done: int) -> str:
+    """The line before the first step; `done` steps were taken before."""
+    state = f"; goes on after step {done}" if done else ""
+    if done >= plan.total_steps:
+        state = "; it is complete already"
+    return (
+        f"{config.model.model} on {info.name}: {info.num_train_examples} training and "
+        f"{info.num_validation_examples} validation examples, {info.num_classes} classes; "
+        f"{group.worker.size} workers x {config.data.batch_size} images, {config.model.precision}; "
+        f"{plan.total_steps} steps ({plan.epoch_at(plan.total_steps):.1f} epochs){state}"
+    )
+
+
+def describe_end(config: Config, result: dict[str, Any]) -> str:
+    """The last line; `result` is `summarize`'s."""
+    parts = [f"finished after {result['steps']} steps"]
+    if "images_per_sec" in result:
+        parts.append(
+            f"{result['images_per_sec']:.1f} images/s over all workers "
+            f"({result['step_time_ms']['mean']:.1f} ms/step)"
+        )
+    if config.run.logdir is not None:
+        parts.append(f"logs: {config.run.logdir}")
+    return "; ".join(parts)

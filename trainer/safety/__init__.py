@@ -1,0 +1,1 @@
+"""What keeps a run from losing anything: locks, signals, watches, agreement of all workers."""
