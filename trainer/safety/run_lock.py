@@ -64,7 +64,7 @@ class RunLock:
         self._closed.set()
         self._thread.join()
         with contextlib.suppress(OSError):
-            if lock_holder.read(self._path)[0] == self._own:
+            if self._is_mine():
                 self._path.unlink()
 
     def _write_aside(self) -> Path:
@@ -79,12 +79,18 @@ class RunLock:
         try:
             os.link(aside, self._path)
         except FileExistsError:
-            return False
+            return self._is_mine()  # A file server may answer so when it was asked twice.
         except OSError:  # A file system without links.
             return self._create_in_place(aside)
         finally:
             aside.unlink(missing_ok=True)
         return True
+
+    def _is_mine(self) -> bool:
+        try:
+            return lock_holder.read(self._path)[0] == self._own
+        except FileNotFoundError:
+            return False
 
     def _create_in_place(self, aside: Path) -> bool:
         try:
