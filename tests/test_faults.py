@@ -175,6 +175,7 @@ def run_with_nan(tmp_path, policy, *, steps=12):
         f"--steps={steps}",
         f"--logdir={tmp_path}/log",
         f"--on_nonfinite={policy}",
+        f"--result_json={tmp_path}/result.json",
         "--checkpoint_every=1",
         "--keep_checkpoints=20",
         "--eval_every_epochs=0",
@@ -202,7 +203,8 @@ def test_nan_on_one_rank_is_skipped_and_counted(tmp_path):
     code, output, newest = run_with_nan(tmp_path, "skip")
     assert code == 0, output
     assert newest.step == 12
-    assert "left out, as 1 of this run's steps" in output
+    assert "left out; 1 up to now" in output
+    assert json.loads((tmp_path / "result.json").read_text())["result"]["skipped_steps"] == 1
 
 
 def test_nan_on_one_rank_rolls_back_once(tmp_path):

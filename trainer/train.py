@@ -122,7 +122,7 @@ def _train(
             monitor.mllog.end()
     if ending is Ending.FINISHED:
         status.set("finished", step=steps)
-    return ending, result
+    return ending, {**result, "skipped_steps": setup.policy.skipped}
 
 
 def _loop(

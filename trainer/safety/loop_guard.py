@@ -127,7 +127,7 @@ class LoopGuard:
         reason = nonfinite.describe(self._group, self._train, step, metrics)
         decision = self._policy.decide(step)
         if decision is Decision.GO_ON:
-            self._console.say(f"{reason}; left out, as {self._policy.skipped} of this run's steps")
+            self._console.say(f"{reason}; left out; {self._policy.skipped} up to now")
             return False
         if decision is Decision.ROLL_BACK:
             with self._watchdog.long_phase("going back"), self._group.fail_together():
