@@ -1,6 +1,6 @@
 """What a killed run leaves half written goes; what belongs there stays."""
 
-from trainer import leftovers
+from trainer.safety import leftovers
 
 HALF_WRITTEN = (
     ".status.json.4711",
