@@ -115,7 +115,7 @@ def test_sigkill_of_the_launcher_ends_all_workers(tmp_path):
 @pytest.mark.parametrize("fault", ["asleep", "stopped"])
 def test_a_worker_that_hangs_ends_the_job_within_the_limit(tmp_path, fault):
     logdir = tmp_path / "log"
-    flags = [*FLAGS, "--steps=100000", f"--logdir={logdir}", "--watchdog_seconds=5"]
+    flags = [*FLAGS, "--steps=100000", f"--logdir={logdir}", "--watchdog_seconds=10"]
     extra = {"SLEEPING_EXAMPLE": "77"} if fault == "asleep" else {}
     with started([*QUICK, *MODULE, *flags], **extra) as run:
         if fault == "stopped":
@@ -124,7 +124,7 @@ def test_a_worker_that_hangs_ends_the_job_within_the_limit(tmp_path, fault):
         assert run.wait() != 0
         output = run.output()
     assert "exit with status code 79" in output
-    assert "no progress for 5 s (--watchdog_seconds) in step" in output
+    assert "no progress for 10 s (--watchdog_seconds) in step" in output
     if fault == "asleep":
         assert "in sleep_for_ever" in output
     assert read_status(logdir)["state"] == "failed"
