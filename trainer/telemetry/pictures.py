@@ -62,13 +62,18 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
       names: of the classes.
     """
     classes = len(counts)
-    texts = [f"{number} {name}" if name != str(number) else name for number, name in _list(names)]
-    margin = 10 + max(round(ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength(t)) for t in texts)
+    texts = [
+        str(number) if name == str(number) else f"{number} {name[:24]}"
+        for number, name in enumerate(names)
+    ]
+    title = "rows: label, columns: prediction"
+    margin = 10 + max(map(_text_pixels, texts))
     top = 2 * _LINE_PIXELS + 8
     size = classes * _CELL_PIXELS
-    picture = Image.new("RGB", (margin + size + 4, top + size + 4), _LIGHT)
+    width = max(margin + size, _text_pixels(title) + 4) + 4
+    picture = Image.new("RGB", (width, top + size + 4), _LIGHT)
     draw = ImageDraw.Draw(picture)
-    draw.text((4, 2), "rows: label; columns: prediction; counts of examples", _DARK)
+    draw.text((4, 2), title, _DARK)
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     for row in range(classes):
         place = margin + row * _CELL_PIXELS
@@ -81,8 +86,9 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
     return picture
 
 
-def _list(names: Sequence[str]) -> list[tuple[int, str]]:
-    return [(number, name[:24]) for number, name in enumerate(names)]
+def _text_pixels(text: str) -> int:
+    """How wide a line of text is."""
+    return round(ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength(text))
 
 
 def _draw_cell(
