@@ -3,7 +3,8 @@
 
 Both take turns in one process, on one session, in blocks of steps, A B B A ...; what counts is the
 median block. Everything that telemetry does is in the time of its blocks, its pauses included. The
-network is small: a step takes some 20 ms on two cores. On a machine that does nothing else:
+network is small: a step takes some 20 ms on two cores. On a machine that does nothing else (what
+it tells of the CPU's time, of all threads, means something on a busy one, too):
 
   scripts/benchmark_telemetry.py
 """
@@ -15,7 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
@@ -100,12 +101,29 @@ def create_steps(logdir: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
     return plain, watched
 
 
-def time_block(take: Callable[[], Any], steps: int) -> float:
-    """Milliseconds per step."""
-    began = time.perf_counter()
+class Block(NamedTuple):
+    """The time of a block, milliseconds per step: on the wall, and of the CPU in all threads."""
+
+    wall_ms: float
+    cpu_ms: float
+
+
+def time_block(take: Callable[[], Any], steps: int) -> Block:
+    """Times some steps."""
+    wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(steps):
         take()
-    return 1000 * (time.perf_counter() - began) / steps
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return Block(1000 * wall / steps, 1000 * cpu / steps)
+
+
+def compare(blocks: dict[str, list[Block]], field: str) -> dict[str, float]:
+    """The median block with and without telemetry, and how much more the one is than the other."""
+    medians = {
+        name: statistics.median(getattr(block, field) for block in each)
+        for name, each in blocks.items()
+    }
+    return {**medians, "more": medians["with"] / medians["without"] - 1}
 
 
 def main() -> None:
@@ -116,22 +134,14 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as logdir:
         takes = dict(zip(("without", "with"), create_steps(logdir), strict=True))
-        times_ms: dict[str, list[float]] = {name: [] for name in takes}
         for take in takes.values():
             time_block(take, options.steps)
+        blocks: dict[str, list[Block]] = {name: [] for name in takes}
         for number in range(options.rounds):
             for name in list(takes)[:: -1 if number % 2 else 1]:
-                times_ms[name].append(time_block(takes[name], options.steps))
-    medians = {name: statistics.median(times) for name, times in times_ms.items()}
-    pairs = zip(times_ms["with"], times_ms["without"], strict=True)
-    result = {
-        "ms_per_step": medians,
-        "more": medians["with"] / medians["without"] - 1,
-        "more_in_the_median_round": statistics.median(a / b for a, b in pairs) - 1,
-        "rounds": options.rounds,
-        "steps": options.steps,
-    }
-    print(json.dumps(result, indent=2))
+                blocks[name].append(time_block(takes[name], options.steps))
+    fields = {field: compare(blocks, field) for field in Block._fields}
+    print(json.dumps({"per step": fields, **vars(options)}, indent=2))
 
 
 if __name__ == "__main__":
