@@ -1,9 +1,9 @@
 """Makes the README's table: every fault, on each of two workers, in every phase of a run.
 
-usage: fault_table.py OUT [ACTION...]
+usage: fault_table.py OUT [PHASE...]
 
-One run under scripts/supervise.py takes all of the faults, one after the other. A cell tells how
-its start ended and how soon; in the end the weights must be those of a run without faults.
+One run under scripts/supervise.py takes all of the faults, one after the other. A line tells how
+a start ended and how soon; in the end the weights must be those of a run without faults.
 """
 
 import datetime
@@ -44,16 +44,23 @@ def run(command, log, **extra):
         ).returncode
 
 
-def order(actions):
-    """The faults, the last step's last: from there on nothing else can happen."""
-    pairs = itertools.product(PHASES, actions, (0, 1))
-    faults = [{"phase": phase, "rank": rank, "action": action} for phase, action, rank in pairs]
-    return sorted(
-        faults, key=lambda f: (f["phase"] == "last step", actions.index(f["action"]), f["rank"])
-    )
+def order(phases):
+    """Queues of faults, by the name of the run that takes them.
+
+    The last step's come last: nothing else can happen after it. A run that is asked to stop in it
+    is complete, so that each of these faults has a run of its own.
+    """
+    queues = {"faulty": []}
+    for action, rank, phase in itertools.product(ACTIONS, (0, 1), phases):
+        is_end = (phase, action) == ("last step", "TERM")
+        name = f"asked-{rank}" if is_end else "faulty"
+        queues.setdefault(name, []).append({"phase": phase, "rank": rank, "action": action})
+    for queue in queues.values():
+        queue.sort(key=lambda fault: fault["phase"] == "last step")
+    return queues
 
 
-def run_with_faults(out, queue):
+def run_with_faults(out, name, queue):
     """Runs until the run is finished: a preempted one is started again, as people do."""
     plan = out / "plan.json"
     plan.write_text(json.dumps({"queue": queue, "fired": 0}))
@@ -61,25 +68,25 @@ def run_with_faults(out, queue):
     status = PREEMPTED
     while status == PREEMPTED:
         status = run(
-            [*command, f"--logdir={out}/faulty"],
-            out / "faulty.log",
+            [*command, f"--logdir={out}/{name}"],
+            out / f"{name}.log",
             FAULT_PLAN=str(plan),
             LAST_STEP=str(STEPS),
             SLIM_HOROVOD_PASS="FAULT_PLAN LAST_STEP",
         )
     left = json.loads(plan.read_text())["queue"]
     if status or left:
-        sys.exit(f"the run ended with status {status}; {len(left)} faults never happened")
+        sys.exit(f"{name} ended with status {status}; {len(left)} faults never happened")
 
 
-def tell(out):
+def tell(out, name):
     """One line for each fault: when it was, what supervise.py says came next, and how soon."""
     story = [
         (datetime.datetime.fromisoformat(line.split()[0]).timestamp(), line.split(maxsplit=1)[1])
-        for line in (out / "faulty" / "supervise.log").read_text().splitlines()
+        for line in (out / name / "supervise.log").read_text().splitlines()
     ]
     pattern = re.compile(r"FAULT ([\d.]+) (.*)")
-    for line in (out / "faulty.log").read_text().splitlines():
+    for line in (out / f"{name}.log").read_text().splitlines():
         if fault := pattern.search(line):
             fired = float(fault[1])
             when, what = next(
@@ -91,19 +98,19 @@ def tell(out):
 
 
 def main():
+    sys.path.append(str(ROOT / "scripts"))
+    import soak
+
     out = Path(sys.argv[1])
-    actions = sys.argv[2:] or list(ACTIONS)
     out.mkdir(parents=True)
     straight = [*LAUNCH, sys.executable, "-m", "trainer", *FLAGS, f"--logdir={out}/straight"]
     if run(straight, out / "straight.log"):
         sys.exit("the undisturbed run failed")
-    run_with_faults(out, order(actions))
-    tell(out)
-    sys.path.append(str(ROOT / "scripts"))
-    import soak
-
-    faults = soak.find_faults(out / "straight", out / "faulty")
-    print("\n".join(faults) or "the weights are the same, each step is there once")
+    for name, queue in order(sys.argv[2:] or PHASES).items():
+        run_with_faults(out, name, queue)
+        tell(out, name)
+        faults = soak.find_faults(out / "straight", out / name)
+        print("\n".join(faults) or f"{name}: the same weights, each step once, nothing left")
 
 
 if __name__ == "__main__":
