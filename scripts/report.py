@@ -19,7 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_POINTS = 200  # Of a curve, at most: each is the median, or another percentile, of its steps.
+# Of a curve, at most: each is the median, or another percentile, of its steps; of a time, of ten
+# steps at least, or its percentiles would be one.
+_POINTS = 200
+_LEAST_STEPS = 10
 _FORMATS = (".png", ".html")
 
 
@@ -54,7 +57,10 @@ class Panel(NamedTuple):
 
 
 PANELS = (
-    Panel("loss", (("train/loss", 50, "train", "-"), ("eval/loss", 50, "evaluation", "o--"))),
+    Panel(
+        "cross-entropy",
+        (("train/cross_entropy", 50, "train", "-"), ("eval/loss", 50, "evaluation", "o--")),
+    ),
     Panel(
         "accuracy, top-1",
         (("train/top1", 50, "train", "-"), ("eval/top1", 50, "evaluation", "o--")),
@@ -103,9 +109,15 @@ def read_curves(folder: Path) -> dict[str, Curve]:
     }
 
 
-def thin(curve: Curve, percentile: float) -> Curve:
-    """At most `_POINTS` points: each the percentile of a window of steps, at its last step."""
-    windows = min(len(curve.steps), _POINTS)
+def thin(curve: Curve, percentile: float, *, least_steps: int = 1) -> Curve:
+    """At most `_POINTS` points: each the percentile of a window of steps, at its last step.
+
+    Args:
+      curve: of all steps.
+      percentile: in [0, 100].
+      least_steps: in a window, as far as there are as many.
+    """
+    windows = max(1, min(len(curve.steps) // least_steps, _POINTS))
     steps = [part[-1] for part in np.array_split(curve.steps, windows)]
     values = [np.percentile(part, percentile) for part in np.array_split(curve.values, windows)]
     return Curve(np.array(steps), np.array(values))
@@ -156,7 +168,8 @@ def draw_panel(axes: Any, panel: Panel, runs: Mapping[str, Mapping[str, Curve]])
         for tag, percentile, label, style in panel.lines:
             if tag not in curves:
                 continue
-            curve = thin(curves[tag], percentile)
+            least_steps = _LEAST_STEPS if tag.startswith("perf/") else 1
+            curve = thin(curves[tag], percentile, least_steps=least_steps)
             parts = [name] if len(runs) > 1 else []
             parts += [label] if label and len(panel.lines) > 1 else []
             axes.plot(

@@ -8,7 +8,13 @@ import pytest
 import report
 from PIL import Image
 
-TAGS = ("train/loss", "train/top1", "train/learning_rate", "perf/images_per_sec")
+TAGS = (
+    "train/loss",
+    "train/cross_entropy",
+    "train/top1",
+    "train/learning_rate",
+    "perf/images_per_sec",
+)
 
 
 @pytest.fixture
@@ -42,6 +48,8 @@ def test_percentiles_are_of_windows_of_steps(runs):
     np.testing.assert_array_equal(thinned.steps, np.arange(5, 1001, 5))
     first = np.percentile(curve.values[:5], 90)
     assert thinned.values[0] == first
+    assert len(report.thin(curve, 90, least_steps=100).steps) == 10
+    assert len(report.thin(curve, 90, least_steps=3000).steps) == 1
 
 
 def test_a_picture_of_several_runs(runs, tmp_path):

@@ -24,7 +24,7 @@ _CHARTS = (
         ),
     ),
     ("waiting for data, ms", ("perf/data_wait_ms",)),
-    ("loss", ("train/loss", "eval/loss")),
+    ("loss", ("train/loss", "train/cross_entropy", "eval/loss")),
     ("learning rate", ("train/learning_rate",)),
     ("accuracy", ("train/top1", "eval/top1", "eval/top5")),
     (
