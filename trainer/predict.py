@@ -4,8 +4,10 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
@@ -71,12 +73,12 @@ def run(config: Config) -> int:
     return 1 if unread else 0
 
 
-def _classify(config: Config, prefix: str, num_classes: int) -> dict[int, np.ndarray]:
+def _classify(config: Config, prefix: str, num_classes: int) -> dict[int, npt.NDArray[Any]]:
     """The probabilities, float32 [num_classes], of each file that can be read, by its number."""
     data = dataclasses.replace(config.data, max_bad_examples=len(config.files))
     files = Source("files", None, _Files(config.files), num_classes, None, "files")
     info = DatasetInfo("files", 0, len(config.files), num_classes, None, "files")
-    found: dict[int, np.ndarray] = {}
+    found: dict[int, npt.NDArray[Any]] = {}
     with tf.Graph().as_default():
         stream = Dataset(data, files, info).build_evaluation(Worker())
         logits = graph.build_logits(

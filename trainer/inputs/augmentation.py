@@ -4,7 +4,10 @@ The graph in `pixels` then does as it is told, so that the stream is the same ho
 threads or workers make it.
 """
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
 _ASPECT_RANGE = (
     3 / 4,
@@ -17,14 +20,16 @@ CROP_RANDOMS = 2 * _CROP_ATTEMPTS + 2
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def _mix(values: np.ndarray) -> np.ndarray:
+def _mix(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """SplitMix64's output function: spreads 64 bits over 64 bits."""
     values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return values ^ values >> np.uint64(31)
 
 
-def uniforms(seed: int, epochs: np.ndarray, examples: np.ndarray, count: int) -> np.ndarray:
+def uniforms(
+    seed: int, epochs: npt.NDArray[Any], examples: npt.NDArray[Any], count: int
+) -> npt.NDArray[Any]:
     """Random numbers that belong to (seed, epoch, example).
 
     Args:
@@ -43,8 +48,12 @@ def uniforms(seed: int, epochs: np.ndarray, examples: np.ndarray, count: int) ->
 
 
 def random_crops(
-    heights: np.ndarray, widths: np.ndarray, randoms: np.ndarray, *, min_area: float
-) -> np.ndarray:
+    heights: npt.NDArray[Any],
+    widths: npt.NDArray[Any],
+    randoms: npt.NDArray[Any],
+    *,
+    min_area: float,
+) -> npt.NDArray[Any]:
     """Windows of random area, aspect and place; the first of ten attempts that fits.
 
     Args:
@@ -77,7 +86,9 @@ def random_crops(
     return np.stack([top, left, crop_height, crop_width], axis=1).astype(np.int32)
 
 
-def centre_crops(heights: np.ndarray, widths: np.ndarray, *, fraction: float) -> np.ndarray:
+def centre_crops(
+    heights: npt.NDArray[Any], widths: npt.NDArray[Any], *, fraction: float
+) -> npt.NDArray[Any]:
     """Square windows in the middle, `fraction` of the shorter side wide; int32 [n, 4]."""
     side = np.maximum(1, np.rint(np.minimum(heights, widths) * fraction))
     top, left = (heights - side) // 2, (widths - side) // 2
@@ -85,8 +96,8 @@ def centre_crops(heights: np.ndarray, widths: np.ndarray, *, fraction: float) ->
 
 
 def mixtures(
-    randoms: np.ndarray, *, mixup: float, cutmix: float, size: int
-) -> tuple[np.ndarray, np.ndarray]:
+    randoms: npt.NDArray[Any], *, mixup: float, cutmix: float, size: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """How much of each example stays when it is mixed with another one.
 
     Args:
@@ -112,7 +123,7 @@ def mixtures(
     return shares, boxes
 
 
-def _cut_box(share: float, centre: np.ndarray, size: int) -> tuple[int, int, int, int]:
+def _cut_box(share: float, centre: npt.NDArray[Any], size: int) -> tuple[int, int, int, int]:
     """Top, left, height and width of a box of about 1 - share of the image, cut at its borders."""
     half = round(size * (1 - share) ** 0.5) // 2
     middle = np.floor(centre * size).astype(int)

@@ -2,8 +2,9 @@
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from trainer.inputs.encoded import JPEG, BadImageError, ImageHeader
@@ -36,7 +37,7 @@ class Decoder:
 
     def decode(
         self, data: bytes, header: ImageHeader, window: Sequence[int] | None = None
-    ) -> np.ndarray:
+    ) -> npt.NDArray[Any]:
         """Decodes an image, or a part of it.
 
         Args:

@@ -1,6 +1,9 @@
 """From a batch to the network's input: ops of the training graph, which run on its device."""
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from trainer.config import DataConfig
@@ -28,7 +31,7 @@ def normalize(images: tf.Tensor, config: DataConfig) -> tf.Tensor:
     return (pixels / 255.0 - _IMAGENET_MEAN) / _IMAGENET_DEVIATION
 
 
-def to_pixels(images: np.ndarray, config: DataConfig) -> np.ndarray:
+def to_pixels(images: npt.NDArray[Any], config: DataConfig) -> npt.NDArray[Any]:
     """The opposite of `normalize`, for people to look at.
 
     Args:

@@ -4,8 +4,10 @@ import hashlib
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from trainer.config import DataConfig, UserError
 from trainer.inputs import encoded, storage
@@ -19,7 +21,7 @@ _SPLIT_SEED = 0
 class FolderSplit:
     """Image files with labels."""
 
-    def __init__(self, paths: Sequence[str], labels: np.ndarray) -> None:
+    def __init__(self, paths: Sequence[str], labels: npt.NDArray[Any]) -> None:
         self.labels = labels
         self._paths = paths
 

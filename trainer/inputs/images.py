@@ -2,9 +2,10 @@
 
 import threading
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from absl import logging
 
 from trainer import memory
@@ -21,7 +22,7 @@ class Image(NamedTuple):
     """An example's image: encoded bytes, or uint8 [height, width, 3] where the decoder is RAW."""
 
     example: int
-    data: bytes | np.ndarray
+    data: bytes | npt.NDArray[Any]
     header: ImageHeader
 
 

@@ -11,9 +11,10 @@ import hashlib
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import tqdm
 
 from trainer.inputs import example_proto, storage, tfrecord
@@ -33,9 +34,9 @@ class ShardIndex(NamedTuple):
       labels: int64 [records]: as they are stored, without an offset.
     """
 
-    offsets: np.ndarray
-    images: np.ndarray
-    labels: np.ndarray
+    offsets: npt.NDArray[Any]
+    images: npt.NDArray[Any]
+    labels: npt.NDArray[Any]
 
 
 def scan_shard(path: str) -> ShardIndex:

@@ -7,8 +7,10 @@ Where a worker is in it follows from its step, so nothing has to be remembered o
 import functools
 import math
 import threading
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from trainer.distributed import Worker
 
@@ -31,7 +33,7 @@ class EpochOrder:
         # The two epochs that a chunk of positions may touch.
         self._permutation = functools.lru_cache(maxsize=2)(self._create_permutation)
 
-    def _create_permutation(self, epoch: int) -> np.ndarray:
+    def _create_permutation(self, epoch: int) -> npt.NDArray[Any]:
         # A generator's raw bits are the same in every NumPy; `Generator.permutation` promises less.
         generator = np.random.Philox(key=np.array([self._seed, epoch], np.uint64))
         num_blocks = math.ceil(self._num_examples / self._block)
@@ -41,7 +43,7 @@ class EpochOrder:
         examples = (blocks[:, None] * self._block + np.arange(self._block)).ravel()
         return examples[examples < self._num_examples]
 
-    def examples_at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def examples_at(self, positions: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Epoch and example of each place in the endless sequence.
 
         Args:
@@ -60,7 +62,7 @@ class EpochOrder:
         return epochs, examples
 
 
-def global_positions(local: np.ndarray, worker: Worker, batch_size: int) -> np.ndarray:
+def global_positions(local: npt.NDArray[Any], worker: Worker, batch_size: int) -> npt.NDArray[Any]:
     """Places in the sequence that all workers share.
 
     Step k takes size * batch_size places; within it worker r has the r-th run of batch_size.

@@ -1,8 +1,8 @@
 """Graph ops from encoded images to uint8 pixels of the network's size. They run on the CPU."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from trainer.config import DataConfig
@@ -32,14 +32,14 @@ class Rows(NamedTuple):
       boxes: int32 [n, 4]: see `pipeline.Batch`.
     """
 
-    contents: np.ndarray | tf.Tensor
-    decoders: np.ndarray | tf.Tensor
-    windows: np.ndarray | tf.Tensor
-    randoms: np.ndarray | tf.Tensor
-    labels: np.ndarray | tf.Tensor
-    weights: np.ndarray | tf.Tensor
-    shares: np.ndarray | tf.Tensor
-    boxes: np.ndarray | tf.Tensor
+    contents: npt.NDArray[Any] | tf.Tensor
+    decoders: npt.NDArray[Any] | tf.Tensor
+    windows: npt.NDArray[Any] | tf.Tensor
+    randoms: npt.NDArray[Any] | tf.Tensor
+    labels: npt.NDArray[Any] | tf.Tensor
+    weights: npt.NDArray[Any] | tf.Tensor
+    shares: npt.NDArray[Any] | tf.Tensor
+    boxes: npt.NDArray[Any] | tf.Tensor
 
 
 ROW_TYPES = Rows(

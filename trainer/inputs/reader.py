@@ -5,8 +5,10 @@ and all other work on pixels is done by C++ ops (`pixels`).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from trainer.config import DataConfig, UserError
 from trainer.distributed import Worker
@@ -35,7 +37,7 @@ class TrainRows:
         block = config.shuffle_block or (_REMOTE_SHUFFLE_BLOCK if is_remote else 1)
         self._order = EpochOrder(len(split.labels), seed=seed, block=block)
 
-    def create(self, local_positions: np.ndarray, *, decode: bool) -> Rows:
+    def create(self, local_positions: npt.NDArray[Any], *, decode: bool) -> Rows:
         """Rows at some places of this worker's own sequence.
 
         Args:
@@ -63,14 +65,14 @@ class TrainRows:
         rows = _create_rows(images, self._windows(images, for_crops), self._labels)
         return rows._replace(randoms=for_pixels.astype(np.float32), shares=shares, boxes=boxes)
 
-    def _windows(self, images: Sequence[Image], randoms: np.ndarray) -> np.ndarray:
+    def _windows(self, images: Sequence[Image], randoms: npt.NDArray[Any]) -> npt.NDArray[Any]:
         config = self._config
         if config.augment in ("none", "shift"):
             return _centre_windows(images, config)
         return augmentation.random_crops(*_sizes(images), randoms, min_area=config.crop_min_area)
 
     def _good_image(
-        self, position: int, example: int, crop_randoms: np.ndarray, *, decode: bool
+        self, position: int, example: int, crop_randoms: npt.NDArray[Any], *, decode: bool
     ) -> Image:
         """The image for a place in the sequence, or for a bad one the next good one's."""
         for distance in range(len(self._labels)):
@@ -96,7 +98,7 @@ class EvaluationRows:
         self._labels = split.labels
         self._worker = worker
 
-    def create(self, local_positions: np.ndarray, *, decode: bool) -> Rows:
+    def create(self, local_positions: npt.NDArray[Any], *, decode: bool) -> Rows:
         """Rows at some places of this worker's own sequence; see `TrainRows.create`."""
         positions = global_positions(local_positions, self._worker, self._config.batch_size)
         images = [self._good_image(position, decode=decode) for position in positions.tolist()]
@@ -123,7 +125,7 @@ class GuardedRows:
         self.maker = maker
         self.error: UserError | None = None
 
-    def create(self, start: np.ndarray, count: int, *, decode: bool) -> Rows:
+    def create(self, start: npt.NDArray[Any], count: int, *, decode: bool) -> Rows:
         """Rows from place `start` (int64, scalar) of this worker's sequence on."""
         try:
             return self.maker.create(start + np.arange(count), decode=decode)
@@ -134,13 +136,13 @@ class GuardedRows:
         return rows._replace(weights=np.full(count, -1, np.float32))
 
 
-def _sizes(images: Sequence[Image]) -> tuple[np.ndarray, np.ndarray]:
+def _sizes(images: Sequence[Image]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Heights and widths, int64 [n], pixels."""
     sizes = np.array([(image.header.height, image.header.width) for image in images])
     return sizes[:, 0], sizes[:, 1]
 
 
-def _centre_windows(images: Sequence[Image], config: DataConfig) -> np.ndarray:
+def _centre_windows(images: Sequence[Image], config: DataConfig) -> npt.NDArray[Any]:
     return augmentation.centre_crops(*_sizes(images), fraction=config.crop_fraction)
 
 
@@ -152,7 +154,9 @@ def _contents(image: Image, window: Sequence[int]) -> bytes:
     return image.data[top : top + height, left : left + width].tobytes()
 
 
-def _create_rows(images: Sequence[Image], windows: np.ndarray, labels: np.ndarray) -> Rows:
+def _create_rows(
+    images: Sequence[Image], windows: npt.NDArray[Any], labels: npt.NDArray[Any]
+) -> Rows:
     """Rows of weight 1 without augmentation; `labels` are those of the whole split."""
     contents = np.empty(len(images), object)
     contents[:] = [

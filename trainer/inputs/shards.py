@@ -4,8 +4,10 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from trainer.config import DataConfig, UserError
 from trainer.inputs import index, manifest, storage, tfrecord
@@ -19,7 +21,7 @@ class ShardSplit:
     """The examples of some shards, numbered in the order of the shards and of their records."""
 
     def __init__(
-        self, paths: Sequence[str], shards: Sequence[index.ShardIndex], labels: np.ndarray
+        self, paths: Sequence[str], shards: Sequence[index.ShardIndex], labels: npt.NDArray[Any]
     ) -> None:
         self.labels = labels
         self._paths = paths
@@ -121,7 +123,7 @@ def _check_against_manifest(
 
 
 def _label_offset(
-    config: DataConfig, described: manifest.Manifest | None, stored: np.ndarray
+    config: DataConfig, described: manifest.Manifest | None, stored: npt.NDArray[Any]
 ) -> int:
     """What is to be subtracted from the stored labels."""
     if described is not None:

@@ -20,9 +20,9 @@ The built-in kinds (TFRecord shards, a folder of images) and plug-ins alike are 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
+import numpy.typing as npt
 
 from trainer.config import DataConfig
 
@@ -31,7 +31,7 @@ class Split(Protocol):
     """Examples numbered from 0. Several threads call its methods at the same time."""
 
     @property
-    def labels(self) -> np.ndarray:
+    def labels(self) -> npt.NDArray[Any]:
         """int64 [number of examples]: classes from 0."""
 
     def read(self, example: int) -> bytes:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from trainer.distributed import Group, Worker
 from trainer.graph import Answers, EvaluationGraph
@@ -41,7 +42,7 @@ class EvaluationViews:
         """Forgets the answers up to now."""
         classes = len(self._names)
         self._counts = np.zeros((classes, classes) if classes <= MAX_CLASSES else (0, 0), np.int64)
-        self._images: list[np.ndarray] = []
+        self._images: list[npt.NDArray[Any]] = []
         self._captions: list[str] = []
 
     def fetches(self, evaluation: EvaluationGraph) -> Any:
@@ -49,7 +50,7 @@ class EvaluationViews:
         wanted = len(self._images) < self._max_images
         return evaluation.answers, evaluation.stream.batch.images if wanted else ()
 
-    def add(self, values: tuple[Answers, np.ndarray]) -> None:
+    def add(self, values: tuple[Answers, npt.NDArray[Any]]) -> None:
         """Takes note of a batch: of what `fetches` has named."""
         answers, images = values
         rows = np.flatnonzero(answers.weights > 0)
@@ -97,7 +98,7 @@ class NullEvaluationViews(EvaluationViews):
         del evaluation
         return ()
 
-    def add(self, values: tuple[Answers, np.ndarray]) -> None:
+    def add(self, values: tuple[Answers, npt.NDArray[Any]]) -> None:
         del values
 
     def publish(self, step: int, group: Group) -> None:

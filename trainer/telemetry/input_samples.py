@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
@@ -93,7 +94,7 @@ class DrawnInputSamples:
         writer.write_summary(step, pictures.build_image(TAG, picture), wall_time=time.time())
 
 
-def _describe(targets: np.ndarray, names: Sequence[str]) -> str:
+def _describe(targets: npt.NDArray[Any], names: Sequence[str]) -> str:
     """The class of an example, or the two that it is mixed of, with their shares."""
     first, *others = np.argsort(-targets, kind="stable")[:2]
     parts = [first, *(other for other in others if targets[other] > 0)]

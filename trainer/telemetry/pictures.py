@@ -3,8 +3,10 @@
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow.compat.v1 as tf1
 from PIL import Image, ImageDraw
 
@@ -31,7 +33,7 @@ def build_image(tag: str, picture: Image.Image) -> tf1.Summary:
     return summary
 
 
-def draw_sheet(images: Sequence[np.ndarray], captions: Sequence[str]) -> Image.Image:
+def draw_sheet(images: Sequence[npt.NDArray[Any]], captions: Sequence[str]) -> Image.Image:
     """Images side by side, each with a caption below.
 
     Args:
@@ -54,7 +56,7 @@ def draw_sheet(images: Sequence[np.ndarray], captions: Sequence[str]) -> Image.I
     return sheet
 
 
-def draw_confusion(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
+def draw_confusion(counts: npt.NDArray[Any], names: Sequence[str]) -> Image.Image:
     """A confusion matrix: a row per label, a column per prediction, darker for larger shares.
 
     Args:
