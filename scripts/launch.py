@@ -1,0 +1,76 @@
+"""Runs a launcher's command, and passes signals on to what it runs: for supervise.py."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import worker_environment
+
+from trainer.safety import lock_holder
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_PR_SET_PDEATHSIG = 1
+
+
+class Launch:
+    """Runs the command, once or more, and passes signals on to it.
+
+    Attributes:
+      asked: the signal that this program got; None: none.
+    """
+
+    def __init__(self, command: Sequence[str], logdir: Path) -> None:
+        self._command = command
+        self._logdir = logdir
+        self._process: subprocess.Popen[bytes] | None = None
+        self.asked: signal.Signals | None = None
+        for number in _SIGNALS:
+            signal.signal(number, self._take)
+
+    def _take(self, number: int, frame: object) -> None:
+        """Asks rank 0 to stop, which tells the others; else, and the second time, the launcher.
+
+        horovodrun ends its workers 5 s after a signal, saved or not; rank 0 takes its time.
+        """
+        del frame
+        is_first = self.asked is None
+        self.asked = signal.Signals(number)
+        if self._process is None or (is_first and self._ask_rank_0()):
+            return
+        self._process.send_signal(signal.SIGTERM if number == signal.SIGUSR1 else number)
+
+    def _ask_rank_0(self) -> bool:
+        try:
+            holder, _ = lock_holder.read(self._logdir / lock_holder.FILE_NAME)
+            if holder is None or not holder.is_of_this_host() or not holder.process.is_alive():
+                return False
+            os.kill(holder.process.pid, signal.SIGUSR1)
+        except OSError:
+            return False
+        return True
+
+    def run(self) -> int:
+        """Runs the command; returns its exit status, as a shell tells it."""
+        self._process = subprocess.Popen(
+            self._command,
+            env=worker_environment.select(os.environ),
+            preexec_fn=_prepare_launcher,  # noqa: PLW1509 (this program has one thread)
+        )
+        returncode = self._process.wait()
+        self._process = None
+        return returncode if returncode >= 0 else 128 - returncode
+
+    def wait(self, pause_sec: float) -> None:
+        """Lets time pass, until a signal comes."""
+        end_sec = time.monotonic() + pause_sec
+        while self.asked is None and time.monotonic() < end_sec:
+            time.sleep(0.1)
+
+
+def _prepare_launcher() -> None:
+    os.setsid()  # So that the terminal's Ctrl-C comes once, from this program.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
