@@ -226,13 +226,14 @@ def test_a_full_disk_during_a_save_costs_that_save_alone(tmp_path):
         run.wait_for("no checkpoint was saved")
         before = checkpoints.find_newest(str(logdir))
         assert before.skipped == ()
-        run.wait_for("TensorBoardWriter cannot write")
+        run.wait_for("the logs cannot be written")
         resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, limits)
         run.wait_until(
             lambda: checkpoints.find_newest(str(logdir)).step > before.step + 5, "a new checkpoint"
         )
         run.process.send_signal(signal.SIGUSR1)
         assert run.wait() == 75
+        assert "Detected at node" not in run.output()  # The reason is one line.
     assert read_status(logdir)["state"] == "preempted"
     assert not (logdir / ".saving").exists()
 

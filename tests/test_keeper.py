@@ -9,7 +9,7 @@ from processes import ROOT, environment
 
 WORKER = """
 import os, time
-from trainer import keeper
+from trainer.safety import keeper
 from trainer.safety.preemption import StopRequest
 from trainer.status import Status
 from trainer.safety.sudden_exit import SuddenExit
@@ -64,7 +64,9 @@ def test_the_keeper_ends_as_its_worker_and_passes_signals_on():
 
 
 def test_without_horovodrun_nobody_stays_behind():
-    code = "import os; from trainer import keeper; before = os.getpid(); keeper.stay_behind()\n"
+    code = (
+        "import os; from trainer.safety import keeper; before = os.getpid(); keeper.stay_behind()\n"
+    )
     code += "print(os.getpid() == before)"
     clean = {k: v for k, v in environment().items() if not k.startswith("HOROVOD_")}
     done = subprocess.run(

@@ -100,7 +100,7 @@ def test_horovods_stall_check_agrees_unless_the_user_says_else():
 
 WORKER = """
 import os, time
-from trainer import orphan_watch
+from trainer.safety import orphan_watch
 from trainer.safety.orphan_watch import OrphanWatch
 from trainer.safety.preemption import StopRequest
 from trainer.status import Status

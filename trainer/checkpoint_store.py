@@ -20,6 +20,13 @@ from trainer.checkpoint_manifest import ASIDE, BEST, Entry, Manifest, RunFacts
 from trainer.config import RunConfig, UserError
 
 
+def _in_one_line(error: tf.errors.OpError) -> str:
+    """What failed, without the graph's story around it."""
+    _, node, rest = error.message.rpartition("Node: ")
+    lines = (rest if node else error.message).splitlines()
+    return lines[1 if node and len(lines) > 1 else 0].strip()
+
+
 class Store:
     """Saves checkpoints into a folder and restores from them: rank 0's.
 
@@ -184,7 +191,7 @@ class Store:
             shutil.rmtree(aside, ignore_errors=True)
             if isinstance(error, OSError):
                 raise
-            raise OSError(error.message) from error
+            raise OSError(_in_one_line(error)) from error
         return aside
 
     def _create_entry(self, step: int, files: Sequence[checkpoint_manifest.SavedFile]) -> Entry:
