@@ -12,8 +12,9 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 import tiny
 
-from trainer import graph
 from trainer.inputs.device import normalize
+from trainer.losses import build_losses
+from trainer.network import build_logits
 
 # The tiny network has two convolutions. The images need no gradient.
 CONVOLUTIONS = {
@@ -132,13 +133,13 @@ def test_forward_backward_has_the_gradient_of_every_trainable_variable():
         target = count_convolutions.build("forward_backward")
         batch = target.stream.batch
         # The same variables once more.
-        logits = graph.build_logits(
+        logits = build_logits(
             config.model,
             normalize(batch.images, config.data),
             num_classes=tiny.NUM_CLASSES,
             is_training=True,
         )
-        loss = graph.build_losses(config, logits, batch).total
+        loss = build_losses(config, logits, batch).total
         gradients = tf.gradients(loss, tf1.trainable_variables())
         session.run(tf1.global_variables_initializer())
         session.run(target.stream.initializer, {target.stream.start_step: 0})

@@ -23,7 +23,7 @@ CASES = {
 
 
 def gradients_of(dtype, *, maps, size, **settings):
-    """Gradients by inputs, filters and bias, as float32, and the types of the operations."""
+    """Gradients by inputs, filters and bias, and by outputs, as float32; the operations' types."""
     rng = np.random.default_rng(0)
 
     def draw(*shape):
@@ -35,7 +35,7 @@ def gradients_of(dtype, *, maps, size, **settings):
         with cpu_gradients.faster_gradients(dtype):
             outputs = tf.nn.bias_add(tf.nn.conv2d(values[0], values[1], **settings), values[2])
         weights = draw(*outputs.shape)
-        gradients = tf.gradients(outputs, values, weights)
+        gradients = [*tf.gradients(outputs, values, weights), weights]
         kinds = [operation.type for operation in of_case.get_operations()]
         with tf1.Session() as session:
             return [value.astype(np.float32) for value in session.run(gradients)], kinds
@@ -45,8 +45,11 @@ def gradients_of(dtype, *, maps, size, **settings):
 def test_they_equal_tensorflows_own(name):
     expected, _ = gradients_of(tf.float32, **CASES[name])
     ours, _ = gradients_of(tf.bfloat16, **CASES[name])
-    for one, other in zip(ours, expected, strict=True):
+    for one, other in zip(ours[:2], expected[:2], strict=True):
         np.testing.assert_allclose(one, other, rtol=2**-8)
+    # An image's share of the bias gradient is rounded before the images are summed.
+    of_images = np.abs(expected[3].sum((1, 2)))
+    assert (np.abs(ours[2] - expected[2]) <= 2**-8 * (of_images.sum(0) + np.abs(expected[2]))).all()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -57,3 +60,19 @@ def test_they_are_used_where_they_pay(name):
     _, kinds = gradients_of(tf.float32, **CASES[name])
     assert "Conv2DBackpropFilter" in kinds
     assert "BiasAddGrad" in kinds
+
+
+@pytest.mark.parametrize(
+    ("shape", "data_format"),
+    [([3, 4], "NHWC"), ([2, None, None, 4], "NHWC"), ([2, 4, 5, 3], "NCHW")],
+)
+def test_bias_gradients_of_other_shapes(shape, data_format):
+    with tf.Graph().as_default(), cpu_gradients.faster_gradients(tf.bfloat16):
+        inputs = tf1.placeholder(tf.bfloat16, shape)
+        bias = tf.zeros([4], tf.bfloat16)
+        outputs = tf.nn.bias_add(inputs, bias, data_format)
+        gradient = tf.gradients(outputs, bias)[0]
+        with tf1.Session() as session:
+            values = np.zeros([size or 6 for size in shape])
+            found = session.run(gradient, {inputs: values})
+    np.testing.assert_array_equal(found.astype(np.float32), [values.size / 4] * 4)

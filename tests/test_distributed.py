@@ -10,10 +10,11 @@ import tiny
 import two_workers
 from processes import horovodrun
 
-from trainer import distributed, graph
+from trainer import distributed
 from trainer.config import Config, UserError
 from trainer.distributed import Group, Worker
 from trainer.inputs.device import normalize
+from trainer.network import build_logits
 
 pytestmark = pytest.mark.processes
 
@@ -54,7 +55,7 @@ def simulate(initial, batches):
     with tf.Graph().as_default():
         images = tf1.placeholder(tf.uint8, [tiny.BATCH_SIZE, 16, 16, 3])
         labels = tf1.placeholder(tf.int32, [tiny.BATCH_SIZE])
-        logits = graph.build_logits(
+        logits = build_logits(
             config.model,
             normalize(images, config.data),
             num_classes=tiny.NUM_CLASSES,

@@ -5,9 +5,10 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 import tiny
 
-from trainer import evaluate, graph
+from trainer import evaluate
 from trainer.config import Config
 from trainer.distributed import Group
+from trainer.evaluation_graph import build_evaluation_graph
 from trainer.inputs.dataset import open_dataset
 
 
@@ -29,7 +30,7 @@ class WithOther(Group):
 def run_evaluation(group):
     config = Config(**tiny.config_groups())
     with tf.Graph().as_default(), tf1.Session() as session:
-        evaluation = graph.build_evaluation_graph(config, Group(), open_dataset(config.data))
+        evaluation = build_evaluation_graph(config, Group(), open_dataset(config.data))
         session.run(tf1.global_variables_initializer())
         return evaluate.evaluate(session, evaluation, group)
 

@@ -16,6 +16,7 @@ import tiny
 
 from trainer import distributed, evaluate, graph, session
 from trainer.config import Config, UserError
+from trainer.evaluation_graph import build_evaluation_graph
 from trainer.inputs.dataset import open_dataset
 
 STEPS = 5
@@ -40,7 +41,7 @@ def train(group, folder, name):
     with tf.Graph().as_default():
         tf1.set_random_seed(worker.rank)  # Other initial values on each: the broadcast is needed.
         train_graph = graph.build_train_graph(config, group, dataset)
-        evaluation = graph.build_evaluation_graph(config, group, dataset)
+        evaluation = build_evaluation_graph(config, group, dataset)
         variables = tf1.global_variables()
         initializer = tf1.global_variables_initializer()
         names = [variable.op.name for variable in variables]

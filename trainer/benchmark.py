@@ -7,14 +7,15 @@ import time
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import atomic_file, distributed, graph, launcher, memory, precision, results, session
+from trainer import atomic_file, distributed, launcher, memory, precision, results, session
 from trainer.benchmarks import allreduce, peak, record, sweep, targets
 from trainer.benchmarks.record import Result
 from trainer.benchmarks.result import PassResult, Sweep, create_result
 from trainer.benchmarks.runs import Say, time_runs
 from trainer.config import Config, ConfigError, UserError
 from trainer.distributed import Group
-from trainer.inputs.dataset import SyntheticDataset, open_dataset
+from trainer.inputs.dataset import AnyDataset, SyntheticDataset, open_dataset
+from trainer.network import find_network
 
 _INTERRUPTED = 130  # As a shell says it of a program that Ctrl-C ended.
 
@@ -77,12 +78,12 @@ def _check(config: Config, group: Group) -> None:
         record.check_csv(config.benchmark.result_csv)
     if config.run.logdir is not None:
         atomic_file.check_writable(config.run.logdir, "logdir", is_folder=True)
-    graph.find_network(config.model, config.data.image_size)
+    find_network(config.model, config.data.image_size)
     if "input" in passes and isinstance(_open_dataset(config, "input"), SyntheticDataset):
         raise ConfigError("--data_dir: must be given with --benchmark_passes=input, got none")
 
 
-def _open_dataset(config: Config, name: str) -> graph.AnyDataset:
+def _open_dataset(config: Config, name: str) -> AnyDataset:
     """The data that the flags name for the input pass; for the others, images on the device."""
     data = config.data
     if name != "input":
@@ -122,7 +123,7 @@ def _measure(config: Config, group: Group, name: str, say: Say) -> PassResult:
     memory.reset_peak()
     with (
         tf1.Session(graph=pass_graph, config=session_config) as pass_session,
-        graph.explain_errors(target.stream),
+        target.stream.explain_errors(),
     ):
         pass_session.run(initializer)
         pass_session.run(target.stream.initializer, {target.stream.start_step: 0})

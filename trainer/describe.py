@@ -8,9 +8,10 @@ import tensorflow as tf
 
 import models
 from models.slim_compat import slim
-from trainer import flops, graph, results
+from trainer import flops, results
 from trainer.config import Config
 from trainer.distributed import Worker
+from trainer.network import find_network
 
 tf1 = tf.compat.v1
 
@@ -183,7 +184,7 @@ def run(config: Config) -> int:
       ConfigError: there is no such network, or its images must be larger.
     """
     description = describe(
-        graph.find_network(config.model, config.data.image_size),
+        find_network(config.model, config.data.image_size),
         image_size=config.data.image_size,
         num_classes=config.model.num_classes or 1000,
     )

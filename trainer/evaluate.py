@@ -9,9 +9,10 @@ import numpy as np
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import checkpoints, distributed, graph, results
+from trainer import checkpoints, distributed, results
 from trainer.config import Config, UserError
 from trainer.distributed import Group
+from trainer.evaluation_graph import EvaluationGraph, build_evaluation_graph
 from trainer.inputs.dataset import open_dataset
 from trainer.session import create_config
 from trainer.telemetry.evaluation_views import (
@@ -52,7 +53,7 @@ class Interrupted(Exception):
 
 def evaluate(
     session: tf1.Session,
-    evaluation: graph.EvaluationGraph,
+    evaluation: EvaluationGraph,
     group: Group,
     views: EvaluationViews | None = None,
     *,
@@ -79,7 +80,7 @@ def evaluate(
     session.run(stream.initializer, {stream.start_step: 0})
     totals = np.zeros(4)
     ask_every = 0
-    with graph.explain_errors(stream):
+    with stream.explain_errors():
         for number in range(evaluation.steps):
             began_sec = time.perf_counter()
             sums, seen = session.run((evaluation.totals, views.fetches(evaluation)))
@@ -114,7 +115,7 @@ def run(config: Config) -> int:
         if not dataset.info.num_validation_examples:
             raise UserError(f"--data_dir: {dataset.info.name} has no validation examples")
         with tf.Graph().as_default():
-            evaluation = graph.build_evaluation_graph(config, group, dataset)
+            evaluation = build_evaluation_graph(config, group, dataset)
             session = tf1.Session(
                 config=create_config(
                     local_rank=group.worker.local_rank,

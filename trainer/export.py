@@ -7,9 +7,10 @@ from pathlib import Path
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import atomic_file, checkpoints, graph, launcher, results, session
+from trainer import atomic_file, checkpoints, launcher, results, session
 from trainer.config import Config, UserError
 from trainer.inputs.device import normalize
+from trainer.network import build_logits
 
 
 def run(config: Config) -> int:
@@ -22,7 +23,7 @@ def run(config: Config) -> int:
     size = config.data.image_size
     with tf.Graph().as_default():
         images = tf1.placeholder(tf.uint8, [None, size, size, 3], name="images")
-        logits = graph.build_logits(
+        logits = build_logits(
             config.model,
             normalize(images, config.data),
             num_classes=num_classes,

@@ -1,28 +1,24 @@
-"""The training step and the evaluation of one batch, as graphs."""
+"""The training step, as a graph."""
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-import models
-from models.slim_compat import slim
-from trainer import optimizers, precision
-from trainer.config import Config, ConfigError, ModelConfig
+from trainer import optimizers
+from trainer.config import Config
 from trainer.distributed import Group
 from trainer.inputs import device
-from trainer.inputs.dataset import Dataset, SyntheticDataset
+from trainer.inputs.dataset import AnyDataset
 from trainer.inputs.pipeline import Batch, Stream
-from trainer.step import cpu_gradients
+from trainer.losses import build_losses
+from trainer.network import build_logits
 from trainer.step.accumulation import Accumulator
 from trainer.step.loss_scale import LossScale
 from trainer.step.statistics import Statistics
 from trainer.telemetry.histograms import HistogramGraph, build_histograms
-
-AnyDataset = Dataset | SyntheticDataset
 
 
 class StepMetrics(NamedTuple):
@@ -57,14 +53,6 @@ class StepMetrics(NamedTuple):
     nonfinite_gradient: tf.Tensor
     data_wait_sec: tf.Tensor
     gradients_ready_sec: tf.Tensor
-
-
-class Losses(NamedTuple):
-    """float32 []: their sum, the cross-entropy's mean over the batch, and the weight decay."""
-
-    total: tf.Tensor
-    cross_entropy: tf.Tensor
-    weight_decay: tf.Tensor
 
 
 class TrainGraph(NamedTuple):
@@ -118,137 +106,6 @@ class TrainGraph(NamedTuple):
             return metrics._replace(data_wait_sec=metrics.data_wait_sec + waited_sec), others
 
         return take_step
-
-
-class Answers(NamedTuple):
-    """What the network says of a batch.
-
-    Attributes:
-      labels: int32 [batch].
-      predictions: int32 [batch]: the class with the highest logit.
-      weights: float32 [batch]: 0 for a row that does not count.
-    """
-
-    labels: tf.Tensor
-    predictions: tf.Tensor
-    weights: tf.Tensor
-
-
-class EvaluationGraph(NamedTuple):
-    """The evaluation of one batch.
-
-    Attributes:
-      totals: float64 [4]: examples, right at first, right among the first 5, summed cross-entropy.
-      answers: of each example.
-      stream: the input.
-      steps: batches, the same number on every worker.
-    """
-
-    totals: tf.Tensor
-    answers: Answers
-    stream: Stream
-    steps: int
-
-
-@contextlib.contextmanager
-def explain_errors(stream: Stream) -> Iterator[None]:
-    """Raises the stream's own UserError where it is what ended a session's run."""
-    try:
-        yield
-    except tf.errors.OpError as error:
-        reason = stream.explain(error)
-        if reason is None:
-            raise
-        reason.known_to_all = False
-        raise reason from error
-
-
-def find_network(config: ModelConfig, image_size: int) -> models.Network:
-    """The network that --model names.
-
-    Raises:
-      ConfigError: there is none, or images of `image_size` pixels are too small for it.
-    """
-    try:
-        network = models.get(config.model)
-    except models.UnknownModelError as error:
-        raise ConfigError(f"--model: {error}") from None
-    try:
-        models.check_image_size(network, image_size)
-    except ValueError as error:
-        raise ConfigError(f"--image_size: {error}") from None
-    return network
-
-
-def build_logits(
-    config: ModelConfig, images: tf.Tensor, *, num_classes: int, is_training: bool
-) -> tf.Tensor:
-    """The network's answer; its variables are shared by all calls within a graph.
-
-    Args:
-      config: the network, its arg scope and its precision.
-      images: float32 [batch, size, size, 3], normalized.
-      num_classes: of the logits.
-      is_training: whether BN uses the batch's statistics.
-
-    Returns:
-      logits: float32 [batch, num_classes].
-    """
-    network = find_network(config, images.shape[1])
-    dtype = precision.compute_dtype(config.precision)
-    # Weight decay is not the arg scope's here: its losses would be computed from the cast copies
-    # of the variables, in low precision. See build_weight_decay.
-    arg_scope = network.arg_scope_fn(
-        weight_decay=0.0,
-        batch_norm_decay=config.batch_norm_decay,
-        batch_norm_epsilon=config.batch_norm_epsilon,
-        is_training=is_training,
-    )
-    getter = precision.create_variable_getter(dtype)
-    with (
-        tf1.variable_scope("", custom_getter=getter, reuse=tf1.AUTO_REUSE),
-        slim.arg_scope(arg_scope),
-        cpu_gradients.faster_gradients(dtype),
-    ):
-        logits, _ = network.fn(
-            tf.cast(images, dtype), num_classes=num_classes, is_training=is_training
-        )
-    return tf.cast(logits, tf.float32)
-
-
-def build_cross_entropy(
-    logits: tf.Tensor, targets: tf.Tensor, label_smoothing: float = 0.0
-) -> tf.Tensor:
-    """The cross-entropy of each example: float32 [batch].
-
-    Args:
-      logits: float32 [batch, num_classes].
-      targets: float32 [batch, num_classes], the share of every class in each example.
-      label_smoothing: share of the target that is spread evenly over all classes.
-    """
-    targets = targets * (1 - label_smoothing) + label_smoothing / logits.shape[-1]
-    return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
-
-
-def build_weight_decay(config: ModelConfig) -> tf.Tensor:
-    """The weight-decay loss, float32 []: of the kernels, which slim names `weights`, alone."""
-    kernels = [v for v in tf1.trainable_variables() if v.op.name.endswith("/weights")]
-    if not kernels:
-        return tf.constant(0.0)
-    return config.weight_decay * tf.add_n([tf.nn.l2_loss(kernel) for kernel in kernels])
-
-
-def build_losses(config: Config, logits: tf.Tensor, batch: Batch) -> Losses:
-    """The losses of a batch: `logits` are float32 [batch, num_classes].
-
-    The total has whatever else the network put into REGULARIZATION_LOSSES, too.
-    """
-    smoothing = config.optimizer.label_smoothing
-    targets = device.targets(batch, logits.shape[-1])
-    cross_entropy = tf.reduce_mean(build_cross_entropy(logits, targets, smoothing))
-    weight_decay = build_weight_decay(config.model)
-    others = [tf.cast(term, tf.float32) for term in tf1.losses.get_regularization_losses()]
-    return Losses(tf.add_n([cross_entropy, weight_decay, *others]), cross_entropy, weight_decay)
 
 
 def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> TrainGraph:
@@ -372,29 +229,3 @@ def _build_now(config: Config) -> tf.Tensor:
         return tf.timestamp()
     # TensorFlow refuses its own clock where it is to be deterministic.
     return tf.ensure_shape(tf.numpy_function(time.time, [], tf.float64), [])
-
-
-def build_evaluation_graph(config: Config, group: Group, dataset: AnyDataset) -> EvaluationGraph:
-    """Adds the evaluation of a batch to the default graph."""
-    stream = dataset.build_evaluation(group.worker)
-    if stream.steps is None:
-        raise ValueError("the stream of an evaluation must have an end")
-    batch = stream.batch
-    logits = build_logits(
-        config.model,
-        device.normalize(batch.images, config.data),
-        num_classes=dataset.info.num_classes,
-        is_training=False,
-    )
-    cross_entropy = build_cross_entropy(logits, tf.one_hot(batch.labels, logits.shape[-1]))
-    right = [
-        tf.cast(tf.nn.in_top_k(batch.labels, logits, min(k, logits.shape[-1])), tf.float32)
-        for k in (1, 5)
-    ]
-    rows = tf.stack([tf.ones_like(cross_entropy), *right, cross_entropy])
-    # Padding counts nothing, not even where its cross-entropy is not finite.
-    counted = tf.where(batch.weights > 0, rows, tf.zeros_like(rows))
-    totals = tf.reduce_sum(tf.cast(counted, tf.float64), axis=1)
-    predictions = tf.argmax(logits, 1, output_type=tf.int32)
-    answers = Answers(batch.labels, predictions, batch.weights)
-    return EvaluationGraph(totals, answers, stream, stream.steps)

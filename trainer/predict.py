@@ -11,13 +11,14 @@ import numpy.typing as npt
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import checkpoints, graph, launcher, results, session
+from trainer import checkpoints, launcher, results, session
 from trainer.config import Config, ConfigError
 from trainer.distributed import Worker
 from trainer.inputs.dataset import Dataset, DatasetInfo
 from trainer.inputs.device import normalize
 from trainer.inputs.encoded import BadImageError
 from trainer.inputs.source import Source
+from trainer.network import build_logits
 
 _BEST = 5
 
@@ -81,7 +82,7 @@ def _classify(config: Config, prefix: str, num_classes: int) -> dict[int, npt.ND
     found: dict[int, npt.NDArray[Any]] = {}
     with tf.Graph().as_default():
         stream = Dataset(data, files, info).build_evaluation(Worker())
-        logits = graph.build_logits(
+        logits = build_logits(
             config.model,
             normalize(stream.batch.images, data),
             num_classes=num_classes,

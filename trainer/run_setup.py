@@ -10,6 +10,7 @@ from trainer import checkpoint_store, environment, graph, results
 from trainer.checkpoint_manifest import RunFacts
 from trainer.config import Config
 from trainer.distributed import Group
+from trainer.evaluation_graph import EvaluationGraph, build_evaluation_graph
 from trainer.inputs.dataset import DatasetInfo, open_dataset
 from trainer.plan import Plan, create_plan
 from trainer.safety import nonfinite
@@ -36,7 +37,7 @@ class Setup(NamedTuple):
     info: DatasetInfo
     plan: Plan
     train: graph.TrainGraph
-    evaluation: graph.EvaluationGraph | None
+    evaluation: EvaluationGraph | None
     samples: input_samples.InputSamples
     store: checkpoint_store.Store
     policy: nonfinite.Policy
@@ -64,7 +65,7 @@ def set_up(config: Config, group: Group) -> Setup:
         train = graph.build_train_graph(config, group, dataset)
         evaluation = None
         if plan.evaluate_every is not None:
-            evaluation = graph.build_evaluation_graph(config, group, dataset)
+            evaluation = build_evaluation_graph(config, group, dataset)
         samples = input_samples.create_input_samples(
             input_samples.build_samples(train.stream, config, dataset.info.num_classes),
             config,

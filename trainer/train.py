@@ -145,7 +145,7 @@ def _loop(
         monitor.writer, config, group.worker, course, done=done, graph=session.graph
     )
     batches_done = done * config.optimizer.accumulate_steps
-    with graph.explain_errors(stream):
+    with stream.explain_errors():
         setup.samples.show(session, stream, monitor.writer, step=done, first_batch=batches_done)
     monitor.profiler.after_step(done)
     session.run(stream.initializer, {stream.start_step: batches_done})
@@ -153,7 +153,7 @@ def _loop(
     for number in range(done + 1, course.total_steps + 1):
         rate = schedule(number - 1)
         take = draw_step if monitor.histograms.is_due(number) else take_step
-        with graph.explain_errors(stream):
+        with stream.explain_errors():
             metrics, histograms = take(rate, guard.request())
         step = as_step(number, monitor.clock.finish_step(), rate, metrics)
         guard.finish_step(number)

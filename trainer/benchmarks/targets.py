@@ -9,9 +9,11 @@ import tensorflow.compat.v1 as tf1
 from trainer import flops, graph
 from trainer.config import Config
 from trainer.distributed import Group
-from trainer.graph import AnyDataset
+from trainer.inputs.dataset import AnyDataset
 from trainer.inputs.device import normalize
 from trainer.inputs.pipeline import Stream
+from trainer.losses import build_losses
+from trainer.network import build_logits
 
 # Too small to move the loss far within a benchmark; the step's work does not depend on it.
 _LEARNING_RATE = 1e-3
@@ -53,7 +55,7 @@ def _build_logits(
     config: Config, dataset: AnyDataset, stream: Stream, *, is_training: bool
 ) -> tf.Tensor:
     """float32 [batch, num_classes]."""
-    return graph.build_logits(
+    return build_logits(
         config.model,
         normalize(stream.batch.images, config.data),
         num_classes=dataset.info.num_classes,
@@ -72,7 +74,7 @@ def build_forward_backward(config: Config, group: Group, dataset: AnyDataset) ->
     """The loss with weight decay, and its gradient by every trainable variable; no update."""
     stream = dataset.build_train(group.worker, seed=config.run.seed)
     logits = _build_logits(config, dataset, stream, is_training=True)
-    losses = graph.build_losses(config, logits, stream.batch)
+    losses = build_losses(config, logits, stream.batch)
     gradients = tf.gradients(losses.total, tf1.trainable_variables())
     return _create_target("Forward-backward", tf.linalg.global_norm(gradients), stream)
 

@@ -136,9 +136,10 @@ def _check_labels(source: Source, num_classes: int) -> None:
             )
 
 
-def open_dataset(
-    config: DataConfig, *, num_classes: int | None = None
-) -> Dataset | SyntheticDataset:
+AnyDataset = Dataset | SyntheticDataset
+
+
+def open_dataset(config: DataConfig, *, num_classes: int | None = None) -> AnyDataset:
     """Opens what --dataset and --data_dir name. Adds nothing to a graph.
 
     Args:

@@ -5,6 +5,8 @@ chunks are under way at once, and come out in order. Where an image of a chunk t
 decodable, the chunk is made again, this time trying every image first (`decode`).
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -77,6 +79,18 @@ class Stream:
         if self._rows is None or not isinstance(error, tf.errors.OutOfRangeError):
             return None
         return self._rows.error
+
+    @contextlib.contextmanager
+    def explain_errors(self) -> Iterator[None]:
+        """Raises the stream's own UserError where it is what ended a session's run."""
+        try:
+            yield
+        except tf.errors.OpError as error:
+            reason = self.explain(error)
+            if reason is None:
+                raise
+            reason.known_to_all = False
+            raise reason from error
 
 
 def count_threads(worker: Worker) -> int:

@@ -1,0 +1,69 @@
+"""The evaluation of one batch, as a graph."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from trainer.config import Config
+from trainer.distributed import Group
+from trainer.inputs import device
+from trainer.inputs.dataset import AnyDataset
+from trainer.inputs.pipeline import Stream
+from trainer.losses import build_cross_entropy
+from trainer.network import build_logits
+
+
+class Answers(NamedTuple):
+    """What the network says of a batch.
+
+    Attributes:
+      labels: int32 [batch].
+      predictions: int32 [batch]: the class with the highest logit.
+      weights: float32 [batch]: 0 for a row that does not count.
+    """
+
+    labels: tf.Tensor
+    predictions: tf.Tensor
+    weights: tf.Tensor
+
+
+class EvaluationGraph(NamedTuple):
+    """The evaluation of one batch.
+
+    Attributes:
+      totals: float64 [4]: examples, right at first, right among the first 5, summed cross-entropy.
+      answers: of each example.
+      stream: the input.
+      steps: batches, the same number on every worker.
+    """
+
+    totals: tf.Tensor
+    answers: Answers
+    stream: Stream
+    steps: int
+
+
+def build_evaluation_graph(config: Config, group: Group, dataset: AnyDataset) -> EvaluationGraph:
+    """Adds the evaluation of a batch to the default graph."""
+    stream = dataset.build_evaluation(group.worker)
+    if stream.steps is None:
+        raise ValueError("the stream of an evaluation must have an end")
+    batch = stream.batch
+    logits = build_logits(
+        config.model,
+        device.normalize(batch.images, config.data),
+        num_classes=dataset.info.num_classes,
+        is_training=False,
+    )
+    cross_entropy = build_cross_entropy(logits, tf.one_hot(batch.labels, logits.shape[-1]))
+    right = [
+        tf.cast(tf.nn.in_top_k(batch.labels, logits, min(k, logits.shape[-1])), tf.float32)
+        for k in (1, 5)
+    ]
+    rows = tf.stack([tf.ones_like(cross_entropy), *right, cross_entropy])
+    # Padding counts nothing, not even where its cross-entropy is not finite.
+    counted = tf.where(batch.weights > 0, rows, tf.zeros_like(rows))
+    totals = tf.reduce_sum(tf.cast(counted, tf.float64), axis=1)
+    predictions = tf.argmax(logits, 1, output_type=tf.int32)
+    answers = Answers(batch.labels, predictions, batch.weights)
+    return EvaluationGraph(totals, answers, stream, stream.steps)

@@ -1,0 +1,63 @@
+"""The network that --model names, in the precision that --precision names."""
+
+import tensorflow as tf
+import tensorflow.compat.v1 as tf1
+
+import models
+from models.slim_compat import slim
+from trainer import precision
+from trainer.config import ConfigError, ModelConfig
+from trainer.step import cpu_gradients
+
+
+def find_network(config: ModelConfig, image_size: int) -> models.Network:
+    """The network that --model names.
+
+    Raises:
+      ConfigError: there is none, or images of `image_size` pixels are too small for it.
+    """
+    try:
+        network = models.get(config.model)
+    except models.UnknownModelError as error:
+        raise ConfigError(f"--model: {error}") from None
+    try:
+        models.check_image_size(network, image_size)
+    except ValueError as error:
+        raise ConfigError(f"--image_size: {error}") from None
+    return network
+
+
+def build_logits(
+    config: ModelConfig, images: tf.Tensor, *, num_classes: int, is_training: bool
+) -> tf.Tensor:
+    """The network's answer; its variables are shared by all calls within a graph.
+
+    Args:
+      config: the network, its arg scope and its precision.
+      images: float32 [batch, size, size, 3], normalized.
+      num_classes: of the logits.
+      is_training: whether BN uses the batch's statistics.
+
+    Returns:
+      logits: float32 [batch, num_classes].
+    """
+    network = find_network(config, images.shape[1])
+    dtype = precision.compute_dtype(config.precision)
+    # Weight decay is not the arg scope's here: its losses would be computed from the cast copies
+    # of the variables, in low precision. See `losses`.
+    arg_scope = network.arg_scope_fn(
+        weight_decay=0.0,
+        batch_norm_decay=config.batch_norm_decay,
+        batch_norm_epsilon=config.batch_norm_epsilon,
+        is_training=is_training,
+    )
+    getter = precision.create_variable_getter(dtype)
+    with (
+        tf1.variable_scope("", custom_getter=getter, reuse=tf1.AUTO_REUSE),
+        slim.arg_scope(arg_scope),
+        cpu_gradients.faster_gradients(dtype),
+    ):
+        logits, _ = network.fn(
+            tf.cast(images, dtype), num_classes=num_classes, is_training=is_training
+        )
+    return tf.cast(logits, tf.float32)
