@@ -2,9 +2,10 @@
 """What telemetry costs: the same training steps with all that is logged by default, and with none.
 
 Both take turns in one process, on one session, in blocks of steps, A B B A ...; what counts is the
-median block. Everything that telemetry does is in the time of its blocks, its pauses included. The
-network is small: a step takes some 20 ms on two cores. On a machine that does nothing else (what
-it tells of the CPU's time, of all threads, means something on a busy one, too):
+median of the rounds' ratios, since a machine's speed drifts. Everything that telemetry does is in
+the time of its blocks, its pauses included. The network is small: a step takes some 20 ms on two
+cores. On a machine that does nothing else (what it tells of the CPU's time, of all threads, means
+something on a busy one, too):
 
   scripts/benchmark_telemetry.py
 """
@@ -33,6 +34,7 @@ from trainer.telemetry.run_writer import create_writer
 
 _RATE = 0.01
 _CLASSES = 10
+_BATCH_SIZE = 32
 
 
 def network(images: tf.Tensor, num_classes: int, is_training: bool) -> tuple[tf.Tensor, dict]:
@@ -56,12 +58,12 @@ def create_steps(logdir: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """
     config = Config(
         model=ModelConfig(model="benchmark_telemetry:network"),
-        data=DataConfig(dataset="synthetic", image_size=48, batch_size=16),
+        data=DataConfig(dataset="synthetic", image_size=48, batch_size=_BATCH_SIZE),
         run=RunConfig(steps=10**6, logdir=logdir),
     )
     group = distributed.Group()
     course = plan.create_plan(
-        config.run, global_batch_size=16, train_examples=10**6, validation_examples=0
+        config.run, global_batch_size=_BATCH_SIZE, train_examples=10**6, validation_examples=0
     )
     with tf.Graph().as_default():
         dataset = open_dataset(config.data, num_classes=_CLASSES)
@@ -118,19 +120,18 @@ def time_block(take: Callable[[], Any], steps: int) -> Block:
 
 
 def compare(blocks: dict[str, list[Block]], field: str) -> dict[str, float]:
-    """The median block with and without telemetry, and how much more the one is than the other."""
-    medians = {
-        name: statistics.median(getattr(block, field) for block in each)
-        for name, each in blocks.items()
-    }
-    return {**medians, "more": medians["with"] / medians["without"] - 1}
+    """The median block with and without telemetry, and how much more a round's one is."""
+    values = {name: [getattr(block, field) for block in each] for name, each in blocks.items()}
+    rounds = zip(values["with"], values["without"], strict=True)
+    medians = {name: statistics.median(each) for name, each in values.items()}
+    return {**medians, "more": statistics.median(one / other for one, other in rounds) - 1}
 
 
 def main() -> None:
     """Times both and prints what one costs more than the other."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=30, help="blocks of each; %(default)s")
-    parser.add_argument("--steps", type=int, default=50, help="per block; %(default)s")
+    parser.add_argument("--rounds", type=int, default=200, help="blocks of each; %(default)s")
+    parser.add_argument("--steps", type=int, default=10, help="per block; %(default)s")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as logdir:
         takes = dict(zip(("without", "with"), create_steps(logdir), strict=True))
