@@ -25,6 +25,7 @@ def assert_same(batches, others):
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_starting_at_a_step_equals_the_straight_run_to_the_bit(fields, monkeypatch):
     data = numbered_dataset(create_config(batch_size=5, **fields), train=23)
     worker = Worker(1, 2)

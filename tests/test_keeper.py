@@ -7,6 +7,8 @@ import pytest
 from horovod.runner.common.util import safe_shell_exec
 from processes import ROOT, environment
 
+pytestmark = pytest.mark.processes
+
 WORKER = """
 import os, time
 from trainer.safety import keeper

@@ -160,6 +160,7 @@ def test_a_checkpoint_of_slims_network_gives_the_same_logits(name, tmp_path):
         (64, {}),
     ],
 )
+@pytest.mark.slow
 @pytest.mark.parametrize("is_training", [False, True])
 def test_every_argument_gives_slims_result(size, arguments, is_training, tmp_path):
     images = np.random.default_rng(4).uniform(-1, 1, (2, size, size, 3)).astype(np.float32)

@@ -98,6 +98,7 @@ def test_of_another_hosts_lock_the_beats_decide(tmp_path):
     lock.close()
 
 
+@pytest.mark.processes
 def test_of_several_that_find_a_stale_lock_one_gets_it(tmp_path):
     for _ in range(2):
         write_lock(tmp_path, beats=1, process=Process(2**22 + 1, start_ticks=1))

@@ -12,6 +12,8 @@ from processes import ROOT, environment
 
 from trainer.safety import watchdog
 
+pytestmark = pytest.mark.processes
+
 GUARDED = """
 import os, sys, threading, time
 from trainer.status import Status
