@@ -65,6 +65,8 @@ def test_the_lock_of_a_process_that_was_killed_is_stale(tmp_path, holder):
 def test_the_same_number_of_a_later_process_does_not_hold(tmp_path, holder):
     write_lock(tmp_path, beats=1, process=Process(holder.pid, start_ticks=1))
     lock = take(tmp_path)
+    assert f"process {holder.pid} on" in lock.story[0]
+    assert "whose process is gone" in lock.story[0]
     lock.close()
 
 
