@@ -48,10 +48,15 @@ def _run(commands: list[list[str]], results: list[Path], *, confine: bool) -> li
         if confine:  # Before it looks for its cores, which takes it longer than this.
             os.sched_setaffinity(process.pid, _share(number, len(commands)))
         started.append(process)
-    for process in started:
-        _, errors = process.communicate()
-        if process.returncode:
-            sys.exit(f"benchmark_workers.py: {process.args}: {process.returncode}\n{errors}")
+    try:
+        for process in started:
+            _, errors = process.communicate()
+            if process.returncode:
+                command = " ".join(process.args)
+                sys.exit(f"benchmark_workers.py: {command}: status {process.returncode}\n{errors}")
+    finally:
+        for process in started:
+            process.terminate()  # The others of one that failed, or all of them at Ctrl-C.
     return [json.loads(path.read_text(encoding="utf-8"))["result"] for path in results]
 
 
@@ -130,6 +135,12 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=16, help="per worker; %(default)s")
     parser.add_argument("flags", nargs="*", help="of the trainer, after --")
     options = parser.parse_args()
+    cores = session.available_cores()
+    if not 1 <= options.workers <= cores:
+        parser.error(f"--workers: must be 1 to {cores}, a core for each, got {options.workers}")
+    for name in ("rounds", "steps", "batch_size"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name}: must be at least 1, got {getattr(options, name)}")
     with tempfile.TemporaryDirectory() as folder:
         contest = Contest(options, Path(folder))
         ways = {
