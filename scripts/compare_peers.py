@@ -59,9 +59,12 @@ def make_environment(folder: Path) -> Path:
     stamp = folder / "stamp"
     wanted = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()
     python = folder / "bin" / "python"
+    if not stamp.exists() and folder.exists() and any(folder.iterdir()):
+        sys.exit(f"compare_peers.py: --venv: must be new or made by this program, got {folder}")
     if not stamp.exists() or stamp.read_text(encoding="ascii") != wanted:
         print(f"sets up {folder} ...", flush=True)
         venv.create(folder, clear=True, with_pip=True)
+        stamp.touch()  # What is half made, too, was made here.
         command = [python, "-m", "pip", "install", "--quiet", "--requirement", requirements]
         subprocess.run(command, check=True)
         stamp.write_text(wanted, encoding="ascii")

@@ -45,13 +45,12 @@ class Launch:
 
     def _ask_rank_0(self) -> bool:
         try:
-            holder, _ = lock_holder.read(self._logdir / lock_holder.FILE_NAME)
-            if holder is None or not holder.is_of_this_host() or not holder.process.is_alive():
-                return False
-            os.kill(holder.process.pid, signal.SIGUSR1)
+            holder = lock_holder.find_alive(self._logdir)
+            if holder is not None:
+                os.kill(holder.process.pid, signal.SIGUSR1)
         except OSError:
             return False
-        return True
+        return holder is not None
 
     def run(self) -> int:
         """Runs the command; returns its exit status, as a shell tells it."""
@@ -60,6 +59,8 @@ class Launch:
             env=worker_environment.select(os.environ),
             preexec_fn=_prepare_launcher,  # noqa: PLW1509 (this program has one thread)
         )
+        if self.asked is not None:  # While it was started.
+            self._process.send_signal(signal.SIGTERM)
         returncode = self._process.wait()
         self._process = None
         return returncode if returncode >= 0 else 128 - returncode

@@ -27,10 +27,13 @@ import process_tree
 from launch import Launch
 
 from trainer import checkpoint_manifest
-from trainer.safety import exit_status
+from trainer.safety import exit_status, lock_holder
 from trainer.status import FILE_NAME, Status
 
 _PR_SET_CHILD_SUBREAPER = 36
+# Ends of a launcher that nobody has asked for. Its workers save then, and call it a preemption.
+_CRASHES = ("SIGKILL", "SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL")
+_CRASH_CODES = tuple(128 + signal.Signals[name] for name in _CRASHES)
 # A worker that has lost its launcher ends by itself within 15 s.
 _LEFT_BEHIND_SEC = 16.0
 _LONGEST_PAUSE_SEC = 300.0
@@ -126,6 +129,7 @@ def _status_time(logdir: Path) -> int:
 
 def supervise(launch: Launch, failures: Failures, logdir: Path, story: Story) -> int:
     """Runs the command until it is done, stopped or given up; returns the exit status."""
+    _wait_for_folder(launch, logdir)
     start = 0
     while launch.asked is None:
         start += 1
@@ -141,8 +145,7 @@ def supervise(launch: Launch, failures: Failures, logdir: Path, story: Story) ->
             return 0
         if launch.asked is not None:
             break
-        # The workers of a launcher that was killed save, too; but nobody has asked them to stop.
-        if state == "preempted" and code != 128 + signal.SIGKILL:
+        if state == "preempted" and code not in _CRASH_CODES:
             story.tell(f"preempted: {reason}")
             return exit_status.PREEMPTED
         what = f"start {start} ended with status {code}"
@@ -159,9 +162,20 @@ def supervise(launch: Launch, failures: Failures, logdir: Path, story: Story) ->
     return exit_status.PREEMPTED
 
 
+def _wait_for_folder(launch: Launch, logdir: Path) -> None:
+    """Waits for what an earlier run has left behind; refuses to disturb one that goes on."""
+    end_sec = time.monotonic() + _LEFT_BEHIND_SEC
+    while launch.asked is None and (holder := lock_holder.find_alive(logdir)) is not None:
+        if time.monotonic() > end_sec:
+            _fail(f"{holder} trains in {logdir}: wait for its end, or choose another --logdir")
+        launch.wait(0.2)
+
+
 def _give_up(logdir: Path, story: Story, failures: Failures, what: str) -> None:
     reason = f"given up after {failures.in_a_row} failures without progress: {what}"
     story.tell(reason)
+    if lock_holder.find_alive(logdir) is not None:
+        return  # The status is of another run, which has the folder.
     step = _read_status(logdir).get("step")
     Status(str(logdir), rank=0).set(
         "failed", step=step if isinstance(step, int) else 0, reason=reason
@@ -169,20 +183,25 @@ def _give_up(logdir: Path, story: Story, failures: Failures, what: str) -> None:
 
 
 def find_logdir(command: Sequence[str]) -> str | None:
-    """The value of --logdir in a command line or in the flag files that it names."""
+    """The value of --logdir in a command line or in the flag files that it names: the last one."""
+    found = None
     for position, word in enumerate(command):
         name, equals, value = word.lstrip("-").partition("=")
         if not word.startswith("-") or name not in ("logdir", "flagfile"):
             continue
         if not equals:
             value = command[position + 1] if position + 1 < len(command) else ""
-        if name == "logdir":
-            return value
-        with contextlib.suppress(OSError):
-            inside = find_logdir(Path(value).read_text(encoding="utf-8").split())
-            if inside is not None:
-                return inside
-    return None
+        found = (_logdir_in_file(value) if name == "flagfile" else value) or found
+    return found
+
+
+def _logdir_in_file(path: str) -> str | None:
+    """The value of --logdir in a flag file, which has a word of the command line in each line."""
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return None
+    return find_logdir([line for line in lines if not line.startswith(("#", "//"))])
 
 
 def _fail(text: str) -> NoReturn:

@@ -32,7 +32,7 @@ case ${1-} in
     ;;
 esac
 
-venv=${SLIM_HOROVOD_VENV:-$root/.venv}
+venv=$(realpath -ms "${SLIM_HOROVOD_VENV:-$root/.venv}")
 "$root/scripts/setup.sh" --venv "$venv"
 export PATH="$venv/bin:$PATH" PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 

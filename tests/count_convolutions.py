@@ -4,6 +4,7 @@ usage: count_convolutions.py PASS xla|plain RESULT_JSON
 """
 
 import collections
+import dataclasses
 import json
 import re
 import sys
@@ -27,9 +28,10 @@ def create_config():
     return Config(mode="benchmark", **(tiny.config_groups() | {"data": data}))
 
 
-def build(name):
-    """A pass with the tiny network, in the default graph."""
+def build(name, model="tiny:network"):
+    """A pass with a tiny network, in the default graph."""
     config = create_config()
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, model=model))
     dataset = open_dataset(config.data, num_classes=tiny.NUM_CLASSES)
     return targets.PASSES[name](config, distributed.Group(), dataset)
 

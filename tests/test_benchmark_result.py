@@ -10,6 +10,7 @@ from trainer.benchmarks import allreduce as allreduce_benchmark
 from trainer.benchmarks import record
 from trainer.benchmarks.result import Sweep, create_result
 from trainer.config import BenchmarkConfig, Config, ConfigError, UserError
+from trainer.distributed import Worker
 
 
 def create(durations_sec, *, batch_size=32, peak_gflops=1000.0, steps=2):
@@ -97,9 +98,9 @@ def test_csv_rows_are_appended(tmp_path):
     path = tmp_path / "results.csv"
     config = Config(benchmark=BenchmarkConfig(result_csv=str(path)))
     record.check_csv(str(path))
-    record.append_csv(config, {"forward": sweep()})
+    record.append_csv(config, Worker(), {"forward": sweep()})
     record.check_csv(str(path))
-    record.append_csv(config, {"allreduce": allreduce()})
+    record.append_csv(config, Worker(0, 4, 0, 4), {"allreduce": allreduce()})
     rows = read(path)
     assert [(row["pass"], row["batch_size"], row["error"], row["workers"]) for row in rows] == [
         ("forward", "8", "", "1"),
@@ -124,6 +125,9 @@ def test_a_csv_file_of_something_else_is_refused(tmp_path):
     path = tmp_path / "other.csv"
     path.write_text("epoch,loss\n1,2\n")
     with pytest.raises(ConfigError, match=r"--result_csv: must be a new file .*other\.csv"):
+        record.check_csv(str(path))
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"--result_csv: must be readable text, got .*other\.csv"):
         record.check_csv(str(path))
 
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 import tiny
 
+from trainer import flops
 from trainer.inputs.device import normalize
 from trainer.losses import build_losses
 from trainer.network import build_logits
@@ -52,6 +53,30 @@ def test_flops_are_those_of_the_convolutions_and_products_that_run(name):
     forward = sum(convolutions) + product
     expected = forward if name == "forward" else 3 * forward - convolutions[0]
     assert target.flops == tiny.BATCH_SIZE * expected
+
+
+def test_a_first_step_that_is_not_finite_is_a_step_like_others():
+    with tf.Graph().as_default():
+        target = count_convolutions.build("train_step", "tiny:poisoned_network")
+        with tf1.Session() as session:
+            session.run(tf1.global_variables_initializer())
+            session.run(target.begin)
+            session.run(target.stream.initializer, {target.stream.start_step: 0})
+            value = session.run(target.fetch, {**target.feeds, "poison:0": np.inf})
+            assert not np.isfinite(value)
+            assert np.isfinite(session.run(target.fetch, target.feeds))
+
+
+def test_flops_of_depthwise_convolutions_and_batches_of_products():
+    with tf.Graph().as_default() as graph:
+        images = tf.zeros([2, 8, 8, 4])
+        kernel = tf.zeros([3, 3, 4, 2])
+        result = tf.nn.depthwise_conv2d(images, kernel, [1, 1, 1, 1], "SAME")
+        tf.gradients(result, [images, kernel])
+        assert flops.count_flops(graph.get_operations()) == 3 * 2 * (2 * 8 * 8 * 8) * 9
+    with tf.Graph().as_default() as graph:
+        tf.matmul(tf.zeros([5, 7, 2]), tf.zeros([5, 7, 3]), transpose_a=True)
+        assert flops.count_flops(graph.get_operations()) == 2 * 5 * 2 * 3 * 7
 
 
 def count_in_hlo(folder):

@@ -244,6 +244,25 @@ def test_the_best_by_top1_is_kept_apart(tmp_path, counted):
     assert store.lacks_evaluation(5)
 
 
+def test_an_evaluation_counts_when_the_best_is_kept(tmp_path, counted, monkeypatch):
+    session, _, step, create = counted
+    store = create()
+    checkpoints.assign(session, step, 1)
+    store.save(session, 1)
+
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(checkpoint_store.checkpoint_files, "move", fail)
+        with pytest.raises(OSError, match="No space"):
+            store.note_evaluation(session, 1, 0.5)
+    assert store.lacks_evaluation(1)
+    store.note_evaluation(session, 1, 0.5)
+    assert not store.lacks_evaluation(1)
+    assert checkpoints.find_newest(f"{tmp_path}/best").step == 1
+
+
 def test_with_other_workers_a_run_goes_on_at_the_same_example(tmp_path, counted):
     session, weights, step, create = counted
     store = create()
@@ -269,13 +288,16 @@ def test_with_other_workers_a_run_goes_on_at_the_same_example(tmp_path, counted)
 
 def test_a_complete_run_stays_complete_with_other_workers(tmp_path, counted):
     session, _, step, create = counted
-    checkpoints.assign(session, step, 30)
-    create().save(session, 30)
+    for number in (15, 30):
+        checkpoints.assign(session, step, number)
+        create().save(session, number)
     for size, total_steps in ((20, 15), (5, 60)):
         facts = dataclasses.replace(FACTS, global_batch_size=size, total_steps=total_steps)
-        create(facts=facts).restore(session)
+        store = create(facts=facts)
+        store.restore(session)
         assert session.run(step) == total_steps
-        assert checkpoints.steps_in(str(tmp_path)) == [30]
+        assert checkpoints.steps_in(str(tmp_path)) == [30, 15]
+        assert not store.lacks_evaluation(total_steps)  # 15 is of half the run.
     longer = {"run": {"seed": 0, "steps": 100}}
     facts = dataclasses.replace(FACTS, global_batch_size=5, total_steps=100, config=longer)
     create(facts=facts).restore(session)

@@ -79,6 +79,8 @@ def test_a_flagfile_carries_a_recipe(tmp_path):
         ),
         (["--flagfile=nowhere.flags"], "nowhere.flags"),
         (["--resume=must"], "--logdir: must be given with --resume=must, got none"),
+        (["--logdir=runs/lr[1]"], "--logdir: must have none of .*, got 'runs/lr.1.'"),
+        (["--batch_size=9999999999"], "--batch_size: must be at most 2147483647, got 9999999999"),
     ],
 )
 def test_a_wrong_flag_is_one_line(arguments, line):

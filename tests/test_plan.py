@@ -31,6 +31,13 @@ def test_total_steps(run, steps):
     assert plan(**run).total_steps == steps
 
 
+def test_rounding_adds_no_step():
+    course = create_plan(
+        RunConfig(epochs=1.1), global_batch_size=10, train_examples=1000, validation_examples=0
+    )
+    assert course.total_steps == 110
+
+
 def test_the_last_step_saves_evaluates_and_reports_whatever_the_intervals():
     course = plan(steps=7, checkpoint_every=0, eval_every_epochs=0.0, log_every=5)
     assert [n for n in range(1, 8) if course.saves_at(n)] == [7]

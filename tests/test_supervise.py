@@ -10,6 +10,8 @@ import pytest
 import supervise
 from processes import ROOT, environment
 
+from trainer.safety import lock_holder
+
 # Counts its starts in a file, then does what the words say: one for each start.
 COMMAND = """
 import json, os, pathlib, signal, subprocess, sys, time
@@ -38,6 +40,9 @@ if what == "finished":
     sys.exit(0)
 if what == "saved and killed":
     put("status.json", state="preempted", step=7, reason="left by its launcher")
+if what == "saved and crashed":
+    put("status.json", state="preempted", step=7, reason="asked to stop by SIGTERM")
+    os.kill(os.getpid(), signal.SIGSEGV)
 if "killed" in what:
     os.kill(os.getpid(), signal.SIGKILL)
 if what == "wait":
@@ -108,10 +113,27 @@ def test_a_preempted_run_is_not_started_again(tmp_path):
     assert story[-1] == "preempted: asked"
 
 
-def test_after_a_launcher_was_killed_the_run_goes_on_although_it_was_saved(tmp_path):
-    status, story = run(tmp_path, "saved and killed", "finished")
+def test_after_a_launcher_was_killed_or_crashed_the_run_goes_on_although_it_was_saved(tmp_path):
+    status, story = run(tmp_path, "saved and killed", "saved and crashed", "finished")
     assert status == 0
     assert story[-1] == "finished"
+
+
+def test_another_run_in_the_folder_is_not_disturbed(tmp_path):
+    holder = lock_holder.of_this_process()
+    (tmp_path / lock_holder.FILE_NAME).write_text(lock_holder.as_text(holder, beats=1))
+    hasty = "import supervise; supervise._LEFT_BEHIND_SEC = 0.5; supervise.main()"
+    done = subprocess.run(
+        command(tmp_path, "finished", program=["-c", hasty]),
+        cwd=ROOT,
+        env=environment(PYTHONPATH=f"{ROOT}:{ROOT}/scripts"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"supervise.py: process {os.getpid()} on " in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [lock_holder.FILE_NAME]
 
 
 def test_nothing_of_a_failed_start_is_left_when_the_next_begins(tmp_path):
@@ -155,15 +177,17 @@ def test_the_command_ends_when_its_supervisor_is_killed(tmp_path):
 @pytest.mark.parametrize(
     "words",
     [
-        ["python", "-m", "trainer", "--logdir=runs/a"],
-        ["python", "-m", "trainer", "-logdir", "runs/a", "--seed=1"],
+        ["python", "-m", "trainer", "--logdir=my runs/a"],
+        ["python", "-m", "trainer", "-logdir", "my runs/a", "--seed=1"],
         ["python", "-m", "trainer", "--flagfile=FILE"],
+        ["python", "-m", "trainer", "--flagfile=FILE", "--logdir=my runs/a"],
+        ["python", "-m", "trainer", "--logdir=runs/b", "--flagfile", "FILE"],
     ],
 )
 def test_the_logdir_is_found(tmp_path, words):
-    (tmp_path / "flags").write_text("--seed=1\n--logdir=runs/a\n")
+    (tmp_path / "flags").write_text("--seed=1\n--logdir=runs/b\n  --logdir=my runs/a\n# --logdir=c")
     words = [word.replace("FILE", str(tmp_path / "flags")) for word in words]
-    assert supervise.find_logdir(words) == "runs/a"
+    assert supervise.find_logdir(words) == "my runs/a"
 
 
 def test_a_command_without_a_logdir_is_refused():

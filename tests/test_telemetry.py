@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import time
 
 import pytest
@@ -69,6 +70,17 @@ def test_who_writes_beside_a_run_takes_nothing_away(tmp_path):
     assert len(events["a"]) == 7
     assert events["c"] == [(2, 3.0)]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 8
+
+
+def test_events_come_after_those_of_a_clock_that_was_fast(tmp_path):
+    later = time.time() + 1000
+    (tmp_path / f"events.out.tfevents.{later:017.6f}.host.1").touch()
+    writer = create_writer(str(tmp_path), rank=0)
+    writer.write(1, {"a": 1.0}, wall_time=0.0)
+    writer.close()
+    first, second = sorted(path.name for path in tmp_path.glob("events.*"))
+    assert first.endswith(".host.1")
+    assert second.endswith(f".{os.getpid()}")
 
 
 def test_flush_brings_everything_to_disk(tmp_path):
@@ -215,6 +227,20 @@ def test_a_flush_writes_only_what_is_new():
     recorder.steps.clear()
     log.flush()
     assert recorder.steps == {}
+
+
+def test_the_console_outlives_a_full_disk_and_a_reader_that_is_gone(tmp_path):
+    plan = create_plan(
+        RunConfig(steps=5), global_batch_size=1, train_examples=1, validation_examples=0
+    )
+    read, write = os.pipe()
+    os.close(read)
+    for stream in (os.fdopen(os.open("/dev/full", os.O_WRONLY), "w"), os.fdopen(write, "w")):
+        with stream:
+            talk = console.TextConsole(plan, first_step=1, stream=stream)
+            talk.say("a line")
+            talk.report_step(5, 0.1, loss=2.5, top1=0.5)
+            talk.close()
 
 
 def test_the_console_tells_the_mean_rate_since_its_last_line():

@@ -27,21 +27,21 @@ def run(config: Config) -> int:
         _check(config, group)
     say: Say = functools.partial(print, flush=True) if group.worker.rank == 0 else _say_nothing
     measured: dict[str, Result] = {}
-    partial = False
+    is_complete = False
     try:
         with group.explain_loss():
             for name in config.benchmark.passes:
                 measured[name] = _measure_pass(config, group, name, say)
                 say(measured[name].format(name))
                 if measured[name].partial:
-                    partial = True
-                    break
+                    raise KeyboardInterrupt  # It came in the pass.
+        is_complete = True
     except KeyboardInterrupt:
-        partial = True
+        pass  # What there is comes next.
     finally:  # What was measured before an error is worth keeping.
-        _record(config, group, measured, partial=partial)
+        _record(config, group, measured, partial=not is_complete)
     group.shutdown()
-    return _INTERRUPTED if partial else 0
+    return 0 if is_complete else _INTERRUPTED
 
 
 def _say_nothing(text: str) -> None:
@@ -126,6 +126,7 @@ def _measure(config: Config, group: Group, name: str, say: Say) -> PassResult:
         target.stream.explain_errors(),
     ):
         pass_session.run(initializer)
+        pass_session.run(target.begin)
         pass_session.run(target.stream.initializer, {target.stream.start_step: 0})
         run_pass = pass_session.make_callable(target.fetch, list(target.feeds))
         take = functools.partial(run_pass, *target.feeds.values())
@@ -168,11 +169,11 @@ def _record(config: Config, group: Group, measured: dict[str, Result], *, partia
         "partial": partial,
         "passes": {name: part.to_json() for name, part in measured.items()},
     }
-    text = f"measured: {', '.join(measured)}{'; interrupted, partial' * partial}"
+    text = f"measured: {', '.join(measured)}{'; partial' * partial}"
     results.report(config, group.worker, result, text=text)
     if group.worker.rank != 0:
         return
     if config.benchmark.result_csv is not None:
-        record.append_csv(config, measured)
+        record.append_csv(config, group.worker, measured)
     if config.run.logdir is not None:
         record.write_events(config.run.logdir, measured)

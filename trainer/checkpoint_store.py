@@ -51,6 +51,7 @@ class Store:
         self._facts = facts
         self._network = checkpoints.network_variables()
         self._saver = tf1.train.Saver(variables, max_to_keep=None)
+        self._is_left_alone = False
         self.story: tuple[str, ...] = ()
 
     def check_room(self) -> None:
@@ -109,6 +110,7 @@ class Store:
                 was_complete = found.entry.step >= before.total_steps
                 if was_complete and checkpoint_changes.is_as_long(before, self._facts):
                     self._set_step(session, self._facts.total_steps)  # And so it stays.
+                    self._is_left_alone = True
                 else:
                     story.append(self._renumber(session, found.entry))
         self.story = tuple(story)
@@ -226,6 +228,8 @@ class Store:
 
     def lacks_evaluation(self, step: int) -> bool:
         """Whether the run ended between the checkpoint of a step and the evaluation after it."""
+        if self._is_left_alone:  # The entry of that number is of another step.
+            return False
         entry = checkpoint_manifest.read(self._logdir).find(step)
         return entry is not None and entry.top1 is None
 
@@ -242,12 +246,12 @@ class Store:
         """
         manifest = checkpoint_manifest.read(self._logdir)
         entry = manifest.find(step)
-        if entry is not None:
-            entry = dataclasses.replace(entry, top1=top1)
-            checkpoint_manifest.write(self._logdir, manifest.with_entry(entry))
         best = checkpoint_manifest.read(self._logdir / BEST).entries
         if not best or best[-1].top1 is None or top1 > best[-1].top1:
             self._keep_best(session, step, top1, entry)
+        if entry is not None:  # Noted last: before, a restart evaluates it again.
+            entry = dataclasses.replace(entry, top1=top1)
+            checkpoint_manifest.write(self._logdir, manifest.with_entry(entry))
 
     def _keep_best(self, session: tf1.Session, step: int, top1: float, entry: Entry | None) -> None:
         folder = self._logdir / BEST

@@ -128,8 +128,10 @@ class DataConfig(Checked):
         "Default: what --data_dir holds; synthetic without it.",
     )
     data_dir: str | None = flag(None, "Folder of the data set.")
-    image_size: int = flag(224, "Height and width of the network's input, pixels.", minimum=1)
-    batch_size: int = flag(32, "Examples per step and worker.", minimum=1)
+    image_size: int = flag(
+        224, "Height and width of the network's input, pixels.", minimum=1, maximum=2**15
+    )
+    batch_size: int = flag(32, "Examples per step and worker.", minimum=1, maximum=2**31 - 1)
     label_offset: int | None = flag(
         None,
         "Subtracted from the labels of TFRecords: 1 where they start at 1, as in tf-slim's and "
@@ -350,6 +352,11 @@ class RunConfig(Checked):
             )
         if self.resume == "must" and self.logdir is None:
             raise ConfigError("--logdir: must be given with --resume=must, got none")
+        if self.logdir is not None and set(self.logdir) & set("*?[\\"):
+            raise ConfigError(
+                "--logdir: must have none of * ? [ and \\, which TensorFlow reads as a pattern, "
+                f"got {self.logdir!r}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

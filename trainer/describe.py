@@ -183,6 +183,7 @@ def run(config: Config) -> int:
     Raises:
       ConfigError: there is no such network, or its images must be larger.
     """
+    results.check_places(config, Worker())
     description = describe(
         find_network(config.model, config.data.image_size),
         image_size=config.data.image_size,

@@ -272,14 +272,21 @@ def run_python(
     try:
         output, errors = process.communicate(timeout=timeout_sec)
     except subprocess.TimeoutExpired:
-        # horovodrun ends its workers when it is told to end, and is killed where it does not.
-        for end in (signal.SIGTERM, signal.SIGKILL):
-            os.killpg(process.pid, end)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=10)
-                break
+        _end(process)
         return Ended(1, "", f"no end after {timeout_sec:g} s")
+    except KeyboardInterrupt:
+        _end(process)
+        raise
     return Ended(process.returncode, output, errors)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Ends horovodrun, which ends its workers when it is told to; else, what there is of it."""
+    for end in (signal.SIGTERM, signal.SIGKILL):
+        os.killpg(process.pid, end)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=10)
+            return
 
 
 def how_ended(ended: Ended) -> str:

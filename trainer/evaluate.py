@@ -109,6 +109,9 @@ def run(config: Config) -> int:
     with group.fail_together():
         config = results.as_trained(config)
         prefix = checkpoints.choose(config.run)
+    with group.explain_loss():
+        prefix = group.gather(prefix)[0]  # A run may save another one at this moment.
+    with group.fail_together():
         results.check_places(config, group.worker)
         num_classes = config.model.num_classes or checkpoints.count_classes(prefix)
         dataset = open_dataset(config.data, num_classes=num_classes)

@@ -26,16 +26,16 @@ def count_op_flops(op: tf.Operation) -> int:
       ValueError: a shape that the count needs is not static.
     """
     match op.type:
-        case "Conv2D":
+        case "Conv2D" | "DepthwiseConv2dNative":
             result, kernel = op.outputs[0].shape, op.inputs[1].shape
-        case "Conv2DBackpropInput":
+        case "Conv2DBackpropInput" | "DepthwiseConv2dNativeBackpropInput":
             result, kernel = op.inputs[2].shape, op.inputs[1].shape
-        case "Conv2DBackpropFilter":
+        case "Conv2DBackpropFilter" | "DepthwiseConv2dNativeBackpropFilter":
             result, kernel = op.inputs[2].shape, op.outputs[0].shape
-        case "DepthwiseConv2dNative":
-            # One kernel per channel of the result: [height, width, channels, multiplier].
-            kernel = op.inputs[1].shape
-            return 2 * _elements(op.outputs[0].shape, op) * _elements(kernel[:2], op)
+        case "BatchMatMulV2":
+            left = op.inputs[0].shape
+            summed = left[-2:-1] if op.get_attr("adj_x") else left[-1:]
+            return 2 * _elements(op.outputs[0].shape, op) * _elements(summed, op)
         case "MatMul":
             left = op.inputs[0].shape
             summed = left[:1] if op.get_attr("transpose_a") else left[1:]
@@ -43,8 +43,10 @@ def count_op_flops(op: tf.Operation) -> int:
         case _:
             return 0
     # kernel: [height, width, channels in, channels out]. Each element of a convolution's result is
-    # a sum over the first three; both gradients run through the same products.
-    return 2 * _elements(result, op) * _elements(kernel[:3], op)
+    # a sum over the first three, or, depthwise, where each has one channel, over the first two;
+    # both gradients run through the same products.
+    summed = kernel[:2] if op.type.startswith("Depthwise") else kernel[:3]
+    return 2 * _elements(result, op) * _elements(summed, op)
 
 
 def count_flops(operations: Iterable[tf.Operation]) -> int:

@@ -62,7 +62,8 @@ def create_plan(
         total_steps = config.steps
     else:
         epochs = DEFAULT_EPOCHS if config.epochs is None else config.epochs
-        total_steps = math.ceil(epochs * steps_per_epoch)
+        # Rounded first: 1.1 epochs of 100 steps are 110, though 1.1 * 100 is a little more.
+        total_steps = math.ceil(round(epochs * steps_per_epoch, 6))
     evaluate_every = None
     if validation_examples:
         evaluate_every = 0

@@ -36,21 +36,20 @@ def check_places(config: Config, worker: Worker) -> None:
 
 
 def report(config: Config, worker: Worker, result: dict[str, Any], *, text: str) -> None:
-    """Prints `text` and writes --result_json, where it is asked for; from rank 0 alone."""
+    """Writes --result_json, where it is asked for, and prints `text`; from rank 0 alone."""
     if worker.rank != 0:
         return
+    if config.run.result_json is not None:
+        content = {
+            "mode": config.mode,
+            "config": dataclasses.asdict(config),
+            "environment": dataclasses.asdict(
+                environment.describe(worker.local_rank, worker.local_size)
+            ),
+            "result": result,
+        }
+        atomic_file.write_text(config.run.result_json, json.dumps(content, indent=2) + "\n")
     print(text, flush=True)
-    if config.run.result_json is None:
-        return
-    content = {
-        "mode": config.mode,
-        "config": dataclasses.asdict(config),
-        "environment": dataclasses.asdict(
-            environment.describe(worker.local_rank, worker.local_size)
-        ),
-        "result": result,
-    }
-    atomic_file.write_text(config.run.result_json, json.dumps(content, indent=2) + "\n")
 
 
 def write_model(config: Config, worker: Worker, names: Sequence[str] | None) -> None:

@@ -1,5 +1,6 @@
 """`<logdir>/status.json`: the state of a run, for programs that watch it."""
 
+import contextlib
 import json
 import sys
 import threading
@@ -35,7 +36,9 @@ class Status:
             try:
                 atomic_file.write_text(self._path, text + "\n")
             except OSError as error:
-                if state != "failed":  # Why a run failed is told in any case.
+                if state == "failed":
+                    return  # Why a run failed is told in any case.
+                with contextlib.suppress(OSError):
                     print(
                         f"slim-horovod: {self._path} cannot be written ({error})", file=sys.stderr
                     )

@@ -29,6 +29,7 @@ def prepare(case: Case, *, xla: bool) -> Prepared:
         )
         run = tf1.Session(config=session.create_config(xla=xla))
         run.run(tf1.global_variables_initializer())
+        run.run(target.begin)
         run.run(target.stream.initializer, {target.stream.start_step: 0})
         parameters = sum(v.shape.num_elements() for v in tf1.trainable_variables())
     step = run.make_callable(target.fetch, list(target.feeds))

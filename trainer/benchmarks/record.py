@@ -12,6 +12,7 @@ from trainer import atomic_file, environment
 from trainer.benchmarks.allreduce import AllreduceResult
 from trainer.benchmarks.result import PassResult, Sweep
 from trainer.config import Config, ConfigError
+from trainer.distributed import Worker
 from trainer.telemetry.background import BackgroundWriter
 from trainer.telemetry.event_file import EventFileWriter
 
@@ -38,12 +39,15 @@ def check_csv(path: str) -> None:
     """Refuses a file whose rows mean something else.
 
     Raises:
-      ConfigError: its header is not `COLUMNS`.
+      ConfigError: its header is not `COLUMNS`, or it can't be read.
     """
     if not Path(path).exists():
         return
-    with open(path, encoding="utf-8", newline="") as file:
-        header = next(csv.reader(file), None)
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            header = next(csv.reader(file), None)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"--result_csv: must be readable text, got {path} ({error})") from error
     if header is not None and tuple(header) != COLUMNS:
         raise ConfigError(
             f"--result_csv: must be a new file or one that a benchmark wrote, got {path}, whose "
@@ -51,7 +55,7 @@ def check_csv(path: str) -> None:
         )
 
 
-def append_csv(config: Config, results: Mapping[str, Result]) -> None:
+def append_csv(config: Config, worker: Worker, results: Mapping[str, Result]) -> None:
     """Appends a row per pass and batch size to --result_csv."""
     path = Path(config.benchmark.result_csv or "")
     text = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -59,7 +63,7 @@ def append_csv(config: Config, results: Mapping[str, Result]) -> None:
     table = csv.DictWriter(lines, COLUMNS, extrasaction="ignore", lineterminator="\n")
     if not text:
         table.writeheader()
-    where = dataclasses.asdict(environment.describe())
+    where = dataclasses.asdict(environment.describe(worker.local_rank, worker.local_size))
     where |= {f"version_{name}": version for name, version in where["versions"].items()}
     model = dataclasses.asdict(config.model)
     settings = {**model, "image_size": config.data.image_size}

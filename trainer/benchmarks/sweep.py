@@ -13,13 +13,13 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from trainer.benchmarks.result import PassResult, Sweep
 from trainer.benchmarks.runs import Say
-from trainer.config import Config, UserError
+from trainer.config import Config, RunConfig, TelemetryConfig, UserError
 
-_MEASURED = (0, 130)  # Exit statuses: all of it, or until Ctrl-C.
+_INTERRUPTED = 130  # Exit status of a benchmark that Ctrl-C ended.
 
 
 def to_flags(config: Config) -> list[str]:
@@ -32,9 +32,24 @@ def to_flags(config: Config) -> list[str]:
     return flags
 
 
-def _run_alone(flags: Sequence[str]) -> tuple[int, str]:
-    """Runs the trainer; returns its exit status and its stderr. Ctrl-C reaches it once."""
+class _Ended(NamedTuple):
+    """How a process ended: its exit status, its stderr, and whether Ctrl-C came meanwhile."""
+
+    status: int
+    errors: str
+    is_interrupted: bool
+
+
+def _leave(number: int, frame: object) -> None:
+    del frame
+    sys.exit(128 + number)
+
+
+def _run_alone(flags: Sequence[str]) -> _Ended:
+    """Runs the trainer. Ctrl-C reaches it once; it does not outlive this process."""
     command = [sys.executable, "-m", "trainer", *flags]
+    is_interrupted = False
+    before = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGHUP)}
     # In a session of its own it does not get the terminal's Ctrl-C besides.
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -42,9 +57,14 @@ def _run_alone(flags: Sequence[str]) -> tuple[int, str]:
         try:
             _, errors = process.communicate()
         except KeyboardInterrupt:
+            is_interrupted = True
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate()
-    return process.returncode, errors
+        finally:
+            process.kill()  # Where it has not ended.
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    return _Ended(process.returncode, errors, is_interrupted)
 
 
 def _explain(status: int, errors: str) -> str:
@@ -55,14 +75,26 @@ def _explain(status: int, errors: str) -> str:
     return lines[-1].removeprefix("slim-horovod: ")
 
 
-def _measure_alone(config: Config, name: str, size: int) -> PassResult | str:
-    """Times a pass at a batch size in a process of its own: its figures, or why there are none."""
+def _measure_alone(config: Config, name: str, size: int) -> tuple[PassResult | str, bool]:
+    """Times a pass at a batch size in a process of its own.
+
+    Returns:
+      its figures, or why there are none; and whether Ctrl-C came meanwhile.
+
+    Raises:
+      KeyboardInterrupt: it came before there were any.
+    """
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         path = Path(folder) / "result.json"
         child = dataclasses.replace(
             config,
             data=dataclasses.replace(config.data, batch_size=size),
-            run=dataclasses.replace(config.run, logdir=None, result_json=str(path)),
+            run=RunConfig(
+                seed=config.run.seed,
+                deterministic=config.run.deterministic,
+                result_json=str(path),
+            ),
+            telemetry=TelemetryConfig(),
             benchmark=dataclasses.replace(
                 config.benchmark,
                 benchmark_passes=name,
@@ -70,13 +102,14 @@ def _measure_alone(config: Config, name: str, size: int) -> PassResult | str:
                 result_csv=None,
             ),
         )
-        status, errors = _run_alone(to_flags(child))
-        if status not in _MEASURED:
-            return _explain(status, errors)
+        ended = _run_alone(to_flags(child))
+        is_interrupted = ended.is_interrupted or ended.status == _INTERRUPTED
         if not path.exists():
-            raise KeyboardInterrupt
+            if is_interrupted:
+                raise KeyboardInterrupt
+            return _explain(ended.status, ended.errors), False
         row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["result"]["passes"][name]
-    return PassResult(**row | {"durations_sec": tuple(row["durations_sec"])})
+    return PassResult(**row | {"durations_sec": tuple(row["durations_sec"])}), is_interrupted
 
 
 def measure(config: Config, name: str, say: Say) -> Sweep:
@@ -91,13 +124,12 @@ def measure(config: Config, name: str, say: Say) -> Sweep:
     partial = False
     try:
         for size in config.benchmark.batch_sizes:
-            row = _measure_alone(config, name, size)
+            row, partial = _measure_alone(config, name, size)
             if isinstance(row, str):
                 failures[size] = row
                 say(f"{name}, batch {size}: {row}")
                 continue
             rows.append(row)
-            partial = row.partial
             if partial:
                 break
     except KeyboardInterrupt:

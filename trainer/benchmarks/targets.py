@@ -32,6 +32,7 @@ class Target(NamedTuple):
       flops: of convolutions and matrix products, per run.
       feeds: values of placeholders.
       stream: the input, to be initialized once.
+      begin: to be run once, when the variables have their values.
     """
 
     label: str
@@ -39,6 +40,7 @@ class Target(NamedTuple):
     flops: int
     feeds: dict[tf.Tensor, float]
     stream: Stream
+    begin: tf.Operation
 
 
 def _create_target(
@@ -46,9 +48,10 @@ def _create_target(
     fetch: tf.Tensor,
     stream: Stream,
     feeds: dict[tf.Tensor, float] | None = None,
+    begin: tf.Operation | None = None,
 ) -> Target:
     work = flops.count_flops(flops.list_needed_operations([fetch.op]))
-    return Target(label=label, fetch=fetch, flops=work, feeds=feeds or {}, stream=stream)
+    return Target(label, fetch, work, feeds or {}, stream, begin or tf.no_op())
 
 
 def _build_logits(
@@ -84,7 +87,8 @@ def build_train_step(config: Config, group: Group, dataset: AnyDataset) -> Targe
     train = graph.build_train_graph(config, group, dataset)
     with tf.control_dependencies([train.train_op]):
         fetch = tf.add_n([tf.cast(metric, tf.float32) for metric in train.metrics])
-    return _create_target("Train step", fetch, train.stream, {train.learning_rate: _LEARNING_RATE})
+    feeds = {train.learning_rate: _LEARNING_RATE}
+    return _create_target("Train step", fetch, train.stream, feeds, train.broadcast_op)
 
 
 def build_input(config: Config, group: Group, dataset: AnyDataset) -> Target:

@@ -69,3 +69,17 @@ def read(path: Path) -> tuple[Holder | None, str]:
         return Holder(str(fields["host"]), process, str(fields["identity"])), text
     except (ValueError, KeyError, TypeError):
         return None, text
+
+
+def find_alive(logdir: Path) -> Holder | None:
+    """The run that has a folder, if it is alive; None also where it is on another host.
+
+    Raises:
+      OSError: the lock can't be read.
+    """
+    try:
+        holder, _ = read(logdir / FILE_NAME)
+    except FileNotFoundError:
+        return None
+    is_alive = holder is not None and holder.is_of_this_host() and holder.process.is_alive()
+    return holder if is_alive else None

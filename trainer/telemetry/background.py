@@ -1,5 +1,6 @@
 """Writes from a thread, so that no step waits for a disk."""
 
+import contextlib
 import queue
 import sys
 import threading
@@ -75,9 +76,10 @@ class BackgroundWriter:
             except OSError as error:
                 if error.errno not in self._told:
                     self._told.add(error.errno)
-                    print(
-                        f"slim-horovod: the logs cannot be written ({error}); training goes on, "
-                        "and it is tried again",
-                        file=sys.stderr,
-                        flush=True,
-                    )
+                    with contextlib.suppress(OSError):  # Of the same disk, it may be.
+                        print(
+                            f"slim-horovod: the logs cannot be written ({error}); training goes "
+                            "on, and it is tried again",
+                            file=sys.stderr,
+                            flush=True,
+                        )

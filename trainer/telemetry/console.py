@@ -1,8 +1,11 @@
 """What a run says to the person who watches it."""
 
+import contextlib
+import errno
 import math
 import os
 import sys
+from collections.abc import Iterator
 from typing import Protocol, TextIO
 
 from tqdm import tqdm
@@ -66,21 +69,29 @@ class TextConsole:
         )
 
     def say(self, text: str) -> None:
-        try:
-            self._print(text)
-        except BrokenPipeError:
-            # Whoever read this has ended. The run goes on until it is saved; nobody hears of it.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        with self._unheard():
+            if self._bar.disable:
+                print(text, file=self._stream, flush=True)
+            else:
+                self._bar.write(text, file=self._stream)
 
-    def _print(self, text: str) -> None:
-        if self._bar.disable:
-            print(text, file=self._stream, flush=True)
-        else:
-            self._bar.write(text, file=self._stream)
+    @contextlib.contextmanager
+    def _unheard(self, *, is_last: bool = False) -> Iterator[None]:
+        """The run goes on where what it says inside can't be written.
+
+        What a full disk does not take is tried again with the next line; a reader or a terminal
+        that is gone hears nothing any more.
+        """
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.ENOSPC or is_last:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
     def report_step(self, step: int, duration_sec: float, *, loss: float, top1: float) -> None:
         self._durations_sec.append(duration_sec)
-        self._bar.update()
+        with self._unheard():
+            self._bar.update()
         if step % self._plan.log_every and step != self._plan.total_steps:
             return
         mean_sec = math.fsum(self._durations_sec) / len(self._durations_sec)
@@ -94,7 +105,9 @@ class TextConsole:
         )
 
     def close(self) -> None:
-        self._bar.close()
+        with self._unheard(is_last=True):
+            self._bar.close()
+            self._stream.flush()
 
 
 def _as_time(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """The event file that TensorBoard follows while it grows."""
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import tensorflow.compat.v1 as tf1
 from trainer.inputs import tfrecord
 from trainer.telemetry.growing_file import GrowingFile
 from trainer.telemetry.writers import Scalars
+
+_PREFIX = "events.out.tfevents."
+_NAME = re.compile(rf"{re.escape(_PREFIX)}(\d+\.\d{{6}})\.")
 
 
 class EventFileWriter:
@@ -25,7 +29,9 @@ class EventFileWriter:
             older checkpoint, or starts afresh, shows each step once. None: it drops nothing.
         """
         now = time.time()
-        name = f"events.out.tfevents.{now:017.6f}.{os.uname().nodename}.{os.getpid()}"
+        # TensorBoard reads files in the order of their names: after those of a clock that was fast.
+        named = max(now, _newest_name(Path(logdir)) + 1e-6)
+        name = f"{_PREFIX}{named:017.6f}.{os.uname().nodename}.{os.getpid()}"
         header = _frame(tf1.Event(file_version="brain.Event:2", wall_time=now))
         if first_step is not None:
             start = tf1.SessionLog(status=tf1.SessionLog.START)
@@ -50,6 +56,12 @@ class EventFileWriter:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _newest_name(folder: Path) -> float:
+    """The latest time in the names of a folder's event files, seconds since 1970; 0: no files."""
+    found = (_NAME.match(path.name) for path in folder.glob(f"{_PREFIX}*"))
+    return max((float(match[1]) for match in found if match), default=0.0)
 
 
 def _frame(event: tf1.Event) -> bytes:

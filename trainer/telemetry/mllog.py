@@ -117,7 +117,8 @@ class MLPerfLogFile:
 
     def end(self) -> None:
         self._log(_END, "run_stop", status="success")
-        self._file.close()
+        with contextlib.suppress(OSError):  # It is told.
+            self._file.close()
 
     def _epoch_of(self, step: int) -> int:
         """The epoch that a step is in, or begins in; both count from 1."""
@@ -138,12 +139,13 @@ class MLPerfLogFile:
         except OSError as error:
             if not self._is_told:
                 self._is_told = True
-                print(
-                    f"slim-horovod: --mllog cannot be written ({error}); training goes on, and it "
-                    "is tried again",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                with contextlib.suppress(OSError):
+                    print(
+                        f"slim-horovod: --mllog cannot be written ({error}); training goes on, "
+                        "and it is tried again",
+                        file=sys.stderr,
+                        flush=True,
+                    )
 
 
 def _describe(config: Config, plan: Plan) -> dict[str, Any]:
