@@ -13,6 +13,8 @@ from absl import flags as absl_flags
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flags import command_line
+from trainer import benchmark as trainer_benchmark
+from trainer.benchmarks import peak
 from trainer.benchmarks.sweep import to_flags
 from trainer.config import BenchmarkConfig, Config, DataConfig, ModelConfig, RunConfig
 
@@ -42,6 +44,27 @@ def measured(tmp_path_factory):
 
 def read_passes(path):
     return json.loads(path.read_text())["result"]["passes"]
+
+
+@pytest.mark.parametrize(
+    ("measured_gflops", "peak_gflops"),
+    [
+        ([471.0, 480.0], 471.0),
+        ([238.0, 470.0, 480.0], 470.0),
+        ([238.0, 200.0, 260.0, 230.0, 480.0], 260.0),
+    ],
+)
+def test_the_peak_is_measured_again_where_a_pass_was_faster(
+    monkeypatch, measured_gflops, peak_gflops
+):
+    measurements = iter(measured_gflops)
+    monkeypatch.setattr(peak, "measure_peak_gflops", lambda dtype, config: next(measurements))
+    monkeypatch.setattr(trainer_benchmark, "_peaks", {})
+    find = trainer_benchmark._find_peak_gflops
+    assert find("bfloat16") == measured_gflops[0]
+    assert find("bfloat16") == measured_gflops[0]
+    assert find("bfloat16", 291.0) == peak_gflops
+    assert find("bfloat16") == peak_gflops
 
 
 @pytest.mark.processes

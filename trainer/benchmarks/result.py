@@ -54,6 +54,11 @@ class PassResult:
     durations_sec: tuple[float, ...]
 
 
+def achieved_gflops(flops: int, durations_sec: Sequence[float]) -> float:
+    """GFLOP/s of runs that take `flops` floating-point operations each."""
+    return flops * len(durations_sec) / math.fsum(durations_sec) / 1e9
+
+
 def create_result(
     durations_sec: Sequence[float],
     *,
@@ -80,7 +85,7 @@ def create_result(
     """
     statistics = timing.summarize(durations_sec)
     images_per_sec = timing.images_per_sec(batch_size, durations_sec)
-    achieved = flops * len(durations_sec) / math.fsum(durations_sec) / 1e9
+    achieved = achieved_gflops(flops, durations_sec)
     if flops and achieved > _PEAK_TOLERANCE * peak_gflops:
         raise UserError(
             f"{label}: {achieved:.0f} GFLOP/s is above the measured peak of this device, "
