@@ -1,6 +1,7 @@
 """Two workers under horovodrun against numpy and a one-process run."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import tiny
 import two_workers
 from processes import horovodrun
 
-from trainer import distributed
+from trainer import allocator, distributed, session
 from trainer.config import Config, UserError
 from trainer.distributed import Group, Worker
 from trainer.inputs.device import normalize
@@ -175,6 +176,19 @@ def test_evaluation_counts_each_example_once(folder):
 def test_gather_gives_every_worker_everything(folder):
     for report in reports(folder):
         assert report["gathered"] == [{"rank": 0, "text": ""}, {"rank": 1, "text": "é"}]
+
+
+@pytest.mark.skipif(
+    allocator.has_gpu() or not 2 <= len(os.sched_getaffinity(0)) == session.available_cores(),
+    reason="only workers with cores to themselves are bound to them",
+)
+def test_all_threads_of_a_worker_stay_on_its_own_cores(folder):
+    first, second = (
+        {tuple(of_thread) for of_thread in report["cores"]} for report in reports(folder)
+    )
+    ((ours,), (theirs,)) = first, second
+    assert not {*ours} & {*theirs}
+    assert {*ours} | {*theirs} == os.sched_getaffinity(0)
 
 
 def test_one_workers_mistake_is_told_on_all(folder):

@@ -46,3 +46,54 @@ def test_a_worker_that_its_launcher_has_bound_keeps_what_it_got(monkeypatch):
     monkeypatch.setattr(session, "_quota_cores", lambda: 64)
     monkeypatch.setenv("SLURM_CPU_BIND", "quiet,mask_cpu:0x30")
     assert session.worker_cores(4) == 2
+
+
+# Two sockets, two cores each, two threads each, numbered as Linux does: a core's are 4 apart.
+SOCKETS = {core: (core % 4 // 2, core % 4, core) for core in range(8)}
+
+
+@pytest.fixture
+def bound(monkeypatch):
+    """A machine of eight cores: binds a worker, and tells the cores that all its threads got."""
+
+    def bind(local_rank, local_size, *, cores=SOCKETS, quota=64):
+        asked = {}
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(cores))
+        monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: asked.update({pid: cores}))
+        monkeypatch.setattr(session, "_quota_cores", lambda: quota)
+        monkeypatch.setattr(session, "_locate_core", SOCKETS.get)
+        session.bind_worker(local_rank, local_size)
+        if not asked:
+            return None
+        assert set(asked) == {0, *map(int, os.listdir("/proc/self/task"))}
+        (share,) = {tuple(each) for each in asked.values()}
+        return share
+
+    monkeypatch.setattr(session.tf.config, "list_physical_devices", lambda kind: [])
+    monkeypatch.setenv(session._BOUND, "")  # So that it is as it was, after the test.
+    monkeypatch.delenv(session._BOUND)
+    return bind
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "local_size", "share"),
+    [(0, 2, (0, 4, 1, 5)), (1, 2, (2, 6, 3, 7)), (1, 4, (1, 5)), (0, 3, (0, 4)), (2, 3, (6, 3, 7))],
+)
+def test_a_worker_is_bound_to_neighbouring_cores(bound, monkeypatch, local_rank, local_size, share):
+    assert bound(local_rank, local_size) == share
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(share))
+    assert session.worker_cores(local_size) == len(share)
+
+
+def test_workers_that_cannot_have_cores_to_themselves_are_not_bound(bound, monkeypatch):
+    assert bound(0, 1) is None
+    assert bound(0, 9) is None
+    assert bound(0, 2, quota=3) is None
+    assert session.worker_cores(2) == 1
+    monkeypatch.setenv("OMPI_MCA_orte_bound_at_launch", "1")
+    assert bound(0, 2) is None
+
+
+def test_workers_with_gpus_are_not_bound(bound, monkeypatch):
+    monkeypatch.setattr(session.tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
+    assert bound(0, 2) is None

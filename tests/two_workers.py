@@ -5,6 +5,7 @@ usage: two_workers.py FOLDER
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -155,6 +156,9 @@ def main():
     }
     train(WithoutAveraging(group), folder, "alone")
     report["updates"] = update_together(group, folder)
+    report["cores"] = [
+        sorted(os.sched_getaffinity(int(thread))) for thread in os.listdir("/proc/self/task")
+    ]
     (folder / f"report_{group.worker.rank}.json").write_text(json.dumps(report))
     group.shutdown()
 

@@ -228,4 +228,5 @@ def connect(
             "built without MPI; install one that has mpicc (Debian: libopenmpi-dev, RHEL: "
             f"openmpi-devel), {remedy}"
         )
+    session.bind_worker(hvd.local_rank(), hvd.local_size())
     return HorovodGroup(hvd)

@@ -172,7 +172,10 @@ def check_devices(found: dict[str, Any]) -> Iterator[Finding]:
 def _describe_threads(cores: int) -> str:
     """What the trainer sets from what it finds, and what overrides it."""
     cycle = os.environ.get("HOROVOD_CYCLE_TIME", "10 on CPUs, 1 on GPUs")
-    return f"{cores} for one worker, its share for each of several; HOROVOD_CYCLE_TIME: {cycle} ms"
+    return (
+        f"{cores} for one worker, its share for each of several, on cores of its own where there "
+        f"is no GPU; HOROVOD_CYCLE_TIME: {cycle} ms"
+    )
 
 
 def _describe_malloc() -> str:
