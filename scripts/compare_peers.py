@@ -182,8 +182,9 @@ def main() -> int:
     peers_python = make_environment(options.venv.absolute())
     folder = options.out.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    for log in folder.glob("*.log"):
-        log.unlink()
+    for program in _PEERS.glob("*.py"):
+        for log in folder.glob(f"{program.stem}_*.log"):
+            log.unlink()
     describe = "import dataclasses, json; from trainer import environment; "
     describe += "print(json.dumps(dataclasses.asdict(environment.describe())))"
     environment = json.loads(

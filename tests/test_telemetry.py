@@ -7,7 +7,7 @@ import os
 import time
 
 import pytest
-from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.backend.event_processing import event_accumulator, event_file_loader
 
 from trainer.config import RunConfig
 from trainer.distributed import Group
@@ -70,6 +70,53 @@ def test_who_writes_beside_a_run_takes_nothing_away(tmp_path):
     assert len(events["a"]) == 7
     assert events["c"] == [(2, 3.0)]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 8
+
+
+def test_who_writes_beside_a_run_that_was_killed_leaves_its_torn_line_alone(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 1}\n{"step": 2, "wall_ti')
+    write_steps(tmp_path, [3])
+    first, torn, last = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert (json.loads(first)["step"], json.loads(last)["step"]) == (1, 3)
+    assert torn == '{"step": 2, "wall_ti'
+
+
+def test_a_run_goes_on_in_a_new_file_after_another_process_has_begun_one(tmp_path):
+    run = create_writer(str(tmp_path), rank=0, first_step=1)
+    for step in (1, 2):
+        run.write(step, {"a": step}, wall_time=0.0)
+        run.flush()
+    assert len(list(tmp_path.glob("events.*"))) == 1
+    write_steps(tmp_path, [2])
+    for step in (3, 4):
+        run.write(step, {"a": step}, wall_time=0.0)
+        run.flush()
+    run.close()
+    files = sorted(path.name for path in tmp_path.glob("events.*"))
+    steps = [
+        [
+            event.step
+            for event in event_file_loader.EventFileLoader(f"{tmp_path}/{name}").Load()
+            if event.HasField("summary")
+        ]
+        for name in files
+    ]
+    assert steps == [[1, 2], [2], [3, 4]]
+
+
+def test_who_has_nothing_to_write_makes_no_file(tmp_path):
+    writer = create_writer(str(tmp_path), rank=0)
+    writer.flush()
+    writer.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_newest_evaluation_is_found_among_torn_lines(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert json_lines.newest_step(path, "eval/top1") == -1
+    path.write_text(
+        '{"step": 9, "train/top1": 1}\n{"step": 5, "eval/top1": 1}\n{"step": 8, "eval/top1": 0.'
+    )
+    assert json_lines.newest_step(path, "eval/top1") == 5
 
 
 def test_events_come_after_those_of_a_clock_that_was_fast(tmp_path):

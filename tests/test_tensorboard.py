@@ -51,6 +51,15 @@ def logs(tmp_path_factory, run):
         for step in range(1, steps + 1):
             writer.write(step, {"train/loss": steps + step / 10}, wall_time=1000.0 + step)
         writer.close()
+    writer = create_writer(f"{folder}/evaluated", rank=0, first_step=1)
+    for step in (10, 20, 30, 40):
+        writer.write(step, {"eval/top1": step / 100}, wall_time=1000.0 + step)
+        writer.flush()
+        if step == 20:  # Another process evaluates the checkpoint of this step.
+            beside = create_writer(f"{folder}/evaluated", rank=0)
+            beside.write(step, {"eval/top1": step / 100}, wall_time=1000.0 + step)
+            beside.close()
+    writer.close()
     return folder
 
 
@@ -58,7 +67,7 @@ def is_loaded(server):
     """Whether the last that was written of each run has been read."""
     found = server.get("plugin/scalars/tags")
     return (
-        {"whole", "stopped", "restarted"} <= set(found)
+        {"whole", "stopped", "restarted", "evaluated"} <= set(found)
         and "perf/mean_images_per_sec" in found["whole"]
         and "perf/mean_images_per_sec" in found["stopped"]
     )
@@ -97,6 +106,11 @@ def test_a_run_that_was_stopped_at_37_and_went_on_from_30_shows_each_step_once(s
 def test_a_run_that_started_afresh_shows_its_new_steps_only(server):
     expected = [(step, pytest.approx(5 + step / 10)) for step in range(1, 6)]
     assert server.scalars("restarted", "train/loss") == expected
+
+
+def test_an_evaluation_beside_a_run_hides_none_of_its_own(server):
+    shown = dict(server.scalars("evaluated", "eval/top1"))
+    assert shown == pytest.approx({10: 0.1, 20: 0.2, 30: 0.3, 40: 0.4})
 
 
 def test_hparams_compare_the_runs(server):

@@ -116,6 +116,15 @@ class TestRun:
         lines = (copy / "metrics.jsonl").read_text().splitlines()
         assert json.loads(lines[-1])["eval/loss"] == ours["loss"]
         assert lines[:-1] == (run / "metrics.jsonl").read_text().splitlines()
+        # Once the run has gone on, an older checkpoint's evaluation would hide the newer ones.
+        with open(copy / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write('{"step": 70, "eval/top1": 0.9}\n')
+        written = sorted(copy.glob("events.*"))
+        done = trainer(*flags)
+        assert done.returncode == 0, done.stderr
+        assert f"top-1 {ours['top1']:.4f}" in done.stdout
+        assert "not in TensorBoard, which has the evaluation after step 70 already" in done.stdout
+        assert sorted(copy.glob("events.*")) == written
 
     def test_predictions_name_classes_and_what_cannot_be_read(self, run, tmp_path):
         split = tiny.dataset(None).validation

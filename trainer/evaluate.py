@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -20,6 +21,7 @@ from trainer.telemetry.evaluation_views import (
     NullEvaluationViews,
     create_evaluation_views,
 )
+from trainer.telemetry.json_lines import newest_step
 from trainer.telemetry.run_writer import create_writer
 from trainer.telemetry.writers import Writer
 
@@ -141,8 +143,19 @@ def run(config: Config) -> int:
         views = create_evaluation_views(logdir, group.worker, writer, names)
         result = evaluate(session, evaluation, group, views)
         step = checkpoints.step_of(prefix)
-        views.publish(step, group)
-        write_scalars(writer, step, result)
-    results.report(config, group.worker, dataclasses.asdict(result), text=f"{prefix}: {result}")
+        text = f"{prefix}: {result}"
+        latest = max(group.gather(_latest_evaluation(logdir)))
+        if latest > step:
+            # TensorBoard would drop what it has of the steps since.
+            text += f"; not in TensorBoard, which has the evaluation after step {latest} already"
+        else:
+            views.publish(step, group)
+            write_scalars(writer, step, result)
+    results.report(config, group.worker, dataclasses.asdict(result), text=text)
     group.shutdown()
     return 0
+
+
+def _latest_evaluation(logdir: str | None) -> int:
+    """The latest step of the run in `logdir` that was evaluated; -1: none was."""
+    return -1 if logdir is None else newest_step(Path(logdir) / "metrics.jsonl", "eval/top1")

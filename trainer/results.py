@@ -36,7 +36,10 @@ def check_places(config: Config, worker: Worker) -> None:
 
 
 def report(config: Config, worker: Worker, result: dict[str, Any], *, text: str) -> None:
-    """Writes --result_json, where it is asked for, and prints `text`; from rank 0 alone."""
+    """Writes --result_json, where it is asked for, and prints `text`; from rank 0 alone.
+
+    Numbers in `result` that are not finite become null.
+    """
     if worker.rank != 0:
         return
     if config.run.result_json is not None:
@@ -48,6 +51,8 @@ def report(config: Config, worker: Worker, result: dict[str, Any], *, text: str)
             ),
             "result": result,
         }
+        # NaN and Infinity, as of a run that has diverged, are no JSON.
+        content = json.loads(json.dumps(content), parse_constant=lambda _: None)
         atomic_file.write_text(config.run.result_json, json.dumps(content, indent=2) + "\n")
     print(text, flush=True)
 

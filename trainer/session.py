@@ -43,7 +43,7 @@ def bind_worker(local_rank: int, local_size: int) -> None:
     """Gives this worker its share of the host's cores for itself: the process's threads stay there.
 
     Where there is no GPU, every core computes, and a thread that strays to another worker's core
-    holds both workers up (2 workers of a core each, resnet_v2_50, bfloat16: 5 % per step). Left as
+    holds both workers up (2 workers of a core each, resnet_v2_50, bfloat16: 3 % per step). Left as
     they are: workers that are bound already, that are more than the cores, or whose container has
     a quota of cores instead of a set of them, since others are there too.
     """

@@ -17,7 +17,13 @@ _NAME = re.compile(rf"{re.escape(_PREFIX)}(\d+\.\d{{6}})\.")
 
 
 class EventFileWriter:
-    """Writes an event file of its own into a folder, beside those that are there."""
+    """Writes an event file of its own into a folder, beside those that are there.
+
+    TensorBoard reads a folder's files one after the other, and of each tag drops what it has of a
+    step and of later ones where that step comes again. So as soon as another process, such as an
+    evaluation of the run's newest checkpoint, has begun a file, this one goes on in a new one:
+    that what comes later in the run comes later in the folder, too.
+    """
 
     def __init__(self, logdir: str, *, first_step: int | None = None) -> None:
         """Names the event file; nothing is touched before the first flush.
@@ -28,15 +34,9 @@ class EventFileWriter:
             files of the folder say of it and of later ones, so that a run which goes on from an
             older checkpoint, or starts afresh, shows each step once. None: it drops nothing.
         """
-        now = time.time()
-        # TensorBoard reads files in the order of their names: after those of a clock that was fast.
-        named = max(now, _newest_name(Path(logdir)) + 1e-6)
-        name = f"{_PREFIX}{named:017.6f}.{os.uname().nodename}.{os.getpid()}"
-        header = _frame(tf1.Event(file_version="brain.Event:2", wall_time=now))
-        if first_step is not None:
-            start = tf1.SessionLog(status=tf1.SessionLog.START)
-            header += _frame(tf1.Event(step=first_step, session_log=start, wall_time=now))
-        self._file = GrowingFile(Path(logdir) / name, header=header)
+        self._folder = Path(logdir)
+        self._is_waiting = False  # Whether there is something that no flush has brought there.
+        self._begin_file(first_step)
 
     def write(self, step: int, scalars: Scalars, *, wall_time: float) -> None:
         summary = tf1.Summary()
@@ -45,17 +45,37 @@ class EventFileWriter:
         self.write_summary(step, summary, wall_time=wall_time)
 
     def write_summary(self, step: int, summary: tf1.Summary, *, wall_time: float) -> None:
-        self._file.append(_frame(tf1.Event(step=step, summary=summary, wall_time=wall_time)))
+        self._append(tf1.Event(step=step, summary=summary, wall_time=wall_time))
 
     def write_graph(self, graph: tf.Graph) -> None:
         definition = graph.as_graph_def(add_shapes=True).SerializeToString()
-        self._file.append(_frame(tf1.Event(graph_def=definition, wall_time=time.time())))
+        self._append(tf1.Event(graph_def=definition, wall_time=time.time()))
 
     def flush(self) -> None:
         self._file.flush()
+        self._is_waiting = False
 
     def close(self) -> None:
         self._file.close()
+
+    def _append(self, event: tf1.Event) -> None:
+        if not self._is_waiting and _newest_name(self._folder) > self._named:
+            self._file.close()
+            self._begin_file()
+        self._is_waiting = True
+        self._file.append(_frame(event))
+
+    def _begin_file(self, first_step: int | None = None) -> None:
+        now = time.time()
+        # TensorBoard reads files in the order of their names: after those of a clock that was fast.
+        stamp = f"{max(now, _newest_name(self._folder) + 1e-6):017.6f}"
+        self._named = float(stamp)
+        name = f"{_PREFIX}{stamp}.{os.uname().nodename}.{os.getpid()}"
+        header = _frame(tf1.Event(file_version="brain.Event:2", wall_time=now))
+        if first_step is not None:
+            start = tf1.SessionLog(status=tf1.SessionLog.START)
+            header += _frame(tf1.Event(step=first_step, session_log=start, wall_time=now))
+        self._file = GrowingFile(self._folder / name, header=header)
 
 
 def _newest_name(folder: Path) -> float:

@@ -16,7 +16,7 @@ class GrowingFile:
     MAX_WAITING_BYTES = 64 * 2**20
 
     def __init__(self, path: Path, *, header: bytes = b"") -> None:
-        """Touches nothing yet: the first `flush` opens the file, and makes it and its folder.
+        """Touches nothing yet: the first record that is flushed makes the file and its folder.
 
         Args:
           path: the file; what it holds already stays.
@@ -44,6 +44,8 @@ class GrowingFile:
         Raises:
           OSError: it can't be done now.
         """
+        if not self._records:
+            return
         descriptor = self._open()
         while self._records:
             record = self._records[0]

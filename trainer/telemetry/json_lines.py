@@ -1,7 +1,9 @@
 """metrics.jsonl: the numbers of the event file, for programs."""
 
+import contextlib
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +35,8 @@ class JsonLinesWriter:
         if first_step is not None and path.exists():
             atomic_file.write_text(path, "".join(_lines_before(first_step, path)))
         self._file = GrowingFile(path)
+        if _is_cut(path):
+            self._file.append(b"\n")
 
     def write(self, step: int, scalars: Scalars, *, wall_time: float) -> None:
         finite = {tag: v if math.isfinite(v) else None for tag, v in scalars.items()}
@@ -56,6 +60,27 @@ class JsonLinesWriter:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether a file ends within a line, as a process that was killed can leave it."""
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
+
+
+def newest_step(path: Path, tag: str) -> int:
+    """The latest step with a number under `tag` in a metrics file; -1: there is none."""
+    newest = -1
+    if path.exists():
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if f'"{tag}"' in line:
+                    with contextlib.suppress(ValueError, KeyError, TypeError):  # Cut by a kill.
+                        newest = max(newest, json.loads(line)["step"])
+    return newest
 
 
 def _lines_before(first_step: int, path: Path) -> Iterator[str]:
