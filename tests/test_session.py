@@ -65,13 +65,17 @@ def bound(monkeypatch):
         session.bind_worker(local_rank, local_size)
         if not asked:
             return None
-        assert set(asked) == {0, *map(int, os.listdir("/proc/self/task"))}
+        assert {0, os.getpid()} <= set(asked)
         (share,) = {tuple(each) for each in asked.values()}
         return share
 
     monkeypatch.setattr(session.tf.config, "list_physical_devices", lambda kind: [])
     monkeypatch.setenv(session._BOUND, "")  # So that it is as it was, after the test.
     monkeypatch.delenv(session._BOUND)
+    for variable in ("SLURM_CPU_BIND", "OMPI_MCA_orte_bound_at_launch"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOROVOD_RANK", "0")
+    monkeypatch.setenv("HOROVOD_SIZE", "2")
     return bind
 
 
@@ -90,7 +94,15 @@ def test_workers_that_cannot_have_cores_to_themselves_are_not_bound(bound, monke
     assert bound(0, 9) is None
     assert bound(0, 2, quota=3) is None
     assert session.worker_cores(2) == 1
-    monkeypatch.setenv("OMPI_MCA_orte_bound_at_launch", "1")
+    monkeypatch.setenv("SLURM_CPU_BIND", "quiet,mask_cpu:0x30")
+    assert bound(0, 2) is None
+
+
+def test_workers_of_launchers_that_bind_are_left_to_them(bound, monkeypatch):
+    monkeypatch.delenv("HOROVOD_RANK")
+    assert bound(0, 2) is None
+    monkeypatch.setenv("PMI_RANK", "0")
+    monkeypatch.setenv("PMI_SIZE", "2")
     assert bound(0, 2) is None
 
 

@@ -103,6 +103,19 @@ def test_a_run_goes_on_in_a_new_file_after_another_process_has_begun_one(tmp_pat
     assert steps == [[1, 2], [2], [3, 4]]
 
 
+def test_a_restarted_run_drops_old_steps_though_another_process_wrote_before_it(tmp_path):
+    write_steps(tmp_path, range(1, 8), first_step=1)
+    run = create_writer(str(tmp_path), rank=0, first_step=4)
+    run.flush()
+    beside = create_writer(str(tmp_path), rank=0)
+    beside.write(3, {"c": 1.0}, wall_time=0.0)
+    beside.close()
+    for step in range(4, 6):
+        run.write(step, {"a": step, "b": step}, wall_time=0.0)
+    run.close()
+    assert [step for step, _ in read_events(tmp_path)["a"]] == [1, 2, 3, 4, 5]
+
+
 def test_who_has_nothing_to_write_makes_no_file(tmp_path):
     writer = create_writer(str(tmp_path), rank=0)
     writer.flush()

@@ -3,6 +3,7 @@
 usage: two_workers.py FOLDER
 """
 
+import contextlib
 import json
 import math
 import os
@@ -156,9 +157,10 @@ def main():
     }
     train(WithoutAveraging(group), folder, "alone")
     report["updates"] = update_together(group, folder)
-    report["cores"] = [
-        sorted(os.sched_getaffinity(int(thread))) for thread in os.listdir("/proc/self/task")
-    ]
+    report["cores"] = []
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):  # It has ended since.
+            report["cores"].append(sorted(os.sched_getaffinity(int(thread))))
     (folder / f"report_{group.worker.rank}.json").write_text(json.dumps(report))
     group.shutdown()
 

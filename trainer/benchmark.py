@@ -121,7 +121,7 @@ def _measure(config: Config, group: Group, name: str, say: Say) -> PassResult:
         target = targets.PASSES[name](config, group, _open_dataset(config, name))
         initializer = tf1.global_variables_initializer()
         pass_graph.finalize()
-    if target.flops:  # Before the runs: Ctrl-C within them leaves nothing else to be measured.
+    if target.flops:  # Before the runs: Ctrl-C within them leaves nothing else, as a rule.
         _find_peak_gflops(config.model.precision)
     session_config = session.create_config(xla=config.model.xla)
     memory.reset_peak()

@@ -173,8 +173,8 @@ def _describe_threads(cores: int) -> str:
     """What the trainer sets from what it finds, and what overrides it."""
     cycle = os.environ.get("HOROVOD_CYCLE_TIME", "10 on CPUs, 1 on GPUs")
     return (
-        f"{cores} for one worker, its share for each of several, on cores of its own where there "
-        f"is no GPU; HOROVOD_CYCLE_TIME: {cycle} ms"
+        f"{cores} for one worker, its share for each of several (horovodrun's, without GPUs: bound "
+        f"to cores of their own); HOROVOD_CYCLE_TIME: {cycle} ms"
     )
 
 

@@ -44,9 +44,13 @@ def bind_worker(local_rank: int, local_size: int) -> None:
 
     Where there is no GPU, every core computes, and a thread that strays to another worker's core
     holds both workers up (2 workers of a core each, resnet_v2_50, bfloat16: 3 % per step). Left as
-    they are: workers that are bound already, that are more than the cores, or whose container has
-    a quota of cores instead of a set of them, since others are there too.
+    they are: workers of other launchers than horovodrun, which bind them as their own options say;
+    workers that are more than the cores, or whose container has a quota of cores instead of a set
+    of them, since others are there too.
     """
+    launched = launcher.find()
+    if launched is None or launched.name != "horovodrun":
+        return
     cores = sorted(os.sched_getaffinity(0), key=_locate_core)
     shared = len(cores) != available_cores()
     if local_size == 1 or len(cores) < local_size or shared or _is_bound():

@@ -36,7 +36,8 @@ class EventFileWriter:
         """
         self._folder = Path(logdir)
         self._is_waiting = False  # Whether there is something that no flush has brought there.
-        self._begin_file(first_step)
+        self._first_step = first_step  # Until a file tells it.
+        self._begin_file()
 
     def write(self, step: int, scalars: Scalars, *, wall_time: float) -> None:
         summary = tf1.Summary()
@@ -53,6 +54,8 @@ class EventFileWriter:
 
     def flush(self) -> None:
         self._file.flush()
+        if self._is_waiting:
+            self._first_step = None
         self._is_waiting = False
 
     def close(self) -> None:
@@ -65,16 +68,16 @@ class EventFileWriter:
         self._is_waiting = True
         self._file.append(_frame(event))
 
-    def _begin_file(self, first_step: int | None = None) -> None:
+    def _begin_file(self) -> None:
         now = time.time()
         # TensorBoard reads files in the order of their names: after those of a clock that was fast.
         stamp = f"{max(now, _newest_name(self._folder) + 1e-6):017.6f}"
         self._named = float(stamp)
         name = f"{_PREFIX}{stamp}.{os.uname().nodename}.{os.getpid()}"
         header = _frame(tf1.Event(file_version="brain.Event:2", wall_time=now))
-        if first_step is not None:
+        if self._first_step is not None:
             start = tf1.SessionLog(status=tf1.SessionLog.START)
-            header += _frame(tf1.Event(step=first_step, session_log=start, wall_time=now))
+            header += _frame(tf1.Event(step=self._first_step, session_log=start, wall_time=now))
         self._file = GrowingFile(self._folder / name, header=header)
 
 
