@@ -16,6 +16,8 @@ import tempfile
 import time
 from collections.abc import Callable
 
+import project_environment  # noqa: F401 (first: it enters .venv)
+
 import numpy as np
 import tensorflow as tf
 from PIL import Image

@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import project_environment  # noqa: F401 (first: it enters .venv)
+
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 

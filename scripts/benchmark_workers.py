@@ -25,6 +25,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import project_environment  # noqa: F401 (first: it enters .venv)
+
 from trainer import session
 
 _HOROVODRUN = str(Path(sys.executable).with_name("horovodrun"))

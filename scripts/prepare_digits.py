@@ -10,6 +10,8 @@ import os
 import shutil
 import sys
 
+import project_environment  # noqa: F401 (first: it enters .venv)
+
 from trainer.config import UserError
 from trainer.inputs import convert, manifest
 

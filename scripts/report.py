@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import project_environment  # noqa: F401 (first: it enters .venv)
+
 import numpy as np
 
 # Of a curve, at most: each is the median, or another percentile, of its steps; of a time, of ten

@@ -20,6 +20,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import project_environment  # noqa: F401 (first: it enters .venv)
+
 import process_tree
 
 _SUPERVISE = Path(__file__).resolve().parent / "supervise.py"

@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import project_environment  # noqa: F401 (first: it enters .venv)
+
 import process_tree
 from launch import Launch
 

@@ -12,6 +12,8 @@ import collections
 import os
 import sys
 
+import project_environment  # noqa: F401 (first: it enters .venv)
+
 from trainer.config import UserError
 from trainer.inputs import storage
 from trainer.inputs.verify import Verifier

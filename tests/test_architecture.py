@@ -1,6 +1,8 @@
 """The house stays as it is drawn: which package may import which."""
 
 import ast
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,18 @@ def test_flags_and_configuration_need_no_tensorflow():
     for path in (*python_files("flags"), ROOT / "trainer" / "config.py"):
         modules = {name.split(".")[0] for name in imported_modules(path)}
         assert not modules & {"tensorflow", "tf_slim", "horovod"}, path
+
+
+def programs():
+    files = (path for path in python_files("scripts") if path.read_text().startswith("#!"))
+    return {path.name: path for path in files}
+
+
+@pytest.mark.parametrize("path", programs().values(), ids=lambda path: path.name)
+def test_a_program_can_be_started_by_its_name_and_finds_what_it_imports(path):
+    assert os.access(path, os.X_OK)
+    # What needs nothing: the peers' contestants run in an environment of their own.
+    ready = sys.stdlib_module_names | {"peers", "worker_environment"}
+    imports = [name.split(".")[0] for name in imported_modules(path)]
+    needing = [name for name in imports if name not in ready]
+    assert not needing or needing[0] == "project_environment"

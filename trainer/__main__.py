@@ -15,10 +15,17 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
-from flags import command_line
 from trainer import allocator, launcher
 from trainer.config import Config, UserError
 from trainer.safety import keeper
+
+try:
+    from flags import command_line
+except ModuleNotFoundError as error:
+    sys.exit(
+        f"slim-horovod: {sys.executable} has no {error.name}: "
+        "scripts/setup.sh, then source .venv/bin/activate"
+    )
 
 
 def main() -> None:
