@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
-import project_environment  # noqa: F401 (first: it enters .venv)
+import program
 
 import numpy as np
 import tensorflow as tf
@@ -112,8 +112,15 @@ def compare(folder: str, rounds: int, seconds: float) -> None:
 def main() -> None:
     """Measures on one core, and on all, each in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each; default: 5")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each turn; default: 4")
+    parser.add_argument(
+        "--rounds", type=program.at_least(1), default=5, help="turns of each; %(default)s"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=program.at_least(0.1, float),
+        default=4.0,
+        help="of each turn; %(default)s",
+    )
     parser.add_argument("--data_dir", help="shards to use instead of making some")
     arguments = parser.parse_args()
     if arguments.data_dir:
@@ -131,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

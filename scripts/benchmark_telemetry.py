@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import project_environment  # noqa: F401 (first: it enters .venv)
+import program
 
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
@@ -132,8 +132,12 @@ def compare(blocks: dict[str, list[Block]], field: str) -> dict[str, float]:
 def main() -> None:
     """Times both and prints what one costs more than the other."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=200, help="blocks of each; %(default)s")
-    parser.add_argument("--steps", type=int, default=10, help="per block; %(default)s")
+    parser.add_argument(
+        "--rounds", type=program.at_least(1), default=200, help="blocks of each; %(default)s"
+    )
+    parser.add_argument(
+        "--steps", type=program.at_least(1), default=10, help="per block; %(default)s"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as logdir:
         takes = dict(zip(("without", "with"), create_steps(logdir), strict=True))
@@ -148,4 +152,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

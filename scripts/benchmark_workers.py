@@ -25,7 +25,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import project_environment  # noqa: F401 (first: it enters .venv)
+import program
 
 from trainer import session
 
@@ -129,20 +129,23 @@ class Contest:
 def main() -> None:
     """Lets them run in turn and prints images per second and ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3, help="launches of each; %(default)s")
-    parser.add_argument("--steps", type=int, default=12, help="per launch; %(default)s")
+    parser.add_argument(
+        "--rounds", type=program.at_least(1), default=3, help="launches of each; %(default)s"
+    )
+    parser.add_argument(
+        "--steps", type=program.at_least(1), default=12, help="per launch; %(default)s"
+    )
     parser.add_argument(
         "--workers", type=int, default=session.available_cores(), help="%(default)s"
     )
-    parser.add_argument("--batch_size", type=int, default=16, help="per worker; %(default)s")
+    parser.add_argument(
+        "--batch_size", type=program.at_least(1), default=16, help="per worker; %(default)s"
+    )
     parser.add_argument("flags", nargs="*", help="of the trainer, after --")
     options = parser.parse_args()
     cores = session.available_cores()
     if not 1 <= options.workers <= cores:
         parser.error(f"--workers: must be 1 to {cores}, a core for each, got {options.workers}")
-    for name in ("rounds", "steps", "batch_size"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name}: must be at least 1, got {getattr(options, name)}")
     with tempfile.TemporaryDirectory() as folder:
         contest = Contest(options, Path(folder))
         ways = {
@@ -163,4 +166,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

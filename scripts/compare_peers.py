@@ -6,7 +6,7 @@ one of them runs at a time, so that whatever else the machine does hits all alik
 the median step. Before a case is timed, all must have the same number of
 parameters and of floating-point operations; where one has not, the table says so.
 
-Run it with the project's Python; the peers' packages go into an environment of their own.
+The peers' packages go into an environment of their own.
 """
 
 import argparse
@@ -21,6 +21,8 @@ import venv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import program
 
 from peers import contestants as contestants_lib
 from peers.contestants import OURS, Contestant
@@ -166,10 +168,14 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="under 15 minutes on 2 cores")
-    parser.add_argument("--batch_size", type=int, help="images per step (quick: 16, else 32)")
-    parser.add_argument("--image_size", type=int, default=224, help="pixels (224)")
-    parser.add_argument("--rounds", type=int, help="turns of each (quick: 2, else 10)")
-    parser.add_argument("--steps", type=int, help="steps per turn (2; on a GPU 20)")
+    parser.add_argument(
+        "--batch_size", type=program.at_least(1), help="images per step (quick: 16, else 32)"
+    )
+    parser.add_argument("--image_size", type=program.at_least(1), default=224, help="pixels (224)")
+    parser.add_argument(
+        "--rounds", type=program.at_least(1), help="turns of each (quick: 2, else 10)"
+    )
+    parser.add_argument("--steps", type=program.at_least(1), help="steps per turn (2; on a GPU 20)")
     parser.add_argument("--out", type=Path, default=_ROOT / "runs" / "compare_peers")
     parser.add_argument("--venv", type=Path, default=_ROOT / ".venv-peers")
     return parser.parse_args()
@@ -182,14 +188,18 @@ def main() -> int:
     peers_python = make_environment(options.venv.absolute())
     folder = options.out.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    for program in _PEERS.glob("*.py"):
-        for log in folder.glob(f"{program.stem}_*.log"):
+    for contestant_file in _PEERS.glob("*.py"):
+        for log in folder.glob(f"{contestant_file.stem}_*.log"):
             log.unlink()
     describe = "import dataclasses, json; from trainer import environment; "
     describe += "print(json.dumps(dataclasses.asdict(environment.describe())))"
     environment = json.loads(
         subprocess.run(
-            [sys.executable, "-c", describe], cwd=_ROOT, check=True, capture_output=True, text=True
+            [sys.executable, "-c", describe],
+            cwd=_ROOT,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
         ).stdout
     )
     gpu = environment["device"] != environment["cpu"]
@@ -223,4 +233,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Turns a folder of images into TFRecord shards and a manifest, for --dataset=tfrecord.
 
-  make_tfrecords.py --images=DIR --out=DIR
+  scripts/make_tfrecords.py --images=DIR --out=DIR
 
 DIR has train/<class>/* and validation/<class>/*, or <class>/* and --validation_fraction.
 JPEG and PNG files go in as they are; other formats are turned into PNG. Stopped and started
@@ -10,9 +10,8 @@ again, it goes on where it was; the same images and options give the same shards
 
 import argparse
 import os
-import sys
 
-import project_environment  # noqa: F401 (first: it enters .venv)
+import program
 
 from trainer.config import UserError
 from trainer.inputs import convert, manifest, storage
@@ -27,22 +26,25 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--validation_fraction", type=float, default=0.0, help="share of every class to hold out"
     )
-    parser.add_argument("--shard_mb", type=float, default=128, help="size of a shard, MiB")
+    parser.add_argument(
+        "--shard_mb", type=program.at_least(1e-6, float), default=128, help="size of a shard, MiB"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the order of the images")
     parser.add_argument(
-        "--max_bad", type=int, default=0, help="unreadable files to leave out without failing"
+        "--max_bad",
+        type=program.at_least(0),
+        default=0,
+        help="unreadable files to leave out without failing",
     )
     parser.add_argument(
         "--processes",
-        type=int,
+        type=program.at_least(1),
         default=len(os.sched_getaffinity(0)),
         help="how many work at the same time; default: one per core",
     )
     arguments = parser.parse_args()
     if not 0 <= arguments.validation_fraction < 1:
         parser.error("--validation_fraction: must be at least 0 and less than 1")
-    if arguments.shard_mb <= 0 or arguments.processes < 1 or arguments.max_bad < 0:
-        parser.error("--shard_mb and --processes: must be positive, --max_bad at least 0")
     return arguments
 
 
@@ -69,7 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"make_tfrecords.py: {error}")
+    program.run(main)

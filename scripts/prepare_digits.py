@@ -8,9 +8,8 @@ of Handwritten Digits"). 1,437 are to train on and 360 to validate on, each digi
 import argparse
 import os
 import shutil
-import sys
 
-import project_environment  # noqa: F401 (first: it enters .venv)
+import program
 
 from trainer.config import UserError
 from trainer.inputs import convert, manifest
@@ -62,7 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"prepare_digits.py: {error}")
+    program.run(main)

@@ -12,24 +12,21 @@ import argparse
 import html
 import io
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import project_environment  # noqa: F401 (first: it enters .venv)
+import program
 
 import numpy as np
+
+from trainer.config import UserError
 
 # Of a curve, at most: each is the median, or another percentile, of its steps; of a time, of ten
 # steps at least, or its percentiles would be one.
 _POINTS = 200
 _LEAST_STEPS = 10
 _FORMATS = (".png", ".html")
-
-
-class ReportError(Exception):
-    """What keeps the report from being made, in a line."""
 
 
 class Curve(NamedTuple):
@@ -85,13 +82,13 @@ def read_curves(folder: Path) -> dict[str, Curve]:
     """The curves of a run by tag.
 
     Raises:
-      ReportError: the folder has no metrics.
+      UserError: the folder has no metrics.
     """
     points: dict[str, list[tuple[int, float]]] = {}
     try:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise ReportError(
+        raise UserError(
             f"{folder}/metrics.jsonl cannot be read ({error.strerror}): give the --logdir of a run"
         ) from error
     for line in lines:
@@ -104,7 +101,7 @@ def read_curves(folder: Path) -> dict[str, Curve]:
             if value is not None:
                 points.setdefault(tag, []).append((step, value))
     if "perf/step_time_ms" not in points:
-        raise ReportError(f"{folder}/metrics.jsonl has no training steps")
+        raise UserError(f"{folder}/metrics.jsonl has no training steps")
     return {
         tag: Curve(*(np.array(part) for part in zip(*pairs, strict=True)))
         for tag, pairs in points.items()
@@ -126,7 +123,7 @@ def thin(curve: Curve, percentile: float, *, least_steps: int = 1) -> Curve:
 
 
 def summarize(curves: Mapping[str, Curve]) -> dict[str, str]:
-    """The figures of a run that a person asks for first; times without the first tenth of it."""
+    """The figures of a run that a person asks for first; times without 10 first steps."""
     durations_ms = curves["perf/step_time_ms"].values
     timed = durations_ms[min(10, len(durations_ms) // 2) :]
     rate = np.median(curves["perf/images_per_sec"].values)
@@ -148,12 +145,12 @@ def draw(runs: Mapping[str, Mapping[str, Curve]]) -> Any:
     """A matplotlib figure with all panels; `runs`: curves by tag by run.
 
     Raises:
-      ReportError: matplotlib is missing.
+      UserError: matplotlib is missing.
     """
     try:
         import matplotlib
     except ImportError as error:
-        raise ReportError(f"{error}. Install it: pip install matplotlib") from error
+        raise UserError(f"{error}. Install it: pip install matplotlib") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -219,7 +216,7 @@ def render_page(figure: Any, runs: Mapping[str, Mapping[str, Curve]]) -> str:
     )
 
 
-def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("logdirs", nargs="+", type=Path, metavar="LOGDIR", help="of a run")
@@ -227,11 +224,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Reads, draws, and writes the page."""
     options = parse_arguments(argv)
     if options.out.suffix not in _FORMATS:
-        raise ReportError(f"--out: must end with .png or .html, got {options.out}")
+        raise UserError(f"--out: must end with .png or .html, got {options.out}")
     runs = {str(folder): read_curves(folder) for folder in options.logdirs}
     figure = draw(runs)
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -243,7 +240,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ReportError, OSError) as failure:
-        sys.exit(f"report.py: {failure}")
+    program.run(main)

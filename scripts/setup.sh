@@ -44,8 +44,7 @@ while (($#)); do
   esac
   shift
 done
-[[ $venv == /* ]] || venv=$PWD/$venv
-venv=${venv%/}
+venv=$(realpath -ms "$venv")
 state=$venv/.slim-horovod # What this script knows about the environment, and nothing of pip's.
 
 # Packages of another Python must not leak into the build, nor pip be told to install elsewhere.

@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,9 +21,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import project_environment  # noqa: F401 (first: it enters .venv)
+import program
 
 import process_tree
+
+from trainer.config import UserError
 
 _SUPERVISE = Path(__file__).resolve().parent / "supervise.py"
 
@@ -38,7 +41,7 @@ def run_straight(command: Sequence[str], logdir: Path) -> None:
             [*command, f"--logdir={logdir}"], stdout=log, stderr=subprocess.STDOUT, check=False
         )
     if done.returncode:
-        sys.exit(f"soak.py: the undisturbed run failed: see {log.name}")
+        raise UserError(f"the undisturbed run failed: see {log.name}")
 
 
 def run_with_kills(
@@ -53,12 +56,17 @@ def run_with_kills(
             stderr=subprocess.STDOUT,
         )
     killed = 0
-    while killed < kills and process.poll() is None:
-        time.sleep(dice.uniform(1.0, longest_sec))
-        killed += _kill_one(process.pid, dice)
-    process.wait()
+    try:
+        while killed < kills and process.poll() is None:
+            time.sleep(dice.uniform(1.0, longest_sec))
+            killed += _kill_one(process.pid, dice)
+        process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
     if process.returncode:
-        sys.exit(f"soak.py: the run that was killed {killed} times failed: see {log.name}")
+        raise UserError(f"the run that was killed {killed} times failed: see {log.name}")
     return killed
 
 
@@ -104,6 +112,8 @@ def different_variables(straight: Path, soaked: Path) -> list[str]:
     import tensorflow as tf  # Here, since it takes seconds.
 
     newest = [tf.train.latest_checkpoint(str(folder)) for folder in (straight, soaked)]
+    if None in newest:
+        raise UserError(f"the command must leave a checkpoint, and left {newest}")
     if Path(newest[0]).name != Path(newest[1]).name:
         return [f"the newest checkpoint ({newest})"]
     one, other = (tf.train.load_checkpoint(prefix) for prefix in newest)
@@ -122,19 +132,28 @@ def event_steps(folder: Path) -> list[int]:
     return [point.step for point in events.Scalars("train/loss")]
 
 
-def main() -> None:
+def main() -> int:
     """Soaks the command that this one's arguments give."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=20, help="how many; %(default)s")
+    parser.add_argument(
+        "--kills", type=program.at_least(0), default=20, help="how many; %(default)s"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the kills; %(default)s")
     parser.add_argument(
-        "--longest_sec", type=float, default=60.0, help="between two kills; %(default)s"
+        "--longest_sec",
+        type=program.at_least(1, float),
+        default=60.0,
+        help="between two kills; %(default)s",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for both runs; new")
     parser.add_argument("command", nargs="+", help="what to run, after --; without --logdir")
     arguments = parser.parse_args()
+    if not shutil.which(arguments.command[0]):
+        raise UserError(f"{arguments.command[0]}: no such program")
+    if arguments.out.exists():
+        raise UserError(f"--out: must be new, got {arguments.out}")
     arguments.out.mkdir(parents=True)
     straight, soaked = arguments.out / "straight", arguments.out / "soaked"
     command = [*arguments.command, "--deterministic"]
@@ -156,8 +175,8 @@ def main() -> None:
         _say(f"the run was over after {killed} kills: make it longer")
     if not faults:
         _say(f"{killed} kills: the same weights, each step once, nothing left behind")
-    sys.exit(1 if faults else 0)
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import dataclasses
 import datetime
+import itertools
 import json
 import os
 import signal
@@ -23,12 +24,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import project_environment  # noqa: F401 (first: it enters .venv)
+import program
 
 import process_tree
 from launch import Launch
 
+from flags import command_line
 from trainer import checkpoint_manifest
+from trainer.config import UserError
 from trainer.safety import exit_status, lock_holder
 from trainer.status import FILE_NAME, Status
 
@@ -206,40 +209,51 @@ def _logdir_in_file(path: str) -> str | None:
     return find_logdir([line for line in lines if not line.startswith(("#", "//"))])
 
 
+def check_flags(command: Sequence[str]) -> None:
+    """Looks at the trainer's flags, which no restart mends.
+
+    Raises:
+      UserError: a mistake in them.
+    """
+    for position, words in enumerate(itertools.pairwise(command), start=2):
+        if words == ("-m", "trainer"):
+            with contextlib.suppress(command_line.HelpRequested):
+                command_line.parse(["trainer", *command[position:]])
+
+
 def _fail(text: str) -> NoReturn:
-    sys.exit(f"supervise.py: {text}")
+    raise UserError(text)
 
 
-def main() -> None:
+def main() -> int:
     """Supervises the command that this one's arguments give."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--max_restarts",
-        type=int,
+        type=program.at_least(0),
         default=5,
         help="failures in a row, without a newer checkpoint, after which it gives up; %(default)s",
     )
     parser.add_argument(
-        "--first_pause_sec", type=float, default=2.0, help="before a restart; %(default)s"
+        "--first_pause_sec",
+        type=program.at_least(0, float),
+        default=2.0,
+        help="before a restart; %(default)s",
     )
     parser.add_argument("command", nargs="+", help="what to run, after --")
     arguments = parser.parse_args()
-    if arguments.max_restarts < 0 or arguments.first_pause_sec < 0:
-        parser.error("--max_restarts and --first_pause_sec must be at least 0")
     logdir = find_logdir(arguments.command)
     if not logdir:
         _fail("the command must have --logdir: what is not saved can't be taken up again")
+    check_flags(arguments.command)
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     story = Story(Path(logdir) / "supervise.log")
     failures = Failures(arguments.max_restarts, arguments.first_pause_sec)
     launch = Launch(arguments.command, Path(logdir))
-    try:
-        sys.exit(supervise(launch, failures, Path(logdir), story))
-    except FileNotFoundError as error:
-        _fail(f"{error.filename}: no such program")
+    return supervise(launch, failures, Path(logdir), story)
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

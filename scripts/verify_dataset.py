@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Reads a whole data set and names every fault in it, with file and offset.
 
-  verify_dataset.py --data_dir=DIR
+  scripts/verify_dataset.py --data_dir=DIR
 
 DIR has TFRecord shards of any origin, or a folder of images per class. Checksums, labels and
 counts are compared, and every image is decoded, as training decodes it. Exit status 1: faults.
@@ -10,9 +10,8 @@ counts are compared, and every image is decoded, as training decodes it. Exit st
 import argparse
 import collections
 import os
-import sys
 
-import project_environment  # noqa: F401 (first: it enters .venv)
+import program
 
 from trainer.config import UserError
 from trainer.inputs import storage
@@ -26,11 +25,12 @@ def main() -> int:
     )
     parser.add_argument("--data_dir", required=True, help="folder of the data set")
     parser.add_argument(
-        "--decode_every", type=int, default=1, help="decode one image in so many; default: all"
+        "--decode_every",
+        type=program.at_least(1),
+        default=1,
+        help="decode one image in so many; default: all",
     )
     arguments = parser.parse_args()
-    if arguments.decode_every < 1:
-        parser.error("--decode_every: must be at least 1")
     if not storage.is_folder(arguments.data_dir):
         raise UserError(f"--data_dir: must be a folder that exists, got {arguments.data_dir!r}")
     verifier = Verifier(arguments.data_dir, decode_every=arguments.decode_every)
@@ -48,7 +48,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"verify_dataset.py: {error}")
+    program.run(main)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs a command with those variables of the environment alone that training needs.
 
-  worker_environment.py horovodrun -np 8 python -m trainer [flags]
+  scripts/worker_environment.py horovodrun -np 8 python -m trainer [flags]
 
 horovodrun writes the whole environment into its workers' command lines, which every user of their
 hosts can read: tokens and passwords too. What else is to be passed on is named in
@@ -19,12 +19,13 @@ _NAMES = frozenset(
         *("COLUMNS", "LINES", "NO_COLOR", "LD_LIBRARY_PATH", "LD_PRELOAD", "GLIBC_TUNABLES"),
         # Where keys are, not what they are.
         *("GOOGLE_APPLICATION_CREDENTIALS", "SSL_CERT_FILE", "SSL_CERT_DIR", "CONDA_PREFIX"),
+        *("KRB5CCNAME", "PE_HOSTFILE", "SSH_AUTH_SOCK"),
     )
 )
 _PREFIXES = (
     *("CUDA_", "GOMP_", "HOROVOD_", "HYDRA_", "I_MPI_", "KMP_", "LC_", "MALLOC_", "MKL_"),
-    *("NCCL_", "NVIDIA_", "OMPI_", "OMP_", "OPAL_", "ORTE_", "PMI", "PRTE_", "PYTHON", "SLURM_"),
-    *("SLIM_HOROVOD_", "TF_", "UCX_", "XLA_"),
+    *("LSB_", "NCCL_", "NVIDIA_", "OMPI_", "OMP_", "OPAL_", "ORTE_", "PBS_", "PMI", "PRTE_"),
+    *("PYTHON", "SLIM_HOROVOD_", "SLURM_", "TF_", "UCX_", "XLA_"),
 )
 PASS = "SLIM_HOROVOD_PASS"
 

@@ -83,8 +83,7 @@ def programs():
 @pytest.mark.parametrize("path", programs().values(), ids=lambda path: path.name)
 def test_a_program_can_be_started_by_its_name_and_finds_what_it_imports(path):
     assert os.access(path, os.X_OK)
-    # What needs nothing: the peers' contestants run in an environment of their own.
-    ready = sys.stdlib_module_names | {"peers", "worker_environment"}
+    ready = sys.stdlib_module_names | {"worker_environment"}
     imports = [name.split(".")[0] for name in imported_modules(path)]
     needing = [name for name in imports if name not in ready]
-    assert not needing or needing[0] == "project_environment"
+    assert not needing or needing[0] == "program"

@@ -202,17 +202,21 @@ def test_killed_and_started_again_it_ends_as_if_undisturbed(tmp_path):
     assert len(expected) > 20
 
     out = tmp_path / "two"
-    process = subprocess.Popen(
-        command("make_tfrecords.py", *options, "--out", out),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    while len(list(out.glob(".*.receipt"))) < 5:
-        assert process.poll() is None
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    for number, receipts in ((signal.SIGKILL, 5), (signal.SIGINT, 10)):
+        process = subprocess.Popen(
+            command("make_tfrecords.py", *options, "--out", out),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        while len(list(out.glob(".*.receipt"))) < receipts:
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.killpg(process.pid, number)
+        said = process.communicate()[1]
+    assert process.returncode == 130
+    assert said == "make_tfrecords.py: interrupted\n"
     receipts = [path.name[1:].removesuffix(".receipt") for path in out.glob(".*.receipt")]
     finished = {name: (out / name).stat().st_mtime_ns for name in receipts}
     assert finished

@@ -8,6 +8,8 @@ import pytest
 import report
 from PIL import Image
 
+from trainer.config import UserError
+
 TAGS = (
     "train/loss",
     "train/cross_entropy",
@@ -82,5 +84,5 @@ def test_a_page_without_other_files(runs, tmp_path):
     ],
 )
 def test_mistakes_are_a_line(runs, arguments, line):
-    with pytest.raises(report.ReportError, match=line):
+    with pytest.raises(UserError, match=line):
         report.main([str(runs[0]), *arguments])

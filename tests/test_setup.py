@@ -70,33 +70,3 @@ def test_a_stand_in_for_a_python_is_passed_over(tmp_path):
     assert said.returncode == 1
     assert said.stderr.startswith("build_horovod: a C++ compiler (no-such-compiler) is needed")
     assert said.stderr.count("\n") == 1
-
-
-def start_with_bare_python(*command, venv):
-    """Starts it as somebody does who has not activated an environment."""
-    path = f"{sys.base_prefix}/bin:/usr/bin:/bin"
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        cwd=SETUP.parent.parent,
-        env={"PATH": path, "SLIM_HOROVOD_VENV": str(venv)},
-        timeout=120,
-        check=False,
-    )
-
-
-def test_a_script_finds_the_environment_that_is_not_activated(tmp_path):
-    command = ["scripts/make_tfrecords.py", f"--images={tmp_path}/none", f"--out={tmp_path}/out"]
-    said = start_with_bare_python(*command, venv=sys.prefix)
-    assert said.returncode == 1
-    assert "make_tfrecords.py: --images: must be a folder that exists" in said.stderr
-
-
-@pytest.mark.parametrize("command", [["scripts/soak.py"], ["python3", "-m", "trainer"]])
-def test_without_an_environment_there_is_one_line(tmp_path, command):
-    said = start_with_bare_python(*command, venv=tmp_path)
-    assert said.returncode == 1
-    assert said.stderr.startswith("slim-horovod: ")
-    assert "scripts/setup.sh" in said.stderr
-    assert said.stderr.count("\n") == 1

@@ -52,6 +52,8 @@ put("status.json", state="failed", step=3, reason="no luck")
 sys.exit(3)
 """
 
+HASTY = "import program, supervise; supervise._LEFT_BEHIND_SEC = {}; program.run(supervise.main)"
+
 
 def command(folder, *what, program=("scripts/supervise.py",)):
     return [
@@ -122,7 +124,7 @@ def test_after_a_launcher_was_killed_or_crashed_the_run_goes_on_although_it_was_
 def test_another_run_in_the_folder_is_not_disturbed(tmp_path):
     holder = lock_holder.of_this_process()
     (tmp_path / lock_holder.FILE_NAME).write_text(lock_holder.as_text(holder, beats=1))
-    hasty = "import supervise; supervise._LEFT_BEHIND_SEC = 0.5; supervise.main()"
+    hasty = HASTY.format(0.5)
     done = subprocess.run(
         command(tmp_path, "finished", program=["-c", hasty]),
         cwd=ROOT,
@@ -137,7 +139,7 @@ def test_another_run_in_the_folder_is_not_disturbed(tmp_path):
 
 
 def test_nothing_of_a_failed_start_is_left_when_the_next_begins(tmp_path):
-    hasty = "import supervise; supervise._LEFT_BEHIND_SEC = 1; supervise.main()"
+    hasty = HASTY.format(1)
     status, story = run(tmp_path, "orphan", "finished", program=["-c", hasty])
     assert status == 0
     assert any(line.startswith("killed what the launcher left behind: ") for line in story)
@@ -190,9 +192,20 @@ def test_the_logdir_is_found(tmp_path, words):
     assert supervise.find_logdir(words) == "my runs/a"
 
 
-def test_a_command_without_a_logdir_is_refused():
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["true"], "the command must have --logdir"),
+        (["python", "-m", "trainer", "--logdir=DIR", "--bach_size=3"], "Unknown command line flag"),
+        (["./README.md", "--logdir=DIR"], "Permission denied: './README.md'"),
+        (["nosuch", "--logdir=DIR"], "No such file or directory: 'nosuch'"),
+        (["true", "--logdir=README.md"], "Not a directory: 'README.md/"),
+    ],
+)
+def test_what_no_restart_mends_is_told_at_once(tmp_path, words, line):
+    words = [word.replace("DIR", str(tmp_path)) for word in words]
     done = subprocess.run(
-        [sys.executable, "scripts/supervise.py", "--", "true"],
+        [sys.executable, "scripts/supervise.py", "--", *words],
         cwd=ROOT,
         env={**os.environ, **environment()},
         capture_output=True,
@@ -200,4 +213,8 @@ def test_a_command_without_a_logdir_is_refused():
         check=False,
     )
     assert done.returncode == 1
-    assert "supervise.py: the command must have --logdir" in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("supervise.py: ")
+    assert line in last
+    assert "Traceback" not in done.stderr
+    assert "; failure" not in done.stderr

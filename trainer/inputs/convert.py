@@ -13,6 +13,7 @@ import glob
 import hashlib
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 
 import tqdm
@@ -108,7 +109,10 @@ def _convert_all(tasks: Sequence[Task], processes: int) -> dict[str, Receipt]:
     context = multiprocessing.get_context("spawn")
     with (
         tqdm.tqdm(total=total, initial=done, unit="image", disable=None) as progress,
-        concurrent.futures.ProcessPoolExecutor(processes, context) as pool,
+        # Ctrl-C is for this process alone: the others end with the shards that they are at.
+        concurrent.futures.ProcessPoolExecutor(
+            processes, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)
+        ) as pool,
     ):
         results = pool.map(convert_shard, missing) if processes > 1 else map(convert_shard, missing)
         for task, receipt in zip(missing, results, strict=True):

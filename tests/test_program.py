@@ -1,0 +1,103 @@
+"""scripts/program.py: scripts find their environment, and tell what is wrong in a line."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import program
+
+import pytest
+from processes import ROOT, environment
+
+BARE = [f"{sys.base_prefix}/bin/python3", "-S"]  # Without any installed package.
+
+
+def start(*command, **environ):
+    return subprocess.run(
+        [str(word) for word in command],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(**environ),
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("venv", [sys.prefix, f"{sys.prefix}/../{os.path.basename(sys.prefix)}"])
+def test_a_script_finds_the_environment_that_is_not_activated(tmp_path, venv):
+    said = start(
+        *(*BARE, "scripts/make_tfrecords.py", f"--images={tmp_path}/no", f"--out={tmp_path}/out"),
+        SLIM_HOROVOD_VENV=venv,
+    )
+    assert said.returncode == 1
+    assert (
+        f"make_tfrecords.py: --images: must be a folder that exists, got '{tmp_path}" in said.stderr
+    )
+
+
+@pytest.mark.parametrize("command", [["scripts/soak.py"], ["-m", "trainer"]])
+def test_without_an_environment_there_is_one_line(tmp_path, command):
+    said = start(*BARE, *command, SLIM_HOROVOD_VENV=tmp_path)
+    assert said.returncode == 1
+    assert said.stderr.startswith("slim-horovod: ")
+    assert "scripts/setup.sh" in said.stderr
+    assert said.stderr.count("\n") == 1
+
+
+def test_in_a_half_made_environment_a_script_does_not_begin_again_for_ever(tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "half"], check=True)
+    winding = tmp_path / "half" / ".." / "half"
+    said = start(winding / "bin" / "python", "scripts/soak.py", SLIM_HOROVOD_VENV=winding)
+    assert said.returncode == 1
+    assert f"{tmp_path}/half has no complete environment" in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        (["soak.py", "--out=DIR/new", "nosuch"], "soak.py: nosuch: no such program"),
+        (["soak.py", "--out=DIR", "true"], "soak.py: --out: must be new, got DIR"),
+        (["soak.py", "--out=DIR/new", "true"], "soak.py: the command must leave a checkpoint"),
+        (["soak.py", "--out=DIR/new", "false"], "soak.py: the undisturbed run failed: see DIR/new"),
+        (
+            ["soak.py", "--out=DIR/new", "--kills=-3", "true"],
+            "--kills: must be at least 0, got '-3'",
+        ),
+        (["report.py", "DIR/none"], "report.py: DIR/none/metrics.jsonl cannot be read"),
+        (["benchmark_input.py", "--data_dir=DIR/none"], "benchmark_input.py: --data_dir: "),
+        (["benchmark_input.py", "--rounds=0"], "--rounds: must be at least 1, got '0'"),
+        (["compare_peers.py", "--batch_size=0"], "--batch_size: must be at least 1, got '0'"),
+        (["compare_peers.py", "--venv=tests"], "compare_peers.py: --venv: must be new"),
+        (
+            ["make_tfrecords.py", "--images=DIR", "--out=README.md"],
+            "make_tfrecords.py: [Errno 17] File exists: ",
+        ),
+    ],
+)
+@pytest.mark.slow
+def test_a_mistake_is_told_in_the_last_line(tmp_path, command, line):
+    (tmp_path / "class").mkdir()
+    (tmp_path / "class" / "1.png").touch()
+    name, *arguments = (word.replace("DIR", str(tmp_path)) for word in command)
+    said = start(sys.executable, f"scripts/{name}", *arguments)
+    assert said.returncode in (1, 2)
+    assert "Traceback" not in said.stderr
+    assert line.replace("DIR", str(tmp_path)) in said.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("text", ["inf", "nan", "-1", "0.4", "one", ""])
+def test_numbers_have_a_least_value_and_are_finite(text):
+    with pytest.raises(program.argparse.ArgumentTypeError, match=r"must be at least 0.5, got '"):
+        program.at_least(0.5, float)(text)
+
+
+def test_an_interrupted_script_ends_as_a_shell_expects(capsys):
+    def interrupted():
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(SystemExit) as end:
+        program.run(interrupted)
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "test_program.py: interrupted\n"
