@@ -1,6 +1,37 @@
 """Packaging. `scripts/setup.sh` is the way to a working environment: it also builds Horovod."""
 
-from setuptools import find_packages, setup
+import glob
+import platform
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+KERNELS = "trainer/step/kernels"
+
+
+class BuildForTensorFlow(build_ext):
+    """Compiles against the TensorFlow that is installed, which the build environment must have."""
+
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            import tensorflow as tf
+        except ImportError as error:  # As in the isolated environment that pip builds in.
+            raise CompileError(str(error)) from error
+        ext.extra_compile_args += tf.sysconfig.get_compile_flags()
+        ext.extra_link_args += tf.sysconfig.get_link_flags()
+        super().build_extension(ext)
+
+
+# Faster gradients on some CPUs. Optional: where they can't be built, TensorFlow's own are taken.
+kernels = Extension(
+    "trainer.step._kernels",
+    [f"{KERNELS}/operations.cc"],
+    depends=sorted(glob.glob(f"{KERNELS}/*.h")),
+    extra_compile_args=["-O3", "-g0", "-w"],
+    language="c++",
+    optional=True,
+)
 
 setup(
     name="slim-horovod",
@@ -9,6 +40,8 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["flags", "models", "trainer", "trainer.*"]),
+    ext_modules=[kernels] if platform.machine() == "x86_64" else [],
+    cmdclass={"build_ext": BuildForTensorFlow},
     entry_points={"console_scripts": ["slim-horovod = trainer.__main__:main"]},
     # Ranges hold what was tried. tf-slim and the Horovod build reach into TensorFlow's internals,
     # so a new minor version of TensorFlow is a port, not an upgrade.

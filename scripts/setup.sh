@@ -104,10 +104,12 @@ wanted_for="$version $venv"
 fingerprint() {
   {
     cat "${requirements[@]}" "$repository"/{requirements/horovod.txt,setup.py,pyproject.toml} \
-      "$repository"/scripts/{build_horovod.py,source_edits.py,setup.sh}
+      "$repository"/scripts/{build_horovod.py,source_edits.py,setup.sh} \
+      "$repository"/trainer/step/kernels/*
     mpicc -show 2>/dev/null || true
     echo "$mode $repository"
-    ls -d "$venv/lib/python$version"/site-packages/*.dist-info 2>/dev/null || true
+    ls -d "$venv/lib/python$version"/site-packages/*.dist-info \
+      "$repository"/trainer/step/_kernels.*-"${version/./}"-*.so 2>/dev/null || true
   } | sha256sum
 }
 if [[ $made_for == "$wanted_for" && $made_from == "$(fingerprint)" ]]; then

@@ -1,78 +1,292 @@
-"""The gradients that replace TensorFlow's own on CPUs, against TensorFlow's own."""
+"""The gradients that replace TensorFlow's own on CPUs, against TensorFlow's own and numpy."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer.step import cpu_gradients
+from models import resnet_utils, resnet_v2
+from models.slim_compat import slim
+from trainer import flops
+from trainer.step import cpu_gradients, cpu_kernels
+
+needs_kernels = pytest.mark.skipif(
+    bool(cpu_kernels.reason_for_none()), reason=f"kernels: {cpu_kernels.reason_for_none()}"
+)
+DTYPES = [tf.float32, tf.bfloat16]
+INSTRUCTIONS = "flags : fpu avx512f avx512bw avx512vl avx512_bf16"
 
 CASES = {
-    "1 x 1": {"maps": 7, "size": 1, "strides": 1, "padding": "SAME"},
-    "1 x 1, valid": {"maps": 7, "size": 1, "strides": 1, "padding": "VALID"},
-    "3 x 3": {"maps": 7, "size": 3, "strides": 1, "padding": "SAME"},
-    "5 x 5 on 4 x 4": {"maps": 4, "size": 5, "strides": 1, "padding": "SAME"},
-    "on 1 x 1": {"maps": 1, "size": 3, "strides": 1, "padding": "SAME"},
-    "3 x 3, valid": {"maps": 7, "size": 3, "strides": 1, "padding": "VALID"},
-    "strided": {"maps": 7, "size": 3, "strides": 2, "padding": "SAME"},
-    "dilated": {"maps": 7, "size": 3, "strides": 1, "padding": "SAME", "dilations": 2},
-    "even": {"maps": 7, "size": 2, "strides": 1, "padding": "SAME"},
-    "explicit": {"maps": 7, "size": 3, "strides": 1, "padding": [[0, 0], [1, 1], [1, 1], [0, 0]]},
-    "large maps": {"maps": 8, "size": 3, "strides": 1, "padding": "SAME"},
+    "1 x 1": {"maps": (2, 7, 7), "size": 1},
+    "1 x 1, valid": {"maps": (2, 7, 7), "size": 1, "padding": "VALID"},
+    "1 x 1, strided": {"maps": (2, 7, 6), "size": 1, "strides": 2},
+    "3 x 3": {"maps": (2, 7, 7), "size": 3},
+    "one image": {"maps": (1, 5, 6), "size": 3},
+    "images without a pair": {"maps": (7, 14, 14), "size": 3},
+    "more rows than a band has": {"maps": (3, 40, 23), "size": 3},
+    "rows of more pixels than a band has": {"maps": (2, 3, 800), "size": 3},
+    "5 x 5 on 4 x 4": {"maps": (2, 4, 4), "size": 5},
+    "on 1 x 1": {"maps": (2, 1, 1), "size": 3},
+    "valid": {"maps": (2, 7, 8), "size": 3, "padding": "VALID"},
+    "strided": {"maps": (2, 7, 8), "size": 3, "strides": 2},
+    "strided, valid, as in conv2d_same": {
+        "maps": (3, 58, 58), "size": 3, "strides": 2, "padding": "VALID"
+    },
+    "even": {"maps": (2, 7, 7), "size": 2},
+    "explicit": {"maps": (2, 7, 7), "size": 3, "padding": [[0, 0], [2, 1], [0, 3], [0, 0]]},
+    "many inputs": {"maps": (2, 3, 3), "size": 1, "channels": (160, 32)},
+    "many outputs": {"maps": (2, 3, 3), "size": 3, "channels": (32, 160)},
+}  # fmt: skip
+FOREIGN = {
+    "few channels": {"maps": (2, 7, 7), "size": 3, "channels": (3, 32)},
+    "odd channels": {"maps": (2, 7, 7), "size": 3, "channels": (32, 40)},
+    "dilated": {"maps": (2, 7, 7), "size": 3, "dilations": 2},
+    "strides that differ": {"maps": (2, 7, 7), "size": 3, "strides": [1, 2]},
 }
 
 
-def gradients_of(dtype, *, maps, size, **settings):
-    """Gradients by inputs, filters and bias, and by outputs, as float32; the operations' types."""
+def convolution_gradients(dtype, *, threads=2, faster=True, **case):
+    """Gradients by inputs, filters and bias, as float32; and the graph."""
+    case = {"channels": (32, 64), "strides": 1, "padding": "SAME"} | case
+    maps, size, (ins, outs) = case.pop("maps"), case.pop("size"), case.pop("channels")
     rng = np.random.default_rng(0)
 
     def draw(*shape):
-        # Whole numbers, of which bfloat16 holds those up to 256: every sum is exact.
+        # Whole numbers, of which bfloat16 holds those up to 256: every sum of a test is exact, but
+        # for its rounding in the end.
         return tf.constant(rng.integers(-2, 3, shape), dtype)
 
     with tf.Graph().as_default() as of_case:
-        values = draw(2, maps, maps, 3), draw(size, size, 3, 5), draw(5)
-        with cpu_gradients.faster_gradients(dtype):
-            outputs = tf.nn.bias_add(tf.nn.conv2d(values[0], values[1], **settings), values[2])
-        weights = draw(*outputs.shape)
-        gradients = [*tf.gradients(outputs, values, weights), weights]
-        kinds = [operation.type for operation in of_case.get_operations()]
-        with tf1.Session() as session:
-            return [value.astype(np.float32) for value in session.run(gradients)], kinds
+        values = draw(*maps, ins), draw(size, size, ins, outs), draw(outs)
+        with cpu_gradients.faster_gradients(dtype if faster else tf.float16):
+            outputs = tf.nn.bias_add(tf.nn.conv2d(*values[:2], **case), values[2])
+        gradients = tf.gradients(outputs, values, draw(*outputs.shape))
+        config = tf1.ConfigProto(intra_op_parallelism_threads=threads)
+        with tf1.Session(config=config) as session:
+            found = [value.astype(np.float32) for value in session.run(gradients)]
+    return found, of_case
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_they_equal_tensorflows_own(name):
-    expected, _ = gradients_of(tf.float32, **CASES[name])
-    ours, _ = gradients_of(tf.bfloat16, **CASES[name])
-    for one, other in zip(ours[:2], expected[:2], strict=True):
-        np.testing.assert_allclose(one, other, rtol=2**-8)
-    # An image's share of the bias gradient is rounded before the images are summed.
-    of_images = np.abs(expected[3].sum((1, 2)))
-    assert (np.abs(ours[2] - expected[2]) <= 2**-8 * (of_images.sum(0) + np.abs(expected[2]))).all()
+def kinds_of(graph):
+    return [operation.type for operation in graph.get_operations()]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_they_are_used_where_they_pay(name):
-    is_used = name in ("1 x 1", "1 x 1, valid", "3 x 3", "5 x 5 on 4 x 4", "on 1 x 1")
-    _, kinds = gradients_of(tf.bfloat16, **CASES[name])
-    assert ("Conv2DBackpropFilter" not in kinds) == is_used
-    _, kinds = gradients_of(tf.float32, **CASES[name])
-    assert "Conv2DBackpropFilter" in kinds
-    assert "BiasAddGrad" in kinds
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("name", CASES | FOREIGN)
+def test_gradients_of_convolutions_equal_tensorflows_own(name, dtype):
+    case = (CASES | FOREIGN)[name]
+    expected, _ = convolution_gradients(tf.float32, faster=False, **case)
+    ours, graph = convolution_gradients(dtype, **case)
+    rounding = 2**-8 if dtype == tf.bfloat16 else 0
+    for one, other in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=rounding)
+    is_ours = name in CASES and cpu_kernels.find() is not None
+    assert ("SlimHorovodFilterGradient" in kinds_of(graph)) == is_ours
+    assert ("Conv2DBackpropFilter" in kinds_of(graph)) != is_ours
+
+
+@needs_kernels
+@pytest.mark.parametrize("threads", [1, 3, 8])
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"maps": (5, 40, 40), "size": 3},  # Threads share bands.
+        {"maps": (5, 40, 40), "size": 1, "channels": (96, 32)},
+        {"maps": (3, 4, 4), "size": 3, "channels": (32, 96)},  # Threads share channels.
+        {"maps": (3, 4, 4), "size": 3, "channels": (96, 32)},
+    ],
+)
+def test_any_number_of_threads_shares_the_work(case, threads):
+    expected, _ = convolution_gradients(tf.float32, faster=False, **case)
+    for dtype in DTYPES:
+        ours, _ = convolution_gradients(dtype, threads=threads, **case)
+        np.testing.assert_allclose(ours[1], expected[1], rtol=2**-8)
+
+
+def test_the_work_is_counted_as_tensorflows_own():
+    graphs = [
+        convolution_gradients(tf.bfloat16, faster=faster, **CASES["strided"])[1]
+        for faster in (True, False)
+    ]
+    ours, expected = (flops.count_flops(graph.get_operations()) for graph in graphs)
+    assert ours == expected > 0
 
 
 @pytest.mark.parametrize(
     ("shape", "data_format"),
-    [([3, 4], "NHWC"), ([2, None, None, 4], "NHWC"), ([2, 4, 5, 3], "NCHW")],
+    [
+        ([3, 16], "NHWC"),
+        ([129, 32], "NHWC"),
+        ([2, None, None, 16], "NHWC"),
+        ([2, 56, 56, 48], "NHWC"),
+        ([3, 4], "NHWC"),
+        ([2, 16, 5, 3], "NCHW"),
+    ],
 )
-def test_bias_gradients_of_other_shapes(shape, data_format):
-    with tf.Graph().as_default(), cpu_gradients.faster_gradients(tf.bfloat16):
-        inputs = tf1.placeholder(tf.bfloat16, shape)
-        bias = tf.zeros([4], tf.bfloat16)
-        outputs = tf.nn.bias_add(inputs, bias, data_format)
-        gradient = tf.gradients(outputs, bias)[0]
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
+def test_gradients_by_biases_equal_numpys_sums(dtype, shape, data_format):
+    values = np.random.default_rng(6).integers(-2, 4, [size or 6 for size in shape])
+    axis = 1 if data_format == "NCHW" else -1
+    expected = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis]).sum(0)
+    with tf.Graph().as_default(), cpu_gradients.faster_gradients(dtype):
+        bias = tf.zeros([values.shape[axis]], dtype)
+        by_outputs = tf1.placeholder(dtype, shape)
+        outputs = tf.nn.bias_add(tf.zeros_like(by_outputs), bias, data_format)
+        gradient = tf.gradients(outputs, bias, by_outputs)[0]
         with tf1.Session() as session:
-            values = np.zeros([size or 6 for size in shape])
-            found = session.run(gradient, {inputs: values})
-    np.testing.assert_array_equal(found.astype(np.float32), [values.size / 4] * 4)
+            found = session.run(gradient, {by_outputs: values})
+    rounding = 2**-8 if dtype == tf.bfloat16 else 0
+    np.testing.assert_allclose(found.astype(np.float32), expected, rtol=rounding)
+
+
+def draw_norm(rng, channels, shape=(5, 7, 6)):
+    """x, gamma, beta and the gradient by the result."""
+    return (
+        rng.normal(2, 3, (*shape, channels)),
+        rng.normal(1, 0.5, channels),
+        rng.normal(0, 0.5, channels),
+        rng.normal(0, 1, (*shape, channels)),
+    )
+
+
+def norm_gradients(dtype, x, gamma, beta, gradient, *, build=tf.nn.relu, **settings):
+    """Gradients by x, gamma and beta of `build` of BN, and the graph."""
+    with tf.Graph().as_default() as graph:
+        inputs = tf.constant(x, dtype), *(tf.constant(v, tf.float32) for v in (gamma, beta))
+        with cpu_gradients.faster_gradients(dtype):
+            normalized, _, _ = tf1.nn.fused_batch_norm(*inputs, epsilon=1e-3, **settings)
+            outputs = build(normalized)
+        gradients = tf.gradients(outputs, inputs, tf.constant(gradient, dtype))
+        with tf1.Session() as session:
+            return [value.astype(np.float64) for value in session.run(gradients)], graph
+
+
+def expected_norm_gradients(x, gamma, beta, gradient, *, relu, epsilon=1e-3):
+    """The same by numpy, in float64; and where the result of BN is too near 0 to be sure of."""
+    axes = (0, 1, 2)
+    inverse = 1 / np.sqrt(x.var(axes) + epsilon)
+    normalized = (x - x.mean(axes)) * inverse
+    result = normalized * gamma + beta
+    passed = np.where(result > 0, gradient, 0) if relu else gradient
+    by_gamma, by_beta = (passed * normalized).sum(axes), passed.sum(axes)
+    rows = x.size / x.shape[-1]
+    by_x = gamma * inverse * (passed - by_beta / rows - normalized * by_gamma / rows)
+    return by_x, by_gamma, by_beta
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("channels", [16, 48, 12])
+@pytest.mark.parametrize("relu", [True, False])
+def test_gradients_of_batch_norm_equal_numpys(channels, dtype, relu):
+    # Values that both types hold.
+    values = [v.astype(dtype.as_numpy_dtype) for v in draw_norm(np.random.default_rng(1), channels)]
+    values = [v.astype(np.float64) for v in values]
+    build = tf.nn.relu if relu else tf.identity
+    found, graph = norm_gradients(dtype, *values, build=build)
+    expected = expected_norm_gradients(*values, relu=relu)
+    bound = 2**-8 if dtype == tf.bfloat16 else 1e-5
+    np.testing.assert_allclose(found[0], expected[0], rtol=bound, atol=bound)
+    # TensorFlow's own sums, which 12 channels are left to, take BN's result in bfloat16.
+    for one, other in zip(found[1:], expected[1:], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 if channels != 12 else 0.1)
+    is_ours = channels != 12 and cpu_kernels.find() is not None
+    assert ("SlimHorovodNormGradient" in kinds_of(graph)) == is_ours
+    assert ("ReluGrad" in kinds_of(graph)) == (relu and not is_ours)
+
+
+def test_a_result_of_batch_norm_with_other_users_than_the_relu_keeps_their_gradients():
+    values = draw_norm(np.random.default_rng(2), 16)
+    found, graph = norm_gradients(tf.float32, *values, build=lambda y: tf.nn.relu(y) + 3 * y)
+    x, gamma, beta, gradient = values
+    with_relu = expected_norm_gradients(x, gamma, beta, gradient, relu=True)
+    without = expected_norm_gradients(x, gamma, beta, 3 * gradient, relu=False)
+    for one, other, third in zip(found, with_relu, without, strict=True):
+        np.testing.assert_allclose(one, other + third, rtol=1e-4, atol=1e-4)
+    assert "ReluGrad" in kinds_of(graph)
+
+
+def test_gradients_of_frozen_batch_norm_are_tensorflows_own():
+    x, gamma, beta, gradient = draw_norm(np.random.default_rng(3), 16)
+    mean, variance = np.full(16, 1.5), np.full(16, 4.0)
+    found, _ = norm_gradients(
+        tf.float32, x, gamma, beta, gradient, mean=mean, variance=variance, is_training=False
+    )
+    normalized = (x - mean) / np.sqrt(variance + 1e-3)
+    passed = np.where(normalized * gamma + beta > 0, gradient, 0)
+    expected = passed * gamma / np.sqrt(variance + 1e-3), (passed * normalized).sum((0, 1, 2))
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
+def test_what_is_not_finite_is_not_lost(dtype):
+    x, gamma, beta, gradient = draw_norm(np.random.default_rng(4), 16)
+    gradient[2, 3, 4, 5] = np.nan
+    x[2, 3, 4, 5] = 20  # The ReLU lets it through.
+    found, _ = norm_gradients(dtype, x, gamma, np.abs(beta), gradient)
+    for value in found:
+        assert np.isnan(value[..., 5]).any()
+        assert np.isfinite(np.delete(value, 5, axis=-1)).all()
+
+
+@needs_kernels
+def test_a_network_has_the_gradients_that_it_has_without():
+    rng = np.random.default_rng(5)
+    images = rng.normal(size=(4, 33, 33, 3)).astype(np.float32)
+
+    def gradients_of(dtype):
+        with tf.Graph().as_default() as graph:
+            tf1.set_random_seed(1)
+            blocks = [
+                resnet_v2.resnet_v2_block("block1", base_depth=32, num_units=2, stride=2),
+                resnet_v2.resnet_v2_block("block2", base_depth=32, num_units=1, stride=1),
+            ]
+            with (
+                slim.arg_scope(resnet_utils.resnet_arg_scope()),
+                cpu_gradients.faster_gradients(dtype),
+            ):
+                logits, _ = resnet_v2.resnet_v2(images, blocks, num_classes=10)
+            gradients = tf.gradients(tf.reduce_sum(logits**2), tf1.trainable_variables())
+            with tf1.Session() as session:
+                session.run(tf1.global_variables_initializer())
+                return session.run(gradients), kinds_of(graph)
+
+    ours, kinds = gradients_of(tf.float32)
+    expected, plain_kinds = gradients_of(tf.float16)  # For which there are none.
+    # All but the root's, which has 3 channels, and the logits', which has 10.
+    assert kinds.count("SlimHorovodFilterGradient") == plain_kinds.count("Conv2D") - 2
+    assert kinds.count("SlimHorovodNormGradient") == plain_kinds.count("FusedBatchNormV3")
+    assert "ReluGrad" not in kinds
+    largest = max(np.abs(gradient).max() for gradient in expected)
+    for one, other in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6 * largest)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "reason"),
+    [
+        (INSTRUCTIONS, "they were not built"),
+        (
+            f"{INSTRUCTIONS} amx_bf16",
+            "this CPU has a matrix unit (AMX), which TensorFlow's own use",
+        ),
+        ("flags : fpu avx2 avx512f", "this CPU lacks AVX-512 with bfloat16"),
+        (None, "this CPU lacks AVX-512 with bfloat16"),
+    ],
+)
+def test_where_there_are_none_the_reason_is_told(tmp_path, cpuinfo, reason):
+    file = tmp_path / "cpuinfo"
+    if cpuinfo is not None:
+        file.write_text(cpuinfo)
+    assert cpu_kernels.reason_for_none(file, tmp_path / "none.so") == reason
+
+
+def test_a_library_that_can_not_be_loaded_is_told(tmp_path):
+    cpuinfo, library = tmp_path / "cpuinfo", tmp_path / "kernels.so"
+    cpuinfo.write_text(INSTRUCTIONS)
+    library.write_bytes(b"\x7fELF")
+    assert "they can't be loaded" in cpu_kernels.reason_for_none(cpuinfo, library)
+
+
+def test_setup_has_built_them():
+    assert cpu_kernels.reason_for_none() != "they were not built"

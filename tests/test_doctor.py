@@ -63,6 +63,20 @@ def test_horovod_that_does_not_load_is_told_by_the_first_line_of_its_error():
     assert finding.remedy is not None
 
 
+@pytest.mark.parametrize(
+    ("reason", "text", "is_broken"),
+    [
+        ("", "compiled for this CPU's AVX-512", False),
+        ("they were not built", "TensorFlow's own: they were not built", False),
+        ("they can't be loaded (cut)", "TensorFlow's own: they can't be loaded (cut)", True),
+    ],
+)
+def test_which_gradients_are_used_is_told(reason, text, is_broken):
+    findings = list(doctor.check_devices({"cores": 2, "gpus": 0, "no kernels": reason}))
+    assert text in [finding.text for finding in findings if finding.title == "gradients"]
+    assert [finding.title for finding in broken(findings)] == ["gradients"] * is_broken
+
+
 def test_slim_that_builds_no_update_ops_is_broken():
     assert broken(doctor.check_slim({"updates": 0}))
     assert broken(doctor.check_slim({"error": "AttributeError: Tensor"}))

@@ -40,8 +40,10 @@ import json
 def tensorflow():
     import tensorflow as tf
     from trainer import session
+    from trainer.step import cpu_kernels
     gpus = len(tf.config.list_physical_devices("GPU"))
-    return {"cores": session.available_cores(), "gpus": gpus}
+    reason = cpu_kernels.reason_for_none()
+    return {"cores": session.available_cores(), "gpus": gpus, "no kernels": reason}
 
 def slim():
     import tensorflow as tf
@@ -157,6 +159,9 @@ def check_devices(found: dict[str, Any]) -> Iterator[Finding]:
     yield Finding("CPU", f"{model[1] if model else 'unknown'}, {found['cores']} usable cores")
     yield Finding("threads", _describe_threads(found["cores"]))
     yield Finding("malloc", _describe_malloc())
+    reason = found["no kernels"]
+    kernels = f"TensorFlow's own: {reason}" if reason else "compiled for this CPU's AVX-512"
+    yield Finding("gradients", kernels, _RENEW if "can't" in reason else None)
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
     try:
         gpus = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout

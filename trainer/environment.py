@@ -10,6 +10,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from trainer import session
+from trainer.step import cpu_kernels
 
 PACKAGES = ("tensorflow", "tf-slim", "horovod", "tensorboard", "absl-py", "numpy")
 
@@ -25,6 +26,7 @@ class Environment:
       cpu: the CPU's name.
       cores: that this process may use.
       threads: of this worker's session.
+      compiled_gradients: whether gradients are computed by the operations in step/kernels.
       host: its name.
     """
 
@@ -34,6 +36,7 @@ class Environment:
     cpu: str
     cores: int
     threads: int
+    compiled_gradients: bool
     host: str
 
 
@@ -80,5 +83,6 @@ def describe(local_rank: int = 0, local_size: int = 1) -> Environment:
         cpu=cpu,
         cores=session.available_cores(),
         threads=session.worker_cores(local_size),
+        compiled_gradients=cpu_kernels.find() is not None,
         host=platform.node(),
     )

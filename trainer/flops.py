@@ -32,6 +32,8 @@ def count_op_flops(op: tf.Operation) -> int:
             result, kernel = op.inputs[2].shape, op.inputs[1].shape
         case "Conv2DBackpropFilter" | "DepthwiseConv2dNativeBackpropFilter":
             result, kernel = op.inputs[2].shape, op.outputs[0].shape
+        case "SlimHorovodFilterGradient":
+            result, kernel = op.inputs[1].shape, op.outputs[0].shape
         case "BatchMatMulV2":
             left = op.inputs[0].shape
             summed = left[-2:-1] if op.get_attr("adj_x") else left[-1:]

@@ -12,6 +12,7 @@ from trainer import environment
 from trainer.config import Config, UserError
 from trainer.distributed import Group
 from trainer.inputs.dataset import DatasetInfo
+from trainer.step import cpu_kernels
 
 _OWN_PACKAGES = ("flags", "models", "trainer")
 _MAX_DIFFERENCES = 3
@@ -84,7 +85,8 @@ def check_program(group: Group, config: Config) -> None:
     facts: Facts = {}
     with group.fail_together():
         versions = {f"version of {k}": v for k, v in environment.versions().items()}
-        facts = {**flags_of(config), **code_of(config), **versions}
+        kernels = {"compiled gradients": cpu_kernels.reason_for_none() or "are there"}
+        facts = {**flags_of(config), **code_of(config), **versions, **kernels}
     check(group, facts)
 
 

@@ -1,0 +1,42 @@
+"""The compiled operations in kernels/, where they were built and this machine can run them."""
+
+import functools
+import importlib.machinery
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+# What setup.py builds, under the name that this Python's extensions have.
+LIBRARY = Path(__file__).with_name(f"_kernels{importlib.machinery.EXTENSION_SUFFIXES[0]}")
+_CPUINFO = Path("/proc/cpuinfo")
+_INSTRUCTIONS = {"avx512f", "avx512bw", "avx512vl", "avx512_bf16"}
+_MATRIX_UNIT = "amx_bf16"
+
+
+@functools.cache
+def find() -> Any:
+    """The module with the operations; None where there is a `reason_for_none`."""
+    return None if reason_for_none() else tf.load_op_library(str(LIBRARY))
+
+
+@functools.cache
+def reason_for_none(cpuinfo: Path = _CPUINFO, library: Path = LIBRARY) -> str:
+    """Why TensorFlow's own operations are taken; empty where these are."""
+    if tf.config.list_physical_devices("GPU"):
+        return "steps run on the GPU"
+    try:
+        flags = set(cpuinfo.read_text(encoding="utf-8").split())
+    except OSError:
+        flags = set()
+    if not flags >= _INSTRUCTIONS:
+        return "this CPU lacks AVX-512 with bfloat16"
+    if _MATRIX_UNIT in flags:
+        return "this CPU has a matrix unit (AMX), which TensorFlow's own use"
+    if not library.exists():
+        return "they were not built"
+    try:
+        tf.load_op_library(str(library))
+    except (tf.errors.OpError, RuntimeError) as error:
+        return f"they can't be loaded ({str(error).splitlines()[0]})"
+    return ""

@@ -1,0 +1,77 @@
+// The gradient of batch normalization, or of BN and the ReLU behind it, on CPUs with AVX-512.
+//
+// What limits it is memory. The gradient that the ReLU lets through is never written: where it
+// does is seen from BN's input, which must be read anyway.
+
+#ifndef TRAINER_STEP_KERNELS_NORM_GRADIENT_H_
+#define TRAINER_STEP_KERNELS_NORM_GRADIENT_H_
+
+#include <algorithm>
+#include <cstdint>
+
+#include "vectors.h"
+
+namespace norm_gradient {
+
+// Rows that are read at once: what is of a channel is loaded once for all of them.
+constexpr int kRows = 4;
+
+// BN as it was applied, each [channels], a multiple of kLanes: x -> x * scale + shift.
+struct Norm {
+  const float *mean, *scale, *shift;
+};
+
+// The gradient by BN's result, of which a ReLU lets only a part through.
+template <bool relu, typename T>
+AVX512 inline __m512 Passed(__m512 x, const T* gradient, __m512 scale, __m512 shift) {
+  const __m512 all = Load(gradient);
+  if (!relu) return all;
+  const __m512 result = _mm512_fmadd_ps(x, scale, shift);
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(result, _mm512_setzero_ps(), _CMP_GT_OQ), all);
+}
+
+// Sums over rows of x and gradient, both [rows, channels]: adds the gradient to `sum`, and the
+// gradient times (x - mean) to `dot`, both [channels].
+template <bool relu, typename T>
+AVX512 void AddSums(const T* x, const T* gradient, int64_t rows, int channels, Norm norm,
+                    float* sum, float* dot) {
+  for (int64_t row = 0; row < rows; row += kRows) {
+    const int64_t end = std::min(rows, row + kRows);
+    for (int c = 0; c < channels; c += kLanes) {
+      const __m512 mean = Load(norm.mean + c);
+      const __m512 scale = Load(norm.scale + c), shift = Load(norm.shift + c);
+      __m512 of_gradient = Load(sum + c), of_product = Load(dot + c);
+      for (int64_t at = row * channels + c; at < end * channels; at += channels) {
+        const __m512 value = Load(x + at);
+        const __m512 passed = Passed<relu>(value, gradient + at, scale, shift);
+        of_gradient = _mm512_add_ps(of_gradient, passed);
+        of_product = _mm512_fmadd_ps(passed, _mm512_sub_ps(value, mean), of_product);
+      }
+      Store(sum + c, of_gradient);
+      Store(dot + c, of_product);
+    }
+  }
+}
+
+// The gradient by x, [rows, channels]: scale * gradient + by_x * (x - mean) + constant.
+template <bool relu, typename T>
+AVX512 void Apply(const T* x, const T* gradient, int64_t rows, int channels, Norm norm,
+                  const float* by_x, const float* constant, T* out) {
+  for (int64_t row = 0; row < rows; row += kRows) {
+    const int64_t end = std::min(rows, row + kRows);
+    for (int c = 0; c < channels; c += kLanes) {
+      const __m512 mean = Load(norm.mean + c), slope = Load(by_x + c), rest = Load(constant + c);
+      const __m512 scale = Load(norm.scale + c), shift = Load(norm.shift + c);
+      for (int64_t at = row * channels + c; at < end * channels; at += channels) {
+        const __m512 value = Load(x + at);
+        const __m512 passed = Passed<relu>(value, gradient + at, scale, shift);
+        const __m512 own = _mm512_fmadd_ps(slope, _mm512_sub_ps(value, mean), rest);
+        Store(out + at, _mm512_fmadd_ps(scale, passed, own));
+      }
+    }
+  }
+}
+
+}  // namespace norm_gradient
+
+#endif  // TRAINER_STEP_KERNELS_NORM_GRADIENT_H_

@@ -1,0 +1,284 @@
+// TensorFlow operations for gradients on CPUs with AVX-512: see cpu_gradients.py.
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <vector>
+
+#include "bias_gradient.h"
+#include "filter_gradient.h"
+#include "norm_gradient.h"
+#include "tensorflow/core/framework/op.h"
+#include "tensorflow/core/framework/op_kernel.h"
+#include "tensorflow/core/framework/shape_inference.h"
+
+namespace {
+
+using tensorflow::OpKernel;
+using tensorflow::OpKernelConstruction;
+using tensorflow::OpKernelContext;
+using tensorflow::Tensor;
+using tensorflow::TensorShape;
+using tensorflow::shape_inference::InferenceContext;
+
+// The session's threads, and how many there are.
+int Threads(OpKernelContext* context) {
+  return context->device()->tensorflow_cpu_worker_threads()->num_threads;
+}
+
+// Runs task(0) ... task(count - 1) on them.
+void RunAll(OpKernelContext* context, int count, const std::function<void(int)>& task) {
+  const auto one_each = tsl::thread::ThreadPool::SchedulingParams::Fixed(1);
+  context->device()->tensorflow_cpu_worker_threads()->workers->ParallelFor(
+      count, one_each, [&task](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) task(i);
+      });
+}
+
+// Where part `i` of `parts` of a range begins, at a multiple of `unit`.
+int64_t Cut(int64_t size, int i, int parts, int unit = 1) { return size / unit * i / parts * unit; }
+
+template <typename T>
+T* Data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data());
+}
+
+template <typename T>
+class FilterGradient : public OpKernel {
+ public:
+  explicit FilterGradient(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("kernel_size", &kernel_size_));
+    OP_REQUIRES_OK(context, context->GetAttr("padding", &padding_));
+    OP_REQUIRES_OK(context, context->GetAttr("stride", &stride_));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    using namespace filter_gradient;
+    const Tensor& inputs = context->input(0);
+    const Tensor& gradient = context->input(1);
+    auto size = [](const Tensor& maps, int axis) { return static_cast<int>(maps.dim_size(axis)); };
+    const Shape shape{
+        .batch = size(inputs, 0),
+        .height = size(inputs, 1),
+        .width = size(inputs, 2),
+        .in_channels = size(inputs, 3),
+        .out_height = size(gradient, 1),
+        .out_width = size(gradient, 2),
+        .out_channels = size(gradient, 3),
+        .kernel_height = kernel_size_[0],
+        .kernel_width = kernel_size_[1],
+        .stride = stride_,
+        .top = padding_[0],
+        .left = padding_[1],
+    };
+    OP_REQUIRES(
+        context,
+        shape.in_channels % kChannelMultiple == 0 && shape.out_channels % kChannelMultiple == 0,
+        absl::InvalidArgumentError("channels must be multiples of 32"));
+    const TensorShape filter_shape(
+        {shape.kernel_height, shape.kernel_width, shape.in_channels, shape.out_channels});
+    Tensor* result;
+    OP_REQUIRES_OK(context, context->allocate_output(0, filter_shape, &result));
+
+    // Threads share the bands, each with sums of its own, as long as adding those up is little
+    // beside the products; else they share the larger number of channels.
+    const int threads = Threads(context);
+    const Bands bands(shape, kImages<T>);
+    const int64_t pixels = int64_t{bands.all_groups} * shape.out_height * shape.out_width;
+    const int parts = std::clamp<int64_t>(
+        std::min<int64_t>(pixels / kLeastPixelsOfPart, bands.count), 1, threads);
+    const bool cuts_ins = shape.in_channels > shape.out_channels;
+    const int channels = std::max(shape.in_channels, shape.out_channels);
+    const int cuts = std::clamp(threads / parts, 1, channels / kChannelMultiple);
+
+    const int64_t elements = shape.filter_elements();
+    const int64_t scratch_elements = ScratchElements(shape, kImages<T>);
+    Tensor sums, scratch;
+    for (auto [tensor, of] : {std::pair(&sums, parts * elements),
+                              std::pair(&scratch, parts * cuts * scratch_elements)}) {
+      OP_REQUIRES_OK(context,
+                     context->allocate_temp(tensorflow::DT_FLOAT, TensorShape({of}), tensor));
+    }
+    RunAll(context, parts * cuts, [&](int task) {
+      const int part = task / cuts, cut = task % cuts;
+      const Range all_ins{0, shape.in_channels}, all_outs{0, shape.out_channels};
+      const Range mine{static_cast<int>(Cut(channels, cut, cuts, kChannelMultiple)),
+                       static_cast<int>(Cut(channels, cut + 1, cuts, kChannelMultiple))};
+      const Range which{static_cast<int>(Cut(bands.count, part, parts)),
+                        static_cast<int>(Cut(bands.count, part + 1, parts))};
+      SumBands(shape, Data<const T>(inputs), Data<const T>(gradient), which,
+               cuts_ins ? mine : all_ins, cuts_ins ? all_outs : mine,
+               Data<float>(scratch) + task * scratch_elements, Data<float>(sums) + part * elements);
+    });
+    RunAll(context, threads, [&](int task) {
+      AddParts(Data<float>(sums), parts, elements, Cut(elements, task, threads, kLanes),
+               Cut(elements, task + 1, threads, kLanes), Data<T>(*result));
+    });
+  }
+
+ private:
+  // Pixels of a part, below which adding up the parts' sums would be more than some 3 %.
+  static constexpr int kLeastPixelsOfPart = 1024;
+
+  std::vector<int> kernel_size_, padding_;
+  int stride_;
+};
+
+template <typename T>
+class BiasGradient : public OpKernel {
+ public:
+  using OpKernel::OpKernel;
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor& gradient = context->input(0);
+    const int channels = gradient.dim_size(gradient.dims() - 1);
+    OP_REQUIRES(context, channels % kLanes == 0,
+                absl::InvalidArgumentError("channels must be a multiple of 16"));
+    Tensor* result;
+    OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({channels}), &result));
+    const int64_t rows = gradient.NumElements() / channels;
+    const int threads = Threads(context);
+    std::vector<float> sums(threads * channels);
+    RunAll(context, threads, [&](int task) {
+      const int64_t begin = Cut(rows, task, threads), end = Cut(rows, task + 1, threads);
+      bias_gradient::AddRows(Data<const T>(gradient) + begin * channels, end - begin, channels,
+                             &sums[task * channels]);
+    });
+    AddParts(sums.data(), threads, channels, 0, channels, Data<T>(*result));
+  }
+};
+
+template <typename T>
+class NormGradient : public OpKernel {
+ public:
+  explicit NormGradient(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("epsilon", &epsilon_));
+    OP_REQUIRES_OK(context, context->GetAttr("relu", &relu_));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    relu_ ? ComputeWith<true>(context) : ComputeWith<false>(context);
+  }
+
+ private:
+  template <bool relu>
+  void ComputeWith(OpKernelContext* context) {
+    const Tensor& inputs = context->input(1);
+    const int channels = inputs.dim_size(3);
+    OP_REQUIRES(context, channels % kLanes == 0,
+                absl::InvalidArgumentError("channels must be a multiple of 16"));
+    Tensor *by_inputs, *by_scale, *by_offset;
+    OP_REQUIRES_OK(context, context->allocate_output(0, inputs.shape(), &by_inputs));
+    OP_REQUIRES_OK(context, context->allocate_output(1, TensorShape({channels}), &by_scale));
+    OP_REQUIRES_OK(context, context->allocate_output(2, TensorShape({channels}), &by_offset));
+    const int64_t rows = inputs.NumElements() / channels;
+    const T* const gradient = Data<const T>(context->input(0));
+    const T* const x = Data<const T>(inputs);
+    const float* const gamma = Data<const float>(context->input(2));
+    const float* const beta = Data<const float>(context->input(3));
+    const float* const mean = Data<const float>(context->input(4));
+    const float* const variance = Data<const float>(context->input(5));
+    std::vector<float> inverse(channels), scale(channels), shift(channels);
+    for (int c = 0; c < channels; ++c) {
+      inverse[c] = 1 / std::sqrt(variance[c] + epsilon_);
+      scale[c] = gamma[c] * inverse[c];
+      shift[c] = beta[c] - mean[c] * scale[c];
+    }
+    const norm_gradient::Norm norm{mean, scale.data(), shift.data()};
+
+    const int threads = Threads(context);
+    std::vector<float> sums(threads * channels), dots(threads * channels);
+    RunAll(context, threads, [&](int task) {
+      const int64_t begin = Cut(rows, task, threads), end = Cut(rows, task + 1, threads);
+      norm_gradient::AddSums<relu>(x + begin * channels, gradient + begin * channels, end - begin,
+                                   channels, norm, &sums[task * channels], &dots[task * channels]);
+    });
+    // By x: scale * (gradient - its mean - normalized x * mean(gradient * normalized x)), with the
+    // means over all rows; arXiv:1502.03167, section 3.
+    std::vector<float> by_x(channels), constant(channels);
+    for (int c = 0; c < channels; ++c) {
+      float sum = 0, dot = 0;
+      for (int task = 0; task < threads; ++task) {
+        sum += sums[task * channels + c];
+        dot += dots[task * channels + c] * inverse[c];
+      }
+      Data<float>(*by_offset)[c] = sum;
+      Data<float>(*by_scale)[c] = dot;
+      constant[c] = -scale[c] * sum / rows;
+      by_x[c] = -scale[c] * inverse[c] * dot / rows;
+    }
+    RunAll(context, threads, [&](int task) {
+      const int64_t begin = Cut(rows, task, threads), end = Cut(rows, task + 1, threads);
+      norm_gradient::Apply<relu>(x + begin * channels, gradient + begin * channels, end - begin,
+                                 channels, norm, by_x.data(), constant.data(),
+                                 Data<T>(*by_inputs) + begin * channels);
+    });
+  }
+
+  float epsilon_;
+  bool relu_;
+};
+
+// inputs: [batch, height, width, in_channels], of a convolution; gradient: by its result, [batch,
+// out_height, out_width, out_channels]; padding: before the first row and column.
+REGISTER_OP("SlimHorovodFilterGradient")
+    .Input("inputs: T")
+    .Input("gradient: T")
+    .Attr("T: {bfloat16, float}")
+    .Attr("kernel_size: list(int)")
+    .Attr("padding: list(int)")
+    .Attr("stride: int")
+    .Output("filter_gradient: T")
+    .SetShapeFn([](InferenceContext* context) {
+      std::vector<int> size;
+      TF_RETURN_IF_ERROR(context->GetAttr("kernel_size", &size));
+      context->set_output(0,
+                          context->MakeShape({size[0], size[1], context->Dim(context->input(0), 3),
+                                              context->Dim(context->input(1), 3)}));
+      return absl::OkStatus();
+    });
+
+// gradient: [..., channels].
+REGISTER_OP("SlimHorovodBiasGradient")
+    .Input("gradient: T")
+    .Attr("T: {bfloat16, float}")
+    .Output("bias_gradient: T")
+    .SetShapeFn([](InferenceContext* context) {
+      context->set_output(0, context->Vector(context->Dim(context->input(0), -1)));
+      return absl::OkStatus();
+    });
+
+// gradient: by BN's result, or, with `relu`, by the result of the ReLU behind it; inputs: of BN,
+// [batch, height, width, channels]; the others: [channels].
+REGISTER_OP("SlimHorovodNormGradient")
+    .Input("gradient: T")
+    .Input("inputs: T")
+    .Input("scale: float")
+    .Input("offset: float")
+    .Input("mean: float")
+    .Input("variance: float")
+    .Attr("T: {bfloat16, float}")
+    .Attr("epsilon: float")
+    .Attr("relu: bool")
+    .Output("inputs_gradient: T")
+    .Output("scale_gradient: float")
+    .Output("offset_gradient: float")
+    .SetShapeFn([](InferenceContext* context) {
+      context->set_output(0, context->input(1));
+      context->set_output(1, context->input(2));
+      context->set_output(2, context->input(2));
+      return absl::OkStatus();
+    });
+
+#define REGISTER(NAME, T, KERNEL) \
+  REGISTER_KERNEL_BUILDER(Name(NAME).Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"), KERNEL)
+
+// The kernels see bfloat16 as its bits.
+REGISTER("SlimHorovodFilterGradient", tensorflow::bfloat16, FilterGradient<uint16_t>);
+REGISTER("SlimHorovodFilterGradient", float, FilterGradient<float>);
+REGISTER("SlimHorovodBiasGradient", tensorflow::bfloat16, BiasGradient<uint16_t>);
+REGISTER("SlimHorovodBiasGradient", float, BiasGradient<float>);
+REGISTER("SlimHorovodNormGradient", tensorflow::bfloat16, NormGradient<uint16_t>);
+REGISTER("SlimHorovodNormGradient", float, NormGradient<float>);
+
+}  // namespace

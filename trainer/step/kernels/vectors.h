@@ -1,0 +1,38 @@
+// Vectors of 16 float32, to and from memory that holds float32 or bfloat16 (as uint16_t).
+
+#ifndef TRAINER_STEP_KERNELS_VECTORS_H_
+#define TRAINER_STEP_KERNELS_VECTORS_H_
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+// Of every function that has vectors in it: whether it may run is found out before it is called.
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16")))
+
+constexpr int kLanes = 16;
+
+AVX512 inline __m512 Load(const float* from) { return _mm512_loadu_ps(from); }
+AVX512 inline __m512 Load(const uint16_t* from) {
+  const __m256i bits = _mm256_loadu_si256((const __m256i*)from);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+AVX512 inline void Store(float* to, __m512 value) { _mm512_storeu_ps(to, value); }
+AVX512 inline void Store(uint16_t* to, __m512 value) {
+  _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh(value));
+}
+
+// The sum of some parts, which are `elements` apart, for elements [begin, end), a multiple of
+// kLanes.
+template <typename T>
+AVX512 void AddParts(const float* sums, int parts, int64_t elements, int64_t begin, int64_t end,
+                     T* out) {
+  for (int64_t i = begin; i < end; i += kLanes) {
+    __m512 sum = Load(sums + i);
+    for (int part = 1; part < parts; ++part)
+      sum = _mm512_add_ps(sum, Load(sums + part * elements + i));
+    Store(out + i, sum);
+  }
+}
+
+#endif  // TRAINER_STEP_KERNELS_VECTORS_H_
