@@ -2,6 +2,7 @@
 
 import glob
 import platform
+from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
@@ -14,6 +15,8 @@ class BuildForTensorFlow(build_ext):
     """Compiles against the TensorFlow that is installed, which the build environment must have."""
 
     def build_extension(self, ext: Extension) -> None:
+        # One of an earlier build must not stand in for one that fails.
+        Path(self.get_ext_filename(ext.name)).unlink(missing_ok=True)
         try:
             import tensorflow as tf
         except ImportError as error:  # As in the isolated environment that pip builds in.

@@ -72,7 +72,8 @@ def test_horovod_that_does_not_load_is_told_by_the_first_line_of_its_error():
     ],
 )
 def test_which_gradients_are_used_is_told(reason, text, is_broken):
-    findings = list(doctor.check_devices({"cores": 2, "gpus": 0, "no kernels": reason}))
+    kernels = {"missing": reason, "broken": is_broken}
+    findings = list(doctor.check_devices({"cores": 2, "gpus": 0, "kernels": kernels}))
     assert text in [finding.text for finding in findings if finding.title == "gradients"]
     assert [finding.title for finding in broken(findings)] == ["gradients"] * is_broken
 

@@ -43,7 +43,8 @@ def tensorflow():
     from trainer.step import cpu_kernels
     gpus = len(tf.config.list_physical_devices("GPU"))
     reason = cpu_kernels.reason_for_none()
-    return {"cores": session.available_cores(), "gpus": gpus, "no kernels": reason}
+    kernels = {"missing": reason, "broken": reason.startswith(cpu_kernels.NOT_LOADED)}
+    return {"cores": session.available_cores(), "gpus": gpus, "kernels": kernels}
 
 def slim():
     import tensorflow as tf
@@ -159,9 +160,10 @@ def check_devices(found: dict[str, Any]) -> Iterator[Finding]:
     yield Finding("CPU", f"{model[1] if model else 'unknown'}, {found['cores']} usable cores")
     yield Finding("threads", _describe_threads(found["cores"]))
     yield Finding("malloc", _describe_malloc())
-    reason = found["no kernels"]
-    kernels = f"TensorFlow's own: {reason}" if reason else "compiled for this CPU's AVX-512"
-    yield Finding("gradients", kernels, _RENEW if "can't" in reason else None)
+    kernels = found["kernels"]
+    reason = kernels["missing"]
+    text = f"TensorFlow's own: {reason}" if reason else "compiled for this CPU's AVX-512"
+    yield Finding("gradients", text, _RENEW if kernels["broken"] else None)
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
     try:
         gpus = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout

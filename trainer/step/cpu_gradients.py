@@ -15,19 +15,18 @@ import tensorflow.compat.v1 as tf1
 
 from trainer.step import cpu_kernels
 
+_DTYPES = (tf.float32, tf.bfloat16)
 _CHANNELS_OF_FILTERS = 32
 _CHANNELS_OF_SUMS = 16
-_BIAS, _CONVOLUTION, _NORM, _RELU = (
-    f"{name}OnCpu" for name in ("BiasAdd", "Conv2D", "FusedBatchNorm", "Relu")
-)
+_BIAS, _CONVOLUTION, _NORM = (f"{name}OnCpu" for name in ("BiasAdd", "Conv2D", "FusedBatchNorm"))
 
 
 @contextlib.contextmanager
-def faster_gradients(dtype: tf.DType) -> Iterator[None]:
-    """Layers built inside get these gradients, where `dtype` and the device make that pay."""
+def faster_gradients() -> Iterator[None]:
+    """Layers built inside get these gradients, where they are there; they have none themselves."""
     names = {}
-    if dtype in (tf.bfloat16, tf.float32) and cpu_kernels.find() is not None:
-        names = {"BiasAdd": _BIAS, "Conv2D": _CONVOLUTION, "FusedBatchNormV3": _NORM, "Relu": _RELU}
+    if cpu_kernels.find() is not None:
+        names = {"BiasAdd": _BIAS, "Conv2D": _CONVOLUTION, "FusedBatchNormV3": _NORM}
     with tf1.get_default_graph().gradient_override_map(names):
         yield
 
@@ -46,10 +45,12 @@ def _find_geometry(op: tf.Operation) -> _Geometry | None:
     height, width = filters.shape[:2]
     stride, stride_across = op.get_attr("strides")[1:3]
     is_known = (
-        op.get_attr("data_format") == b"NHWC"
+        inputs.dtype in _DTYPES
+        and op.get_attr("data_format") == b"NHWC"
         and op.get_attr("dilations") == [1, 1, 1, 1]
         and stride == stride_across
         and inputs.shape.is_fully_defined()
+        and op.outputs[0].shape.num_elements() > 0
         and all(channels % _CHANNELS_OF_FILTERS == 0 for channels in filters.shape[2:])
     )
     if not is_known:
@@ -91,34 +92,20 @@ def _conv2d_gradient(op: tf.Operation, gradient: tf.Tensor) -> tuple[tf.Tensor, 
     return of_inputs, of_filters
 
 
-def _has_channels(tensor: tf.Tensor) -> bool:
-    """Whether the last dimension is of the kind that sums over all others are written for."""
-    channels = tensor.shape[-1]
-    return channels is not None and channels % _CHANNELS_OF_SUMS == 0
+def _can_be_summed(tensor: tf.Tensor) -> bool:
+    """Whether the kernels can sum a tensor over all dimensions but its last, the channels."""
+    channels = (tensor.shape[-1] if tensor.shape.rank else 0) or 0
+    return tensor.dtype in _DTYPES and channels > 0 and channels % _CHANNELS_OF_SUMS == 0
 
 
-def _is_known_norm(op: tf.Operation) -> bool:
-    """Whether an operation is a BN with the batch's statistics, of a kind that the kernel knows."""
-    return (
-        op.type == "FusedBatchNormV3"
-        and op.get_attr("is_training")
-        and op.get_attr("data_format") == b"NHWC"
-        and op.inputs[0].shape.rank == 4
-        and _has_channels(op.inputs[0])
-    )
-
-
-def _feeds_relu_alone(tensor: tf.Tensor) -> bool:
-    """Whether a tensor's gradient is that of a ReLU which leaves its own part to BN's gradient."""
-    users = tensor.consumers()
-    return len(users) == 1 and users[0].type == "Relu"
-
-
-@tf.RegisterGradient(_RELU)
-def _relu_gradient(op: tf.Operation, gradient: tf.Tensor) -> tf.Tensor:
-    if _is_known_norm(op.inputs[0].op) and _feeds_relu_alone(op.inputs[0]):
-        return gradient
-    return tf.raw_ops.ReluGrad(gradients=gradient, features=op.outputs[0])
+def _before_relu(gradient: tf.Tensor, features: tf.Tensor) -> tf.Tensor | None:
+    """The gradient by relu(features), where `gradient` is what the ReLU made of it; else None."""
+    made_by = gradient.op
+    if made_by.type != "ReluGrad":
+        return None
+    by_relu, result = made_by.inputs
+    is_of_features = result.op.type == "Relu" and result.op.inputs[0].ref() == features.ref()
+    return by_relu if is_of_features else None
 
 
 @tf.RegisterGradient(_NORM)
@@ -129,17 +116,19 @@ def _batch_norm_gradient(
     inputs, scale, offset, *moving = op.inputs
     is_training = op.get_attr("is_training")
     mean, variance = op.outputs[3:5] if is_training else moving
-    epsilon = op.get_attr("epsilon")
-    if _is_known_norm(op):
+    epsilon, data_format = op.get_attr("epsilon"), op.get_attr("data_format")
+    if is_training and data_format == b"NHWC" and _can_be_summed(inputs):
+        # The kernel does the ReLU's part in passing; the ReluGrad, which nothing needs, won't run.
+        by_relu = _before_relu(gradient, op.outputs[0])
         gradients = cpu_kernels.find().slim_horovod_norm_gradient(
-            gradient=gradient,
+            gradient=gradient if by_relu is None else by_relu,
             inputs=inputs,
             scale=scale,
             offset=offset,
             mean=mean,
             variance=variance,
             epsilon=epsilon,
-            relu=_feeds_relu_alone(op.outputs[0]),
+            relu=by_relu is not None,
         )
     else:
         gradients = tf.raw_ops.FusedBatchNormGradV3(
@@ -150,7 +139,7 @@ def _batch_norm_gradient(
             reserve_space_2=variance,
             reserve_space_3=op.outputs[5],
             epsilon=epsilon,
-            data_format=op.get_attr("data_format"),
+            data_format=data_format,
             is_training=is_training,
         )
     return *gradients[:3], None, None
@@ -159,6 +148,6 @@ def _batch_norm_gradient(
 @tf.RegisterGradient(_BIAS)
 def _bias_gradient(op: tf.Operation, gradient: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     data_format = op.get_attr("data_format")
-    if data_format == b"NHWC" and _has_channels(gradient):
+    if data_format == b"NHWC" and _can_be_summed(gradient):
         return gradient, cpu_kernels.find().slim_horovod_bias_gradient(gradient=gradient)
     return gradient, tf.raw_ops.BiasAddGrad(out_backprop=gradient, data_format=data_format)

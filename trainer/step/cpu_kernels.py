@@ -12,6 +12,7 @@ LIBRARY = Path(__file__).with_name(f"_kernels{importlib.machinery.EXTENSION_SUFF
 _CPUINFO = Path("/proc/cpuinfo")
 _INSTRUCTIONS = {"avx512f", "avx512bw", "avx512vl", "avx512_bf16"}
 _MATRIX_UNIT = "amx_bf16"
+NOT_LOADED = "they can't be loaded"
 
 
 @functools.cache
@@ -38,5 +39,5 @@ def reason_for_none(cpuinfo: Path = _CPUINFO, library: Path = LIBRARY) -> str:
     try:
         tf.load_op_library(str(library))
     except (tf.errors.OpError, RuntimeError) as error:
-        return f"they can't be loaded ({str(error).splitlines()[0]})"
+        return f"{NOT_LOADED} ({str(error).splitlines()[0]})"
     return ""

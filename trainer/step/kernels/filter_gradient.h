@@ -66,7 +66,7 @@ struct Bands {
   int all_groups, groups, rows, per_map, count;
 };
 
-// Elements, of 32 bits, of the memory that `AddBands` works in.
+// Elements, of 32 bits, of the memory that `SumBands` works in.
 inline int64_t ScratchElements(const Shape& shape, int images) {
   const Bands bands(shape, images);
   const int in_rows = std::min(shape.height, (bands.rows - 1) * shape.stride + shape.kernel_height);
@@ -174,7 +174,7 @@ inline Range WithinMap(int offset, int stride, int size, Range outs) {
 //   gradient: by its result, [batch, out_height, out_width, out_channels].
 //   which: bands, see `Bands`.
 //   ins, outs: channels, from and to multiples of kChannelMultiple.
-//   scratch: `ScratchElements(shape)`.
+//   scratch: as many elements as `ScratchElements` says.
 //   sums: [kernel_height, kernel_width, in_channels, out_channels]: what is not of these channels
 //     stays as it is.
 template <typename T>
@@ -188,9 +188,10 @@ void SumBands(const Shape& shape, const T* inputs, const T* gradient, Range whic
     const int groups = std::min(bands.groups, bands.all_groups - first);
     const int top_row = band % bands.per_map * bands.rows;
     const Range rows{top_row, std::min(shape.out_height, top_row + bands.rows)};
-    const Range in_rows{
-        std::max(0, rows.begin * shape.stride - shape.top),
-        std::min(shape.height, (rows.end - 1) * shape.stride - shape.top + shape.kernel_height)};
+    // None, where all is padding.
+    const int in_begin = std::max(0, rows.begin * shape.stride - shape.top);
+    const int in_end = (rows.end - 1) * shape.stride - shape.top + shape.kernel_height;
+    const Range in_rows{in_begin, std::max(in_begin, std::min(shape.height, in_end))};
     const int64_t in_pixels = int64_t{in_rows.size()} * shape.width;
     const int64_t out_pixels = int64_t{rows.size()} * shape.out_width;
     const int64_t in_panel = groups * in_pixels * kInPanel;

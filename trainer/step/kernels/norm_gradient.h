@@ -16,17 +16,18 @@ namespace norm_gradient {
 // Rows that are read at once: what is of a channel is loaded once for all of them.
 constexpr int kRows = 4;
 
-// BN as it was applied, each [channels], a multiple of kLanes: x -> x * scale + shift.
+// BN as it was applied, each [channels], a multiple of kLanes: x -> (x - mean) * scale + offset.
 struct Norm {
-  const float *mean, *scale, *shift;
+  const float *mean, *scale, *offset;
 };
 
-// The gradient by BN's result, of which a ReLU lets only a part through.
+// The gradient by BN's result, of which a ReLU lets only a part through. What the result was is
+// computed as BN does, so that it is 0 where that was.
 template <bool relu, typename T>
-AVX512 inline __m512 Passed(__m512 x, const T* gradient, __m512 scale, __m512 shift) {
+AVX512 inline __m512 Passed(__m512 centered, const T* gradient, __m512 scale, __m512 offset) {
   const __m512 all = Load(gradient);
   if (!relu) return all;
-  const __m512 result = _mm512_fmadd_ps(x, scale, shift);
+  const __m512 result = _mm512_fmadd_ps(centered, scale, offset);
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(result, _mm512_setzero_ps(), _CMP_GT_OQ), all);
 }
 
@@ -39,13 +40,13 @@ AVX512 void AddSums(const T* x, const T* gradient, int64_t rows, int channels, N
     const int64_t end = std::min(rows, row + kRows);
     for (int c = 0; c < channels; c += kLanes) {
       const __m512 mean = Load(norm.mean + c);
-      const __m512 scale = Load(norm.scale + c), shift = Load(norm.shift + c);
+      const __m512 scale = Load(norm.scale + c), offset = Load(norm.offset + c);
       __m512 of_gradient = Load(sum + c), of_product = Load(dot + c);
       for (int64_t at = row * channels + c; at < end * channels; at += channels) {
-        const __m512 value = Load(x + at);
-        const __m512 passed = Passed<relu>(value, gradient + at, scale, shift);
+        const __m512 centered = _mm512_sub_ps(Load(x + at), mean);
+        const __m512 passed = Passed<relu>(centered, gradient + at, scale, offset);
         of_gradient = _mm512_add_ps(of_gradient, passed);
-        of_product = _mm512_fmadd_ps(passed, _mm512_sub_ps(value, mean), of_product);
+        of_product = _mm512_fmadd_ps(passed, centered, of_product);
       }
       Store(sum + c, of_gradient);
       Store(dot + c, of_product);
@@ -61,11 +62,11 @@ AVX512 void Apply(const T* x, const T* gradient, int64_t rows, int channels, Nor
     const int64_t end = std::min(rows, row + kRows);
     for (int c = 0; c < channels; c += kLanes) {
       const __m512 mean = Load(norm.mean + c), slope = Load(by_x + c), rest = Load(constant + c);
-      const __m512 scale = Load(norm.scale + c), shift = Load(norm.shift + c);
+      const __m512 scale = Load(norm.scale + c), offset = Load(norm.offset + c);
       for (int64_t at = row * channels + c; at < end * channels; at += channels) {
-        const __m512 value = Load(x + at);
-        const __m512 passed = Passed<relu>(value, gradient + at, scale, shift);
-        const __m512 own = _mm512_fmadd_ps(slope, _mm512_sub_ps(value, mean), rest);
+        const __m512 centered = _mm512_sub_ps(Load(x + at), mean);
+        const __m512 passed = Passed<relu>(centered, gradient + at, scale, offset);
+        const __m512 own = _mm512_fmadd_ps(slope, centered, rest);
         Store(out + at, _mm512_fmadd_ps(scale, passed, own));
       }
     }

@@ -175,16 +175,14 @@ class NormGradient : public OpKernel {
     const T* const gradient = Data<const T>(context->input(0));
     const T* const x = Data<const T>(inputs);
     const float* const gamma = Data<const float>(context->input(2));
-    const float* const beta = Data<const float>(context->input(3));
     const float* const mean = Data<const float>(context->input(4));
     const float* const variance = Data<const float>(context->input(5));
-    std::vector<float> inverse(channels), scale(channels), shift(channels);
+    std::vector<float> inverse(channels), scale(channels);
     for (int c = 0; c < channels; ++c) {
       inverse[c] = 1 / std::sqrt(variance[c] + epsilon_);
       scale[c] = gamma[c] * inverse[c];
-      shift[c] = beta[c] - mean[c] * scale[c];
     }
-    const norm_gradient::Norm norm{mean, scale.data(), shift.data()};
+    const norm_gradient::Norm norm{mean, scale.data(), Data<const float>(context->input(3))};
 
     const int threads = Threads(context);
     std::vector<float> sums(threads * channels), dots(threads * channels);
