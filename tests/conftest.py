@@ -1,8 +1,13 @@
 """What several test files share: a run costs half a minute."""
 
+import signal
+
 import pytest
 import tiny
 from processes import train_script
+
+# A shell has its background jobs ignore Ctrl-C, and all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
