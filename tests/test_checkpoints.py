@@ -176,6 +176,34 @@ def test_restored_values_are_the_saved_ones(logdir):
     np.testing.assert_array_equal(restore_into([100, 100], logdir), np.full([100, 100], 3.0))
 
 
+def test_variables_are_loaded_in_one_run_but_for_those_with_one_initial_value(tmp_path):
+    names = ["a", "b", "c", "d"]
+    with tf.Graph().as_default(), tf1.Session() as session:
+        shared = tf.zeros([3])
+        variables = [
+            tf1.get_variable(name, initializer=shared if name in "bd" else tf.ones([2]))
+            for name in names
+        ]
+        saver = tf1.train.Saver(variables)
+        saved = [np.full(v.shape, 5.0 + number) for number, v in enumerate(variables)]
+        checkpoints.assign(session, list(zip(variables, saved, strict=True)))
+        saver.save(session, f"{tmp_path}/model.ckpt")
+    reader = tf.train.load_checkpoint(f"{tmp_path}/model.ckpt")
+    for name, value in zip(names, saved, strict=True):
+        np.testing.assert_array_equal(reader.get_tensor(name), value)
+
+    with tf.Graph().as_default(), tf1.Session() as session:
+        variables = [
+            tf1.get_variable(v, initializer=tf.ones(saved[i].shape)) for i, v in enumerate(names)
+        ]
+        run, runs = session.run, []
+        session.run = lambda *arguments: (runs.append(arguments), run(*arguments))[1]
+        checkpoints.restore(session, f"{tmp_path}/model.ckpt", variables)
+        assert len(runs) == 1
+        for value, variable in zip(saved, variables, strict=True):
+            np.testing.assert_array_equal(run(variable), value)
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "reason"),
     [
@@ -228,8 +256,8 @@ def test_the_best_by_top1_is_kept_apart(tmp_path, counted):
     session, weights, step, create = counted
     store = create(keep_checkpoints=1)
     for number, top1 in ((1, 0.5), (2, 0.75), (3, 0.625), (4, 0.75)):
-        checkpoints.assign(session, weights, [number] * 3)
-        checkpoints.assign(session, step, number)
+        checkpoints.assign(session, [(weights, [number] * 3)])
+        checkpoints.assign(session, [(step, number)])
         if number != 2:  # The best one is of a step that has no other checkpoint.
             store.save(session, number)
         store.note_evaluation(session, number, top1)
@@ -247,7 +275,7 @@ def test_the_best_by_top1_is_kept_apart(tmp_path, counted):
 def test_an_evaluation_counts_when_the_best_is_kept(tmp_path, counted, monkeypatch):
     session, _, step, create = counted
     store = create()
-    checkpoints.assign(session, step, 1)
+    checkpoints.assign(session, [(step, 1)])
     store.save(session, 1)
 
     def fail(*arguments):
@@ -267,8 +295,8 @@ def test_with_other_workers_a_run_goes_on_at_the_same_example(tmp_path, counted)
     session, weights, step, create = counted
     store = create()
     for number in (10, 25):
-        checkpoints.assign(session, weights, [number] * 3)
-        checkpoints.assign(session, step, number)
+        checkpoints.assign(session, [(weights, [number] * 3)])
+        checkpoints.assign(session, [(step, number)])
         store.save(session, number)
     wider = create(
         facts=dataclasses.replace(FACTS, workers=4, global_batch_size=40), keep_checkpoints=1
@@ -289,7 +317,7 @@ def test_with_other_workers_a_run_goes_on_at_the_same_example(tmp_path, counted)
 def test_a_complete_run_stays_complete_with_other_workers(tmp_path, counted):
     session, _, step, create = counted
     for number in (15, 30):
-        checkpoints.assign(session, step, number)
+        checkpoints.assign(session, [(step, number)])
         create().save(session, number)
     for size, total_steps in ((20, 15), (5, 60)):
         facts = dataclasses.replace(FACTS, global_batch_size=size, total_steps=total_steps)
@@ -335,7 +363,7 @@ def test_a_disk_without_room_for_two_is_refused(tmp_path, counted, monkeypatch):
 
 def test_the_state_before_a_bad_step_is_saved_under_its_own_number(tmp_path, counted):
     session, _, step, create = counted
-    checkpoints.assign(session, step, 8)
+    checkpoints.assign(session, [(step, 8)])
     create().save_before(session, 8)
     assert checkpoints.find_newest(str(tmp_path)).step == 7
     assert tf.train.load_variable(f"{tmp_path}/model.ckpt-7", "global_step") == 7

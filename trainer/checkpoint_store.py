@@ -173,7 +173,7 @@ class Store:
 
     def _set_step(self, session: tf1.Session, step: int) -> None:
         counter = next(v for v in self._variables if v.op.name == "global_step")
-        checkpoints.assign(session, counter, step)
+        checkpoints.assign(session, [(counter, step)])
 
     def _write_aside(self, session: tf1.Session, step: int) -> Path:
         """Writes and verifies the files in a folder of their own."""
