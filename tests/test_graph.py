@@ -1,5 +1,7 @@
 """The training step against numpy: BN's moving statistics, weight decay, losses, precision."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -11,6 +13,7 @@ from trainer.config import Config, DataConfig, ModelConfig, OptimizerConfig, Run
 from trainer.distributed import Group
 from trainer.inputs.dataset import open_dataset
 from trainer.losses import build_cross_entropy
+from trainer.session import create_config
 
 DECAY = 0.9
 
@@ -137,3 +140,41 @@ def test_every_optimizer_learns_one_batch(optimizer):
     rate = {"sgd": 0.5, "adam": 0.02}.get(optimizer, 0.1)
     _, _, steps = run_steps(Config(**groups), 40, learning_rate=rate)
     assert steps[-1][0].cross_entropy < 0.6 * steps[0][0].cross_entropy
+
+
+class Listening(Group):
+    """Notes the order in which gradients come to be averaged."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def average(self, tensor, name):
+        def note(value):
+            self.names.append(name)
+            return value
+
+        result = tf.numpy_function(note, [tensor], tensor.dtype)
+        result.set_shape(tensor.shape)
+        return result
+
+
+def test_gradients_are_averaged_while_the_backward_pass_still_runs(monkeypatch):
+    """On CPUs, too: the last layer's is on its way before the first layer's is there."""
+    monkeypatch.setenv("HOROVOD_RANK", "0")
+    monkeypatch.setenv("HOROVOD_SIZE", "2")
+    groups = tiny.config_groups()
+    groups["model"] = dataclasses.replace(groups["model"], model="tiny:deep_network")
+    config, group = Config(**groups), Listening()
+    with tf.Graph().as_default():
+        train = graph.build_train_graph(config, group, open_dataset(config.data))
+        with tf1.Session(config=create_config(local_size=2)) as worker:
+            worker.run(tf1.global_variables_initializer())
+            worker.run(train.stream.initializer, {train.stream.start_step: 0})
+            for _ in range(3):
+                group.names.clear()
+                worker.run(train.train_op, {train.learning_rate: 0.1})
+                order = [name for name in group.names if name.endswith("/weights")]
+                last, first = (f"gradient/conv{number}/weights" for number in (7, 0))
+                assert len(order) == 9
+                assert order.index(last) < order.index(first), order

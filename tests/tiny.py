@@ -51,6 +51,17 @@ def network_without_bn(images, num_classes, is_training):
     return slim.fully_connected(net, num_classes, activation_fn=None, scope="logits"), {}
 
 
+def deep_network(images, num_classes, is_training):
+    """Eight convolutions with BN, conv0 to conv7, an average pool and a linear layer."""
+    net = images
+    for number in range(8):
+        net = slim.conv2d(
+            net, 32, 3, scope=f"conv{number}", normalizer_params={"is_training": is_training}
+        )
+    net = slim.flatten(slim.avg_pool2d(net, net.shape[1:3], scope="pool"))
+    return slim.fully_connected(net, num_classes, activation_fn=None, scope="logits"), {}
+
+
 def poisoned_network(images, num_classes, is_training):
     """`network`, whose input is multiplied by what `poison:0` is fed, by default 1."""
     poison = tf.cast(tf.compat.v1.placeholder_with_default(1.0, [], name="poison"), images.dtype)

@@ -181,7 +181,8 @@ def _describe_threads(cores: int) -> str:
     cycle = os.environ.get("HOROVOD_CYCLE_TIME", "10 on CPUs, 1 on GPUs")
     return (
         f"{cores} for one worker, its share for each of several (horovodrun's, without GPUs: bound "
-        f"to cores of their own); HOROVOD_CYCLE_TIME: {cycle} ms"
+        "to cores of their own); without GPUs one operation at a time, two with several workers; "
+        f"HOROVOD_CYCLE_TIME: {cycle} ms"
     )
 
 
