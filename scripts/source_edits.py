@@ -64,6 +64,40 @@ EDITS = (
         "    if not args.disable_cache:\n",
         "    if not args.disable_cache and os.access(os.path.expanduser('~'), os.W_OK):\n",
     ),
+    # horovodrun takes Gloo, which every build here has, unless it is told to take MPI: under MPI it
+    # hides its workers' exit statuses, ends them at once at a signal, and binds none to its cores.
+    # It need not ask what was built, either, which imports TensorFlow twice before a job.
+    Edit(
+        "horovod/runner/launch.py",
+        "    if use_gloo:\n"
+        "        if not gloo_built(verbose=verbose):\n"
+        "            raise ValueError('Gloo support has not been built.  If this is not expected, "
+        "ensure CMake is installed '\n"
+        "                             'and reinstall Horovod with HOROVOD_WITH_GLOO=1 to debug "
+        "the build error.')\n"
+        "        gloo_run()\n",
+        "    if not use_mpi and not use_jsrun:\n        gloo_run()\n",
+    ),
+    Edit(
+        "horovod/runner/launch.py",
+        "be the default if Horovod was not built with MPI support.'",
+        "be the default.'",
+    ),
+    Edit(
+        "horovod/runner/launch.py",
+        "Run Horovod using the MPI controller. This will '\n"
+        "                                       "
+        "'be the default if Horovod was built with MPI support.'",
+        "Run Horovod using the MPI controller.'",
+    ),
+    Edit(
+        "horovod/runner/launch.py",
+        " '\n"
+        "                                       "
+        "'This will be the default if jsrun is installed and Horovod '\n"
+        "                                       'was built with MPI support.'",
+        "'",
+    ),
     # A failed job ends with the status of the worker that failed first, 75 where it was preempted:
     # not always with 1, and without a traceback of horovodrun's own below what the worker said.
     Edit(

@@ -36,15 +36,14 @@ venv=$(realpath -ms "${SLIM_HOROVOD_VENV:-$root/.venv}")
 "$root/scripts/setup.sh" --venv "$venv"
 export PATH="$venv/bin:$PATH" PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 
-# --gloo: every build has it, and horovodrun need not look for MPI, which takes it 5 s.
 if [[ $# -gt 0 ]]; then
-  exec "$root/scripts/worker_environment.py" horovodrun --gloo -np "$workers" python -m trainer "$@"
+  exec "$root/scripts/worker_environment.py" horovodrun -np "$workers" python -m trainer "$@"
 fi
 
 cd "$root"
 logdir=runs/digits-$(date +%Y%m%d-%H%M%S)
 python scripts/prepare_digits.py
-scripts/worker_environment.py horovodrun --gloo -np "$workers" python -m trainer \
+scripts/worker_environment.py horovodrun -np "$workers" python -m trainer \
   --flagfile=scripts/recipes/digits.flags --data_dir=data/digits \
   --logdir="$logdir" --result_json="$logdir/result.json"
 python - "$root/$logdir" "$venv" <<'END'

@@ -32,7 +32,7 @@ FLAGS = [
     "--watchdog_seconds=5",
     "--deterministic",
 ]
-LAUNCH = [sys.executable, "tests/quick_horovodrun.py", "-np", "2"]
+LAUNCH = ["horovodrun", "-np", "2"]
 SUPERVISE = [sys.executable, "scripts/supervise.py", "--max_restarts=50", "--first_pause_sec=0.01"]
 PREEMPTED = 75
 

@@ -12,7 +12,7 @@ import time
 import process_tree
 from processes import ROOT, environment
 
-QUICK = [sys.executable, "tests/quick_horovodrun.py", "-np", "2"]
+HOROVODRUN = ["horovodrun", "-np", "2"]
 MODULE = [sys.executable, "-m", "trainer"]
 FAULTY = [sys.executable, "tests/faulty_trainer.py"]
 FLAGS = [

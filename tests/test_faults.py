@@ -14,8 +14,8 @@ import tensorflow as tf
 from faulty_runs import (
     FAULTY,
     FLAGS,
+    HOROVODRUN,
     MODULE,
-    QUICK,
     finish,
     is_gone,
     read_status,
@@ -37,7 +37,7 @@ def straight(tmp_path_factory):
     folder = tmp_path_factory.mktemp("straight")
     logdir = folder / "log"
     flags = [*FLAGS, f"--steps={STEPS}", f"--logdir={logdir}"]
-    status, output = finish([*QUICK, *MODULE, *flags])
+    status, output = finish([*HOROVODRUN, *MODULE, *flags])
     assert status == 0, output
     return logdir
 
@@ -63,7 +63,7 @@ def test_sigterm_to_horovodrun_is_a_preemption_and_the_same_command_goes_on(tmp_
     assert checkpoints.find_newest(str(logdir)).step == status["step"]
 
     for line in (f"goes on after step {status['step']}", "it is complete already"):
-        code, output = finish([*QUICK, *MODULE, *flags])
+        code, output = finish([*HOROVODRUN, *MODULE, *flags])
         assert code == 0, output
         assert line in output
         assert "exit with status code" not in output  # 0, on all ranks.
@@ -81,7 +81,7 @@ def test_kills_under_supervision_change_nothing(tmp_path, straight):
     logdir = tmp_path / "log"
     flags = [*FLAGS, f"--steps={STEPS}", f"--logdir={logdir}"]
     code, output = finish(
-        [*SUPERVISE, *QUICK, *FAULTY, *flags],
+        [*SUPERVISE, *HOROVODRUN, *FAULTY, *flags],
         FAULT_PLAN=str(plan),
         LAST_STEP=str(STEPS),
         SLIM_HOROVOD_PASS="FAULT_PLAN LAST_STEP",
@@ -97,7 +97,7 @@ def test_kills_under_supervision_change_nothing(tmp_path, straight):
 def test_sigkill_of_the_launcher_ends_all_workers(tmp_path):
     logdir = tmp_path / "log"
     flags = [*FLAGS, "--steps=100000", f"--logdir={logdir}"]
-    with started([*QUICK, *MODULE, *flags]) as run:
+    with started([*HOROVODRUN, *MODULE, *flags]) as run:
         run.wait_for("step 5/")
         workers = run.workers()
         assert sorted(workers) == [0, 1]
@@ -116,7 +116,7 @@ def test_a_worker_that_hangs_ends_the_job_within_the_limit(tmp_path, fault):
     logdir = tmp_path / "log"
     flags = [*FLAGS, "--steps=100000", f"--logdir={logdir}", "--watchdog_seconds=10"]
     extra = {"SLEEPING_EXAMPLE": "77"} if fault == "asleep" else {}
-    with started([*QUICK, *MODULE, *flags], **extra) as run:
+    with started([*HOROVODRUN, *MODULE, *flags], **extra) as run:
         if fault == "stopped":
             run.wait_for("step 20/")
             os.kill(run.workers()[1], signal.SIGSTOP)
@@ -158,7 +158,7 @@ def test_a_worker_that_differs_is_refused_before_the_first_step(tmp_path, differ
     difference = difference.replace("ELSEWHERE", str(elsewhere))
     logdir = tmp_path / "log"
     flags = [*FLAGS, "--steps=10", f"--logdir={logdir}"]
-    code, output = finish([*QUICK, *wrapper(tmp_path, difference), *flags])
+    code, output = finish([*HOROVODRUN, *wrapper(tmp_path, difference), *flags])
     assert code != 0
     assert f"worker 1 of 2 does not run what worker 0 does: {reasons[0]}" in output
     assert all(reason in output for reason in reasons)
@@ -181,7 +181,7 @@ def run_with_nan(tmp_path, policy, *, steps=12):
         "--keep_checkpoints=20",
         "--eval_every_epochs=0",
     ]
-    code, output = finish([*QUICK, *FAULTY, *flags], BAD_EXAMPLES=BAD, HASHES=tmp_path)
+    code, output = finish([*HOROVODRUN, *FAULTY, *flags], BAD_EXAMPLES=BAD, HASHES=tmp_path)
     hashes = [(tmp_path / f"variables_{rank}").read_text() for rank in (0, 1)]
     assert hashes[0] == hashes[1]
     newest = checkpoints.find_newest(f"{tmp_path}/log")

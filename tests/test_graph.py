@@ -166,9 +166,11 @@ def test_gradients_are_averaged_while_the_backward_pass_still_runs(monkeypatch):
     groups = tiny.config_groups()
     groups["model"] = dataclasses.replace(groups["model"], model="tiny:deep_network")
     config, group = Config(**groups), Listening()
+    session_config = create_config(local_size=2)
+    session_config.use_per_session_threads = True  # Else they are those of the tests before.
     with tf.Graph().as_default():
         train = graph.build_train_graph(config, group, open_dataset(config.data))
-        with tf1.Session(config=create_config(local_size=2)) as worker:
+        with tf1.Session(config=session_config) as worker:
             worker.run(tf1.global_variables_initializer())
             worker.run(train.stream.initializer, {train.stream.start_step: 0})
             for _ in range(3):

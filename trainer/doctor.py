@@ -241,7 +241,7 @@ def check_allreduce(timeout_sec: float = _TIMEOUT_SEC) -> Finding:
         ended = run_python(
             _WORKER,
             folder,
-            launcher=(str(launcher), "--gloo", "-np", "2"),
+            launcher=(str(launcher), "-np", "2"),
             timeout_sec=timeout_sec,
         )
         answers = Path(folder).iterdir() if ended.status == 0 else ()
