@@ -22,7 +22,9 @@ with stop.listen():
         hashlib.pbkdf2_hmac("sha256", b"", b"", 3_000_000)
         if stop.reason and "wait" not in sys.argv:
             break
-print(stop.reason)
+print(stop.reason, flush=True)
+if "leave slowly" in sys.argv:
+    sys.stdin.read()
 """
 
 
@@ -35,6 +37,7 @@ def listen():
             [sys.executable, "-c", LISTENS, *arguments],
             cwd=ROOT,
             env=environment(),
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -60,6 +63,16 @@ def test_a_signal_is_a_request(listen, name):
         f"slim-horovod: worker 0 of 1: asked to stop by {name}: "
         "the run stops after this step, and saves\n"
     )
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_that_is_repeated_does_not_end_a_worker_that_is_leaving(listen, name):
+    process = listen("leave slowly")
+    process.send_signal(getattr(signal, name))
+    assert process.stdout.readline() == f"asked to stop by {name}\n"
+    process.send_signal(getattr(signal, name))
+    process.communicate(timeout=30)
+    assert process.returncode == 0
 
 
 def test_a_second_interrupt_leaves_at_once(listen):

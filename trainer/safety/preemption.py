@@ -57,7 +57,10 @@ class StopRequest:
         finally:
             signal.set_wakeup_fd(descriptor)
             for number, handler in before.items():
-                signal.signal(number, handler)
+                # Launchers repeat SIGTERM. It must not end a worker that has saved and is leaving,
+                # with another status than the one that says so.
+                if number == signal.SIGINT or self.reason is None:
+                    signal.signal(number, handler)
             interpreters.close()
             thread.join()
             ours.close()
