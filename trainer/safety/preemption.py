@@ -45,10 +45,12 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listen(self) -> Iterator[None]:
-        """Takes the signals of a main thread inside."""
+        """Takes the signals of a main thread inside; after it, the process is to end."""
         ours, interpreters = socket.socketpair()
         interpreters.setblocking(False)
-        before = {number: signal.signal(number, _do_nothing) for number in SIGNALS}
+        interrupt = signal.getsignal(signal.SIGINT)
+        for number in SIGNALS:
+            signal.signal(number, _do_nothing)
         descriptor = signal.set_wakeup_fd(interpreters.fileno(), warn_on_full_buffer=False)
         thread = threading.Thread(target=self._read, args=(ours,), name="signals", daemon=True)
         thread.start()
@@ -56,11 +58,10 @@ class StopRequest:
             yield
         finally:
             signal.set_wakeup_fd(descriptor)
-            for number, handler in before.items():
-                # Launchers repeat SIGTERM. It must not end a worker that has saved and is leaving,
-                # with another status than the one that says so.
-                if number == signal.SIGINT or self.reason is None:
-                    signal.signal(number, handler)
+            # The others stay taken: launchers repeat SIGTERM, and one worker's can come when all
+            # have stopped for another's. It must not end a worker that has saved and is leaving,
+            # with another status than the one that says so.
+            signal.signal(signal.SIGINT, interrupt)
             interpreters.close()
             thread.join()
             ours.close()
