@@ -58,10 +58,12 @@ class StopRequest:
             yield
         finally:
             signal.set_wakeup_fd(descriptor)
-            # The others stay taken: launchers repeat SIGTERM, and one worker's can come when all
-            # have stopped for another's. It must not end a worker that has saved and is leaving,
-            # with another status than the one that says so.
+            # The others are over: launchers repeat SIGTERM, and one worker's can come when all have
+            # stopped for another's. It must not end a worker that has saved and is leaving, with
+            # another status than the one that says so; the interpreter's own end drops handlers.
             signal.signal(signal.SIGINT, interrupt)
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, signal.SIG_IGN)
             interpreters.close()
             thread.join()
             ours.close()
