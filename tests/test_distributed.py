@@ -191,6 +191,34 @@ def test_all_threads_of_a_worker_stay_on_its_own_cores(folder):
     assert {*ours} | {*theirs} == os.sched_getaffinity(0)
 
 
+# One of two workers whose cycles take a day: a gradient waits, until the step's last tensor comes.
+_WITH_LONG_CYCLES = """
+import os, time
+import numpy as np
+import tensorflow as tf
+import horovod.tensorflow as hvd
+hvd.init()
+def compute():
+    time.sleep(0.5)
+    return np.float32(hvd.rank())
+with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+    early = tf.compat.v1.placeholder(tf.float32, [])  # TensorFlow would fold a constant.
+    gradient = hvd.allreduce(early, op=hvd.Sum, name="gradient/weights")
+    late = tf.ensure_shape(tf.numpy_function(compute, [], tf.float32), [])
+    last = hvd.allreduce(late, op=hvd.Average, name="urgent/statistics")
+    for _ in range(3):
+        print(session.run([gradient, last], {early: 1.0}) == [2.0, 0.5], flush=True)
+os._exit(0)  # Horovod's thread would sleep on.
+"""
+
+
+def test_what_is_waited_for_does_not_wait_for_horovods_cycle():
+    """Nor what has come with it: an edit of Horovod's source."""
+    command = ["-c", _WITH_LONG_CYCLES]
+    done = horovodrun(2, command, HOROVOD_CYCLE_TIME="86400000", timeout_sec=120)
+    assert done.stdout.count("True") == 6, done.stdout + done.stderr
+
+
 def test_one_workers_mistake_is_told_on_all(folder):
     for report in reports(folder):
         assert report["one_fails"] == "worker 1 of 2: its disk is full"

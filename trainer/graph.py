@@ -137,7 +137,8 @@ def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> Trai
         for gradient, variable in zip(local, variables, strict=True)
     ]
     update_ops = tf.group(*tf1.get_collection(tf1.GraphKeys.UPDATE_OPS))
-    statistics = Statistics(group, [*scalars, request], update_ops)
+    all_done = tf.group(update_ops, *(gradient.op for gradient in local))
+    statistics = Statistics(group, [*scalars, request], all_done)
     loss, cross_entropy, top1, requested = tf.unstack(statistics.scalars)
     gradient_norm = tf.linalg.global_norm(averaged)
 

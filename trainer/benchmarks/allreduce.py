@@ -12,7 +12,7 @@ from models.slim_compat import slim
 from trainer import session, timing
 from trainer.benchmarks.runs import Say, time_runs
 from trainer.config import Config
-from trainer.distributed import Group
+from trainer.distributed import URGENT, Group
 from trainer.inputs.synthetic import DEFAULT_CLASSES
 
 # Sizes of single buffers, bytes, beside the gradients as they come: Horovod fuses small tensors
@@ -104,10 +104,13 @@ def _time_averages(
     worker = group.worker
     with tf.Graph().as_default():
         tensors = [tf.Variable(tf.random.normal(shape)) for shape in shapes]
+        values = [tensor.read_value() for tensor in tensors]
         averages = [
-            group.average(tensor.read_value(), f"benchmark/{name}/{number}")
-            for number, tensor in enumerate(tensors)
+            group.average(value, f"benchmark/{name}/{number}")
+            for number, value in enumerate(values)
         ]
+        with tf.control_dependencies(values):  # As a training step ends.
+            averages.append(group.average(tf.zeros([1]), f"{URGENT}benchmark/{name}"))
         # One element of each leaves the device: the collectives run, and nothing else counts.
         fetch = tf.add_n([tf.reshape(average, [-1])[0] for average in averages])
         session_config = session.create_config(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer.distributed import Group
+from trainer.distributed import URGENT, Group
 
 
 class Statistics:
@@ -13,26 +13,28 @@ class Statistics:
 
     Each worker's statistics see its own examples only. Averaged at every step, they are the same
     everywhere, as all variables are, and whoever saves or evaluates has nothing to gather. It is
-    one small collective, which runs during the backward pass.
+    one small collective.
 
     Attributes:
       scalars: float32 [n]: the means of the scalars over all workers.
     """
 
-    def __init__(self, group: Group, scalars: Sequence[tf.Tensor], updates: tf.Operation) -> None:
+    def __init__(self, group: Group, scalars: Sequence[tf.Tensor], after: tf.Operation) -> None:
         """Adds the collective to the default graph.
 
         Args:
           group: the workers.
           scalars: float32 [].
-          updates: UPDATE_OPS: what moves this worker's statistics.
+          after: what moves this worker's statistics, UPDATE_OPS, and whatever else the step has
+            that is averaged: this is its last collective, and tells Horovod not to wait for more.
         """
         self._group = group
         trainable = {variable.ref() for variable in tf1.trainable_variables()}
         moving = tf1.get_collection(tf1.GraphKeys.MODEL_VARIABLES)
         self._moving = [variable for variable in moving if variable.ref() not in trainable]
-        with tf.control_dependencies([updates]):
-            mean = group.average(tf.concat([tf.stack(scalars), self._read()], 0), "statistics")
+        with tf.control_dependencies([after]):
+            sent = tf.concat([tf.stack(scalars), self._read()], 0)
+            mean = group.average(sent, f"{URGENT}statistics")
         self.scalars, self._mean = mean[: len(scalars)], mean[len(scalars) :]
         # As they were after the last good step, for the next one that is not.
         self._kept = tf1.Variable(
