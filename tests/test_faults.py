@@ -115,6 +115,8 @@ def test_sigkill_of_the_launcher_ends_all_workers(tmp_path):
 def test_a_worker_that_hangs_ends_the_job_within_the_limit(tmp_path, fault):
     logdir = tmp_path / "log"
     flags = [*FLAGS, "--steps=100000", f"--logdir={logdir}", "--watchdog_seconds=10"]
+    # A save or an evaluation may take longer than a step: only steps follow.
+    flags += ["--checkpoint_every=0", "--eval_every_epochs=0"]
     extra = {"SLEEPING_EXAMPLE": "77"} if fault == "asleep" else {}
     with started([*HOROVODRUN, *MODULE, *flags], **extra) as run:
         if fault == "stopped":
@@ -130,6 +132,20 @@ def test_a_worker_that_hangs_ends_the_job_within_the_limit(tmp_path, fault):
     # Both workers count to 10: where the sleeper is the first, worker 0 tells that it was lost.
     reasons = ["no progress"] + ["another one has"] * (fault == "asleep")
     assert any(reason in read_status(logdir)["reason"] for reason in reasons)
+
+
+def test_a_worker_that_does_not_answer_ends_the_job_within_gloos_limit(tmp_path):
+    logdir = tmp_path / "log"
+    flags = [*FLAGS, "--steps=100000", f"--logdir={logdir}"]
+    limit = {"HOROVOD_GLOO_TIMEOUT_SECONDS": "20"}
+    with started([*HOROVODRUN, *MODULE, *flags], **limit) as run:
+        run.wait_for("step 20/")
+        os.kill(run.workers()[1], signal.SIGSTOP)
+        assert run.wait() != 0
+        output = run.output()
+    assert "Timed out waiting 20000ms" in output
+    assert "worker 0 of 2 ends, since another one has, or does not answer" in output
+    assert read_status(logdir)["state"] == "failed"
 
 
 def wrapper(tmp_path, text):

@@ -21,7 +21,7 @@ CPU_CYCLE_MS = "50"
 # Begins the name of a collective that is waited for: it ends Horovod's cycle, see source_edits.py.
 URGENT = "urgent/"
 
-# What Horovod and Gloo say in the workers that are left when one of them ends.
+# What Horovod and Gloo say in the workers that are left when one of them ends or stands still.
 _SIGNS_OF_LOSS = ("Horovod has been shut down", "closed by peer", "reset by peer", "Broken pipe")
 
 
@@ -150,8 +150,8 @@ class HorovodGroup(Group):
             if not any(sign in error.message for sign in _SIGNS_OF_LOSS):
                 raise
             lost = UserError(
-                f"worker {self.worker.rank} of {self.worker.size} ends, since another one has: "
-                "that one's last lines say why"
+                f"worker {self.worker.rank} of {self.worker.size} ends, since another one has, or "
+                "does not answer: that one's last lines say why, or Horovod's above this one"
             )
             lost.known_to_all = False
             raise lost from error
