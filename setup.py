@@ -29,7 +29,7 @@ class BuildForTensorFlow(build_ext):
 # Faster gradients on some CPUs. Optional: where they can't be built, TensorFlow's own are taken.
 kernels = Extension(
     "trainer.step._kernels",
-    [f"{KERNELS}/operations.cc"],
+    sorted(glob.glob(f"{KERNELS}/*.cc")),
     depends=sorted(glob.glob(f"{KERNELS}/*.h")),
     extra_compile_args=["-O3", "-g0", "-w"],
     language="c++",

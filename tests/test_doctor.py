@@ -71,11 +71,11 @@ def test_horovod_that_does_not_load_is_told_by_the_first_line_of_its_error():
         ("they can't be loaded (cut)", "TensorFlow's own: they can't be loaded (cut)", True),
     ],
 )
-def test_which_gradients_are_used_is_told(reason, text, is_broken):
+def test_which_kernels_are_used_is_told(reason, text, is_broken):
     kernels = {"missing": reason, "broken": is_broken}
     findings = list(doctor.check_devices({"cores": 2, "gpus": 0, "kernels": kernels}))
-    assert text in [finding.text for finding in findings if finding.title == "gradients"]
-    assert [finding.title for finding in broken(findings)] == ["gradients"] * is_broken
+    assert text in [finding.text for finding in findings if finding.title == "kernels"]
+    assert [finding.title for finding in broken(findings)] == ["kernels"] * is_broken
 
 
 def test_slim_that_builds_no_update_ops_is_broken():

@@ -163,7 +163,7 @@ def check_devices(found: dict[str, Any]) -> Iterator[Finding]:
     kernels = found["kernels"]
     reason = kernels["missing"]
     text = f"TensorFlow's own: {reason}" if reason else "compiled for this CPU's AVX-512"
-    yield Finding("gradients", text, _RENEW if kernels["broken"] else None)
+    yield Finding("kernels", text, _RENEW if kernels["broken"] else None)
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
     try:
         gpus = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout

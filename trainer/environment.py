@@ -26,7 +26,7 @@ class Environment:
       cpu: the CPU's name.
       cores: that this process may use.
       threads: of this worker's session.
-      compiled_gradients: whether gradients are computed by the operations in step/kernels.
+      compiled_operations: whether those in step/kernels take the place of some of TensorFlow's.
       host: its name.
     """
 
@@ -36,7 +36,7 @@ class Environment:
     cpu: str
     cores: int
     threads: int
-    compiled_gradients: bool
+    compiled_operations: bool
     host: str
 
 
@@ -83,6 +83,6 @@ def describe(local_rank: int = 0, local_size: int = 1) -> Environment:
         cpu=cpu,
         cores=session.available_cores(),
         threads=session.worker_cores(local_size),
-        compiled_gradients=cpu_kernels.find() is not None,
+        compiled_operations=cpu_kernels.find() is not None,
         host=platform.node(),
     )

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from trainer import launcher
 from trainer.config import UserError
+from trainer.step import cpu_kernels
 
 # Where it is set, each worker of this host has been bound to its own cores.
 _BOUND = "SLIM_HOROVOD_BOUND"
@@ -119,6 +120,8 @@ def create_config(
             )
         config.gpu_options.visible_device_list = str(local_rank)
         config.gpu_options.allow_growth = True
+    if not xla and cpu_kernels.find() is not None:
+        config.graph_options.rewrite_options.custom_optimizers.add(name=cpu_kernels.OPTIMIZER)
     if xla:
         config.graph_options.optimizer_options.global_jit_level = tf.compat.v1.OptimizerOptions.ON_1
     return config

@@ -1,9 +1,8 @@
 """Gradients by compiled operations of this project, on CPUs where those take less time.
 
-They are in kernels/, for CPUs that have AVX-512 with bfloat16 but no matrix unit. Measured on 2
-cores, resnet_v2_50, batch 32, bfloat16, against TensorFlow's own: filter gradients take 0.8 of the
-time, BN's gradients together with ReLU's 0.65. Gradients by the inputs of convolutions stay
-TensorFlow's, which are as fast as the CPU allows.
+Measured on 2 cores, resnet_v2_50, batch 32, bfloat16, against TensorFlow's own: filter gradients
+take 0.8 of the time, BN's gradients together with ReLU's 0.65. Gradients by the inputs of
+convolutions stay TensorFlow's, which are as fast as the CPU allows.
 """
 
 import contextlib

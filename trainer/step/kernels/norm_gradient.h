@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "norm.h"
 #include "vectors.h"
 
 namespace norm_gradient {
@@ -16,10 +17,7 @@ namespace norm_gradient {
 // Rows that are read at once: what is of a channel is loaded once for all of them.
 constexpr int kRows = 4;
 
-// BN as it was applied, each [channels], a multiple of kLanes: x -> (x - mean) * scale + offset.
-struct Norm {
-  const float *mean, *scale, *offset;
-};
+using norm::Norm;
 
 // The gradient by BN's result, of which a ReLU lets only a part through. What the result was is
 // computed as BN does, so that it is 0 where that was.
@@ -54,23 +52,40 @@ AVX512 void AddSums(const T* x, const T* gradient, int64_t rows, int channels, N
   }
 }
 
-// The gradient by x, [rows, channels]: scale * gradient + by_x * (x - mean) + constant.
-template <bool relu, typename T>
+// The gradient by x, [rows, channels]: scale * gradient + by_x * (x - mean) + constant; `streams`:
+// see `IsStreamed`.
+template <bool relu, bool streams, typename T>
 AVX512 void Apply(const T* x, const T* gradient, int64_t rows, int channels, Norm norm,
                   const float* by_x, const float* constant, T* out) {
+  constexpr int kVectors = streams ? kLineElements<T> / kLanes : 1;
   for (int64_t row = 0; row < rows; row += kRows) {
     const int64_t end = std::min(rows, row + kRows);
-    for (int c = 0; c < channels; c += kLanes) {
-      const __m512 mean = Load(norm.mean + c), slope = Load(by_x + c), rest = Load(constant + c);
-      const __m512 scale = Load(norm.scale + c), offset = Load(norm.offset + c);
+    for (int c = 0; c < channels; c += kVectors * kLanes) {
+      __m512 mean[kVectors], slope[kVectors], rest[kVectors], scale[kVectors], offset[kVectors];
+      __m512 results[kVectors];
+      for (int i = 0; i < kVectors; ++i) {
+        const int from = c + i * kLanes;
+        mean[i] = Load(norm.mean + from), slope[i] = Load(by_x + from);
+        rest[i] = Load(constant + from);
+        scale[i] = Load(norm.scale + from), offset[i] = Load(norm.offset + from);
+      }
       for (int64_t at = row * channels + c; at < end * channels; at += channels) {
-        const __m512 centered = _mm512_sub_ps(Load(x + at), mean);
-        const __m512 passed = Passed<relu>(centered, gradient + at, scale, offset);
-        const __m512 own = _mm512_fmadd_ps(slope, centered, rest);
-        Store(out + at, _mm512_fmadd_ps(scale, passed, own));
+        for (int i = 0; i < kVectors; ++i) {
+          const __m512 centered = _mm512_sub_ps(Load(x + at + i * kLanes), mean[i]);
+          const __m512 passed =
+              Passed<relu>(centered, gradient + at + i * kLanes, scale[i], offset[i]);
+          const __m512 own = _mm512_fmadd_ps(slope[i], centered, rest[i]);
+          results[i] = _mm512_fmadd_ps(scale[i], passed, own);
+        }
+        if constexpr (streams) {
+          Stream(out + at, results);
+        } else {
+          Store(out + at, results[0]);
+        }
       }
     }
   }
+  if (streams) _mm_sfence();
 }
 
 }  // namespace norm_gradient

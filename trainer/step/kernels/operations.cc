@@ -1,4 +1,4 @@
-// TensorFlow operations for gradients on CPUs with AVX-512: see cpu_gradients.py.
+// TensorFlow operations for CPUs with AVX-512: see cpu_gradients.py, and norm_optimizer.cc.
 
 #include <algorithm>
 #include <cmath>
@@ -7,6 +7,7 @@
 
 #include "bias_gradient.h"
 #include "filter_gradient.h"
+#include "norm.h"
 #include "norm_gradient.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/op_kernel.h"
@@ -149,6 +150,97 @@ class BiasGradient : public OpKernel {
 };
 
 template <typename T>
+class Norm : public OpKernel {
+ public:
+  explicit Norm(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("epsilon", &epsilon_));
+    OP_REQUIRES_OK(context, context->GetAttr("is_training", &is_training_));
+    OP_REQUIRES_OK(context, context->GetAttr("relu", &relu_));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor& inputs = context->input(0);
+    const int channels = inputs.dim_size(inputs.dims() - 1);
+    for (int i = 1; i < (is_training_ ? 3 : 5); ++i)
+      OP_REQUIRES(context, context->input(i).NumElements() == channels,
+                  absl::InvalidArgumentError("BN's parameters must be one for each channel"));
+    Tensor *result, *nothing, *statistics[4];
+    OP_REQUIRES_OK(
+        context, context->forward_input_or_allocate_output({0}, 0, inputs.shape(), &result));
+    for (int i = 0; i < 4; ++i)
+      OP_REQUIRES_OK(context,
+                     context->allocate_output(i + 1, TensorShape({channels}), &statistics[i]));
+    OP_REQUIRES_OK(context, context->allocate_output(5, TensorShape({0}), &nothing));
+    const T* const x = Data<const T>(inputs);
+    const int64_t rows = channels ? inputs.NumElements() / channels : 0;
+    const int threads = Threads(context);
+    float* const mean = Data<float>(*statistics[2]);
+    float* const variance = Data<float>(*statistics[3]);
+    if (is_training_) {
+      ComputeStatistics(context, x, rows, channels, mean, variance);
+    } else {
+      std::copy_n(Data<const float>(context->input(3)), channels, mean);
+      std::copy_n(Data<const float>(context->input(4)), channels, variance);
+    }
+    // The moving variance is to estimate that of all images, by Bessel's correction.
+    const float bessel = is_training_ && rows > 1 ? rows / (rows - 1.0f) : 1;
+    std::vector<float> scale(channels);
+    for (int c = 0; c < channels; ++c) {
+      Data<float>(*statistics[0])[c] = mean[c];
+      Data<float>(*statistics[1])[c] = variance[c] * bessel;
+      const float inverse = 1 / std::sqrt(variance[c] + epsilon_);  // As in the gradient.
+      scale[c] = Data<const float>(context->input(1))[c] * inverse;
+    }
+    const norm::Norm norm{mean, scale.data(), Data<const float>(context->input(2))};
+    const bool is_in_place = Data<T>(*result) == x;
+    const bool streams = !is_in_place && IsStreamed<T>(inputs.NumElements(), channels);
+    const auto apply = relu_ ? streams ? norm::Apply<true, true, T> : norm::Apply<true, false, T>
+                             : streams ? norm::Apply<false, true, T> : norm::Apply<false, false, T>;
+    RunAll(context, threads, [&](int task) {
+      const int64_t begin = Cut(rows, task, threads), end = Cut(rows, task + 1, threads);
+      apply(x + begin * channels, end - begin, channels, norm, Data<T>(*result) + begin * channels);
+    });
+  }
+
+ private:
+  // Of all rows, [channels] each; the variance is without Bessel's correction.
+  void ComputeStatistics(OpKernelContext* context, const T* x, int64_t rows, int channels,
+                         float* mean, float* variance) {
+    const int threads = Threads(context);
+    // Distances from about the mean are small enough to square, however far that is from 0.
+    const int64_t samples = std::min(rows, kSamples);
+    std::vector<float> shift(channels);
+    for (int64_t i = 0; i < samples; ++i)
+      norm::AddRow(x + Cut(rows, i, samples) * channels, channels, 1.0f / samples, shift.data());
+    // Without low bits that all distances from bfloat16s would share, and all sums round alike.
+    for (float& value : shift) value = static_cast<float>(tensorflow::bfloat16(value));
+    std::vector<double> sums(2 * threads * channels);
+    RunAll(context, threads, [&](int task) {
+      const int64_t begin = Cut(rows, task, threads), end = Cut(rows, task + 1, threads);
+      double* const of_task = &sums[2 * task * channels];
+      norm::AddSums(x + begin * channels, end - begin, channels, shift.data(), of_task,
+                    of_task + channels);
+    });
+    for (int c = 0; c < channels; ++c) {
+      double sum = 0, squares = 0;
+      for (int task = 0; task < threads; ++task) {
+        sum += sums[2 * task * channels + c];
+        squares += sums[(2 * task + 1) * channels + c];
+      }
+      const double distance = sum / rows;
+      mean[c] = shift[c] + distance;
+      variance[c] = std::max(squares / rows - distance * distance, 0.0);  // NaN stays so.
+    }
+  }
+
+  // Rows, spread over all, whose mean is about that of all.
+  static constexpr int64_t kSamples = 16;
+
+  float epsilon_;
+  bool is_training_, relu_;
+};
+
+template <typename T>
 class NormGradient : public OpKernel {
  public:
   explicit NormGradient(OpKernelConstruction* context) : OpKernel(context) {
@@ -205,11 +297,13 @@ class NormGradient : public OpKernel {
       constant[c] = -scale[c] * sum / rows;
       by_x[c] = -scale[c] * inverse[c] * dot / rows;
     }
+    const auto apply = IsStreamed<T>(inputs.NumElements(), channels)
+                           ? norm_gradient::Apply<relu, true, T>
+                           : norm_gradient::Apply<relu, false, T>;
     RunAll(context, threads, [&](int task) {
       const int64_t begin = Cut(rows, task, threads), end = Cut(rows, task + 1, threads);
-      norm_gradient::Apply<relu>(x + begin * channels, gradient + begin * channels, end - begin,
-                                 channels, norm, by_x.data(), constant.data(),
-                                 Data<T>(*by_inputs) + begin * channels);
+      apply(x + begin * channels, gradient + begin * channels, end - begin, channels, norm,
+            by_x.data(), constant.data(), Data<T>(*by_inputs) + begin * channels);
     });
   }
 
@@ -268,6 +362,31 @@ REGISTER_OP("SlimHorovodNormGradient")
       return absl::OkStatus();
     });
 
+// As FusedBatchNormV3, and the ReLU behind it; inputs: [batch, height, width, channels]; what is of
+// all channels: [channels]. The variance of the batch is by Bessel's correction, the saved one not.
+REGISTER_OP("SlimHorovodNorm")
+    .Input("inputs: T")
+    .Input("scale: float")
+    .Input("offset: float")
+    .Input("mean: float")
+    .Input("variance: float")
+    .Attr("T: {bfloat16, float}")
+    .Attr("epsilon: float")
+    .Attr("is_training: bool")
+    .Attr("relu: bool")
+    .Output("result: T")
+    .Output("batch_mean: float")
+    .Output("batch_variance: float")
+    .Output("saved_mean: float")
+    .Output("saved_variance: float")
+    .Output("nothing: float")
+    .SetShapeFn([](InferenceContext* context) {
+      context->set_output(0, context->input(0));
+      for (int i = 1; i < 5; ++i) context->set_output(i, context->input(1));
+      context->set_output(5, context->Vector(0));
+      return absl::OkStatus();
+    });
+
 #define REGISTER(NAME, T, KERNEL) \
   REGISTER_KERNEL_BUILDER(Name(NAME).Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"), KERNEL)
 
@@ -276,6 +395,8 @@ REGISTER("SlimHorovodFilterGradient", tensorflow::bfloat16, FilterGradient<uint1
 REGISTER("SlimHorovodFilterGradient", float, FilterGradient<float>);
 REGISTER("SlimHorovodBiasGradient", tensorflow::bfloat16, BiasGradient<uint16_t>);
 REGISTER("SlimHorovodBiasGradient", float, BiasGradient<float>);
+REGISTER("SlimHorovodNorm", tensorflow::bfloat16, Norm<uint16_t>);
+REGISTER("SlimHorovodNorm", float, Norm<float>);
 REGISTER("SlimHorovodNormGradient", tensorflow::bfloat16, NormGradient<uint16_t>);
 REGISTER("SlimHorovodNormGradient", float, NormGradient<float>);
 
