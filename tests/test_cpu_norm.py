@@ -197,6 +197,80 @@ def test_tensorflows_own_gradient_gets_what_it_needs():
         np.testing.assert_allclose(gradients[True], gradients[False], rtol=1e-5, atol=1e-6)
 
 
+ADDITIONS = {
+    # What is built of BN's gradient and another one, and whether the operation does it in passing.
+    "with another": (lambda of, other: [tf.add_n([of.inputs_gradient, other])], True),
+    "another with it": (lambda of, other: [tf.add_n([other, of.inputs_gradient])], True),
+    "and the sum": (lambda of, other: with_sum(tf.add_n([of.inputs_gradient, other])), True),
+    "and its own sum": (
+        lambda of, other: [
+            *with_sum(of.inputs_gradient)[1:],
+            tf.add_n([of.inputs_gradient, other]),
+        ],
+        False,
+    ),
+    "with itself": (lambda of, other: [tf.add_n([of.inputs_gradient] * 2), other], False),
+    "of three": (lambda of, other: [tf.add_n([of.inputs_gradient, other, other])], False),
+    "and alone": (
+        lambda of, other: [tf.add_n([of.inputs_gradient, other]), -of.inputs_gradient],
+        False,
+    ),
+    "and fetched": (
+        lambda of, other: [tf.add_n([of.inputs_gradient, other]), of.inputs_gradient],
+        False,
+    ),
+    "with what depends on it": (
+        lambda of, other: [tf.add_n([of.inputs_gradient, other * of.scale_gradient])],
+        False,
+    ),
+}
+
+
+def with_sum(gradient):
+    return [gradient, cpu_kernels.find().slim_horovod_bias_gradient(gradient=gradient)]
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("shape", [(3, 5, 7, 48), (*LARGE, 96)], ids=["small", "large"])
+@pytest.mark.parametrize("name", ADDITIONS)
+def test_what_is_added_to_the_gradient_is_added_in_passing(name, shape, dtype):
+    build, is_merged = ADDITIONS[name]
+    x, gradient, other = (draw(dtype, shape, seed) for seed in range(3))
+    mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    with tf.Graph().as_default():
+        feeds = {tf1.placeholder(dtype, shape): values for values in (x, gradient, other)}
+        images, by_result, another = feeds
+        of_norm = cpu_kernels.find().slim_horovod_norm_gradient(
+            gradient=by_result,
+            inputs=images,
+            scale=tf.fill(mean.shape, 2.0),
+            offset=tf.fill(mean.shape, -0.3),
+            mean=tf.constant(mean, tf.float32),
+            variance=tf.constant(variance, tf.float32),
+            addends=[],
+            epsilon=EPSILON,
+            relu=True,
+        )
+        if dtype == tf.bfloat16:
+            of_norm = of_norm._replace(scale_gradient=tf.cast(of_norm.scale_gradient, dtype))
+        fetches = build(of_norm, another)
+        found, kinds = run(fetches, feeds)
+        with tf1.Session() as plain_session:
+            expected = plain_session.run(fetches, feeds)
+    assert ("AddN" not in kinds) == is_merged
+    # The sum of what is rounded to bfloat16 is not that of what will be: by so many roundings.
+    bound = 2**-7 if dtype == tf.bfloat16 else 1e-5
+    for one, plain in zip(found, expected, strict=True):
+        scale = np.sqrt(x.size / x.shape[-1]) if one.ndim == 1 else 1
+        np.testing.assert_allclose(
+            one, plain.astype(np.float64), rtol=bound, atol=10 * bound * scale
+        )
+    sums = sum(value.ndim == 1 for value in found)
+    assert kinds.count("SlimHorovodBiasGradient") == 0
+    assert kinds.count("Cast") >= sums
+
+
 def check_threads():
     """Runs in a process of its own, in which every session has threads of its own."""
     for cores in (1, 3, 8):
@@ -262,6 +336,11 @@ def test_a_network_is_as_without(is_training):
     ours, kinds = train(session.create_config())
     expected, plain_kinds = train(tf1.ConfigProto())
     assert kinds.count(OURS) == sum("FusedBatchNorm" in kind for kind in plain_kinds) > 0
+    # What is left are two convolutions' gradients by one preactivation, and the root's bias.
+    assert plain_kinds.count("AddN") == 3 * is_training
+    assert kinds.count("AddN") == 1 * is_training
+    assert plain_kinds.count("SlimHorovodBiasGradient") == 5 * is_training
+    assert kinds.count("SlimHorovodBiasGradient") == 1 * is_training
     largest = max(np.abs(value).max() for value in expected)
     for one, other in zip(ours, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6 * largest)

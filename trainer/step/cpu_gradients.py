@@ -126,6 +126,7 @@ def _batch_norm_gradient(
             offset=offset,
             mean=mean,
             variance=variance,
+            addends=[],
             epsilon=epsilon,
             relu=by_relu is not None,
         )

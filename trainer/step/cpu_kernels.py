@@ -1,7 +1,8 @@
 """The compiled operations in kernels/, where they were built and this machine can run them.
 
 They are for CPUs that have AVX-512 with bfloat16 but no matrix unit. Gradients are built with them,
-see `cpu_gradients`; BN is computed by one in every session that has `OPTIMIZER`.
+see `cpu_gradients`; in every session that has `OPTIMIZER`, they compute BN, and what is next to
+BN's gradients with these.
 """
 
 import functools
@@ -13,8 +14,8 @@ import tensorflow as tf
 
 # What setup.py builds, under the name that this Python's extensions have.
 LIBRARY = Path(__file__).with_name(f"_kernels{importlib.machinery.EXTENSION_SUFFIXES[0]}")
-# Of graphs: has BN computed by the library's operation. See kernels/norm_optimizer.cc.
-OPTIMIZER = "SlimHorovodNormOptimizer"
+# Of graphs: see kernels/graph_optimizer.cc.
+OPTIMIZER = "SlimHorovodGraphOptimizer"
 _CPUINFO = Path("/proc/cpuinfo")
 _INSTRUCTIONS = {"avx512f", "avx512bw", "avx512vl", "avx512_bf16"}
 _MATRIX_UNIT = "amx_bf16"

@@ -52,30 +52,38 @@ AVX512 void AddSums(const T* x, const T* gradient, int64_t rows, int channels, N
   }
 }
 
-// The gradient by x, [rows, channels]: scale * gradient + by_x * (x - mean) + constant; `streams`:
-// see `IsStreamed`.
+// The gradient by x, [rows, channels]: scale * gradient + by_x * (x - mean) + constant + addend.
+//
+// Args:
+//   streams: see `IsStreamed`.
+//   addend: [rows, channels]; null: there is none.
+//   out: may be `gradient` or `addend`, unless it is streamed.
+//   sum: gets the sums of `out` over all rows added, [channels]; null: nobody needs them.
 template <bool relu, bool streams, typename T>
-AVX512 void Apply(const T* x, const T* gradient, int64_t rows, int channels, Norm norm,
-                  const float* by_x, const float* constant, T* out) {
+AVX512 void Apply(const T* x, const T* gradient, const T* addend, int64_t rows, int channels,
+                  Norm norm, const float* by_x, const float* constant, T* out, float* sum) {
   constexpr int kVectors = streams ? kLineElements<T> / kLanes : 1;
   for (int64_t row = 0; row < rows; row += kRows) {
     const int64_t end = std::min(rows, row + kRows);
     for (int c = 0; c < channels; c += kVectors * kLanes) {
       __m512 mean[kVectors], slope[kVectors], rest[kVectors], scale[kVectors], offset[kVectors];
-      __m512 results[kVectors];
+      __m512 results[kVectors], sums[kVectors];
       for (int i = 0; i < kVectors; ++i) {
         const int from = c + i * kLanes;
         mean[i] = Load(norm.mean + from), slope[i] = Load(by_x + from);
         rest[i] = Load(constant + from);
         scale[i] = Load(norm.scale + from), offset[i] = Load(norm.offset + from);
+        sums[i] = sum ? Load(sum + from) : _mm512_setzero_ps();
       }
       for (int64_t at = row * channels + c; at < end * channels; at += channels) {
         for (int i = 0; i < kVectors; ++i) {
-          const __m512 centered = _mm512_sub_ps(Load(x + at + i * kLanes), mean[i]);
-          const __m512 passed =
-              Passed<relu>(centered, gradient + at + i * kLanes, scale[i], offset[i]);
+          const int64_t from = at + i * kLanes;
+          const __m512 centered = _mm512_sub_ps(Load(x + from), mean[i]);
+          const __m512 passed = Passed<relu>(centered, gradient + from, scale[i], offset[i]);
           const __m512 own = _mm512_fmadd_ps(slope[i], centered, rest[i]);
           results[i] = _mm512_fmadd_ps(scale[i], passed, own);
+          if (addend) results[i] = _mm512_add_ps(results[i], Load(addend + from));
+          sums[i] = _mm512_add_ps(sums[i], results[i]);
         }
         if constexpr (streams) {
           Stream(out + at, results);
@@ -83,6 +91,7 @@ AVX512 void Apply(const T* x, const T* gradient, int64_t rows, int channels, Nor
           Store(out + at, results[0]);
         }
       }
+      for (int i = 0; sum && i < kVectors; ++i) Store(sum + c + i * kLanes, sums[i]);
     }
   }
   if (streams) _mm_sfence();

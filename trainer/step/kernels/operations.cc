@@ -1,4 +1,4 @@
-// TensorFlow operations for CPUs with AVX-512: see cpu_gradients.py, and norm_optimizer.cc.
+// TensorFlow operations for CPUs with AVX-512: see cpu_gradients.py and graph_optimizer.cc.
 
 #include <algorithm>
 #include <cmath>
@@ -246,6 +246,7 @@ class NormGradient : public OpKernel {
   explicit NormGradient(OpKernelConstruction* context) : OpKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("epsilon", &epsilon_));
     OP_REQUIRES_OK(context, context->GetAttr("relu", &relu_));
+    OP_REQUIRES_OK(context, context->GetAttr("with_sums", &with_sums_));
   }
 
   void Compute(OpKernelContext* context) override {
@@ -259,10 +260,16 @@ class NormGradient : public OpKernel {
     const int channels = inputs.dim_size(3);
     OP_REQUIRES(context, channels % kLanes == 0,
                 absl::InvalidArgumentError("channels must be a multiple of 16"));
-    Tensor *by_inputs, *by_scale, *by_offset;
-    OP_REQUIRES_OK(context, context->allocate_output(0, inputs.shape(), &by_inputs));
+    const bool has_addend = context->num_inputs() > kAddend;
+    OP_REQUIRES(context, !has_addend || context->input(kAddend).shape() == inputs.shape(),
+                absl::InvalidArgumentError("the addend must have the inputs' shape"));
+    Tensor *by_inputs, *by_scale, *by_offset, *sum;
+    OP_REQUIRES_OK(context, context->forward_input_or_allocate_output({0}, 0, inputs.shape(),
+                                                                      &by_inputs));
     OP_REQUIRES_OK(context, context->allocate_output(1, TensorShape({channels}), &by_scale));
     OP_REQUIRES_OK(context, context->allocate_output(2, TensorShape({channels}), &by_offset));
+    const TensorShape sum_shape({with_sums_ ? channels : 0});
+    OP_REQUIRES_OK(context, context->allocate_output(3, sum_shape, &sum));
     const int64_t rows = inputs.NumElements() / channels;
     const T* const gradient = Data<const T>(context->input(0));
     const T* const x = Data<const T>(inputs);
@@ -297,18 +304,26 @@ class NormGradient : public OpKernel {
       constant[c] = -scale[c] * sum / rows;
       by_x[c] = -scale[c] * inverse[c] * dot / rows;
     }
-    const auto apply = IsStreamed<T>(inputs.NumElements(), channels)
+    T* const out = Data<T>(*by_inputs);
+    const T* const addend = has_addend ? Data<const T>(context->input(kAddend)) : nullptr;
+    const auto apply = out != gradient && IsStreamed<T>(inputs.NumElements(), channels)
                            ? norm_gradient::Apply<relu, true, T>
                            : norm_gradient::Apply<relu, false, T>;
+    std::fill(sums.begin(), sums.end(), 0.0f);
     RunAll(context, threads, [&](int task) {
       const int64_t begin = Cut(rows, task, threads), end = Cut(rows, task + 1, threads);
-      apply(x + begin * channels, gradient + begin * channels, end - begin, channels, norm,
-            by_x.data(), constant.data(), Data<T>(*by_inputs) + begin * channels);
+      const int64_t from = begin * channels;
+      apply(x + from, gradient + from, addend ? addend + from : nullptr, end - begin, channels,
+            norm, by_x.data(), constant.data(), out + from,
+            with_sums_ ? &sums[task * channels] : nullptr);
     });
+    if (with_sums_) AddParts(sums.data(), threads, channels, 0, channels, Data<float>(*sum));
   }
 
+  static constexpr int kAddend = 6;
+
   float epsilon_;
-  bool relu_;
+  bool relu_, with_sums_;
 };
 
 // inputs: [batch, height, width, in_channels], of a convolution; gradient: by its result, [batch,
@@ -341,7 +356,8 @@ REGISTER_OP("SlimHorovodBiasGradient")
     });
 
 // gradient: by BN's result, or, with `relu`, by the result of the ReLU behind it; inputs: of BN,
-// [batch, height, width, channels]; the others: [channels].
+// [batch, height, width, channels]; addend: one such, or none, that inputs_gradient gets added;
+// sums: of that, over all but the channels, where they are wanted; the others: [channels].
 REGISTER_OP("SlimHorovodNormGradient")
     .Input("gradient: T")
     .Input("inputs: T")
@@ -349,16 +365,21 @@ REGISTER_OP("SlimHorovodNormGradient")
     .Input("offset: float")
     .Input("mean: float")
     .Input("variance: float")
+    .Input("addends: num_addends * T")
     .Attr("T: {bfloat16, float}")
+    .Attr("num_addends: int >= 0")
     .Attr("epsilon: float")
     .Attr("relu: bool")
+    .Attr("with_sums: bool = false")
     .Output("inputs_gradient: T")
     .Output("scale_gradient: float")
     .Output("offset_gradient: float")
+    .Output("sums: float")
     .SetShapeFn([](InferenceContext* context) {
       context->set_output(0, context->input(1));
       context->set_output(1, context->input(2));
       context->set_output(2, context->input(2));
+      context->set_output(3, context->UnknownShapeOfRank(1));
       return absl::OkStatus();
     });
 

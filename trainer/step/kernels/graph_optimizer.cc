@@ -1,0 +1,197 @@
+// Puts the operations of operations.cc into a graph, after TensorFlow's own optimizers:
+//
+//   BN, and the ReLU that these have fused with it         -> SlimHorovodNorm
+//   what is added to BN's gradient, and nothing else       -> an addend of SlimHorovodNormGradient
+//   the gradient by a bias, which is the sum of that then  -> its sums
+//
+// Each saves the time in which large maps are read and written once more. All nodes keep their
+// names, and what they are asked for.
+
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "tensorflow/core/framework/graph.pb.h"
+#include "tensorflow/core/framework/node_def_util.h"
+#include "tensorflow/core/graph/tensor_id.h"
+#include "tensorflow/core/grappler/grappler_item.h"
+#include "tensorflow/core/grappler/optimizers/custom_graph_optimizer.h"
+#include "tensorflow/core/grappler/optimizers/custom_graph_optimizer_registry.h"
+
+namespace {
+
+using tensorflow::AddNodeAttr;
+using tensorflow::DataType;
+using tensorflow::GraphDef;
+using tensorflow::NodeDef;
+using tensorflow::ParseTensorName;
+using tensorflow::TensorId;
+using tensorflow::TryGetNodeAttr;
+
+constexpr char kNorm[] = "SlimHorovodNorm";
+constexpr char kNormGradient[] = "SlimHorovodNormGradient";
+constexpr char kBiasGradient[] = "SlimHorovodBiasGradient";
+constexpr int kSums = 3;  // An output of kNormGradient.
+constexpr int kReserveSpace3 = 5;  // An output of FusedBatchNormV3.
+
+class Rewriter {
+ public:
+  Rewriter(GraphDef* graph, const std::vector<std::string>& asked_for) {
+    for (const std::string& tensor : asked_for) ++consumers_[Normalized(tensor)];
+    for (NodeDef& node : *graph->mutable_node()) {
+      nodes_[node.name()] = &node;
+      for (const std::string& input : node.input()) ++consumers_[Normalized(input)];
+    }
+  }
+
+  void Run() {
+    for (auto& [name, node] : nodes_) {
+      if (CanBeOurNorm(*node)) MakeOurNorm(node);
+    }
+    for (auto& [name, node] : nodes_) {
+      if (node->op() == "AddN") MergeAddition(node);
+    }
+    for (auto& [name, node] : nodes_) {
+      if (node->op() == kBiasGradient) MergeSum(node);
+    }
+  }
+
+ private:
+  static std::string Normalized(const std::string& input) {
+    return ParseTensorName(input).ToString();
+  }
+
+  // The node whose first output a node's input is, if it is of that kind.
+  NodeDef* FindInput(const NodeDef& node, int i, const std::string& op) {
+    const TensorId id = ParseTensorName(node.input(i));
+    const auto found = nodes_.find(std::string(id.node()));
+    if (id.index() != 0 || found == nodes_.end() || found->second->op() != op) return nullptr;
+    return found->second;
+  }
+
+  static std::string Activation(const NodeDef& node) {
+    std::string activation = "Identity";
+    TryGetNodeAttr(node, "activation_mode", &activation);
+    return activation;
+  }
+
+  bool CanBeOurNorm(const NodeDef& node) {
+    if (node.op() != "FusedBatchNormV3" && node.op() != "_FusedBatchNormEx") return false;
+    // TensorFlow's own gradients of BN need this, each in a form of its own.
+    if (consumers_.count(TensorId(node.name(), kReserveSpace3).ToString())) return false;
+    DataType type;
+    std::string format;
+    float of_new_average = 1;
+    int side_inputs = 0;
+    TryGetNodeAttr(node, "exponential_avg_factor", &of_new_average);
+    TryGetNodeAttr(node, "num_side_inputs", &side_inputs);
+    return TryGetNodeAttr(node, "T", &type) &&
+           (type == tensorflow::DT_FLOAT || type == tensorflow::DT_BFLOAT16) &&
+           TryGetNodeAttr(node, "data_format", &format) && format == "NHWC" &&
+           of_new_average == 1 && side_inputs == 0 &&
+           (Activation(node) == "Identity" || Activation(node) == "Relu");
+  }
+
+  // The inputs and outputs are the same, in the same order.
+  static void MakeOurNorm(NodeDef* node) {
+    const bool relu = Activation(*node) == "Relu";
+    Become(kNorm, {"T", "epsilon", "is_training"}, node);
+    AddNodeAttr("relu", relu, node);
+  }
+
+  // Changes what a node does; it keeps its name, its device, its inputs and some attributes.
+  static void Become(const std::string& op, const std::vector<std::string>& attributes,
+                     NodeDef* node) {
+    NodeDef after;
+    after.set_name(node->name());
+    after.set_op(op);
+    after.set_device(node->device());
+    *after.mutable_input() = node->input();
+    for (const std::string& name : attributes)
+      (*after.mutable_attr())[name] = node->attr().at(name);
+    *node = after;
+  }
+
+  void MergeAddition(NodeDef* addition) {
+    int terms;
+    if (!TryGetNodeAttr(*addition, "N", &terms) || terms != 2) return;
+    for (int i = 0; i < 2; ++i) {
+      NodeDef* const gradient = FindInput(*addition, i, kNormGradient);
+      if (gradient == nullptr || gradient->attr().at("num_addends").i() > 0 ||
+          gradient->attr().at("with_sums").b() ||  // They are without the addend.
+          consumers_[TensorId(gradient->name(), 0).ToString()] > 1)
+        continue;
+      const std::string other = addition->input(1 - i);
+      if (DependsOn(other, *gradient)) continue;
+      // Data inputs are before those that only order.
+      std::vector<std::string> inputs(gradient->input().begin(), gradient->input().end());
+      inputs.insert(inputs.begin() + kNormInputs, other);
+      *gradient->mutable_input() = {inputs.begin(), inputs.end()};
+      (*gradient->mutable_attr())["num_addends"].set_i(1);
+      addition->mutable_input()->DeleteSubrange(1 - i, 1);
+      Become("Identity", {"T"}, addition);
+      return;
+    }
+  }
+
+  void MergeSum(NodeDef* by_bias) {
+    NodeDef* gradient = FindInput(*by_bias, 0, kNormGradient);
+    if (gradient == nullptr) {
+      const NodeDef* const same = FindInput(*by_bias, 0, "Identity");
+      if (same != nullptr) gradient = FindInput(*same, 0, kNormGradient);
+    }
+    if (gradient == nullptr) return;
+    (*gradient->mutable_attr())["with_sums"].set_b(true);
+    by_bias->set_input(0, TensorId(gradient->name(), kSums).ToString());
+    const DataType type = by_bias->attr().at("T").type();
+    Become("Cast", {}, by_bias);
+    AddNodeAttr("SrcT", tensorflow::DT_FLOAT, by_bias);
+    AddNodeAttr("DstT", type, by_bias);
+    AddNodeAttr("Truncate", false, by_bias);
+  }
+
+  // Whether a tensor is computed after a node.
+  bool DependsOn(const std::string& tensor, const NodeDef& node) {
+    std::set<std::string> seen;
+    std::vector<std::string> open{std::string(ParseTensorName(tensor).node())};
+    while (!open.empty()) {
+      const std::string name = open.back();
+      open.pop_back();
+      if (name == node.name()) return true;
+      const auto found = nodes_.find(name);
+      if (!seen.insert(name).second || found == nodes_.end()) continue;
+      for (const std::string& input : found->second->input())
+        open.emplace_back(ParseTensorName(input).node());
+    }
+    return false;
+  }
+
+  static constexpr int kNormInputs = 6;  // Of kNormGradient without an addend.
+
+  std::map<std::string, NodeDef*> nodes_;
+  std::map<std::string, int> consumers_;  // Of each tensor, who asks for a run among them.
+};
+
+class SlimHorovodGraphOptimizer : public tensorflow::grappler::CustomGraphOptimizer {
+ public:
+  absl::Status Init(const tensorflow::RewriterConfig_CustomGraphOptimizer*) override {
+    return absl::OkStatus();
+  }
+  std::string name() const override { return "SlimHorovodGraphOptimizer"; }
+  bool UsesFunctionLibrary() const override { return false; }
+
+  absl::Status Optimize(tensorflow::grappler::Cluster*,
+                        const tensorflow::grappler::GrapplerItem& item, GraphDef* graph) override {
+    *graph = item.graph;
+    std::vector<std::string> asked_for = item.fetch;
+    for (const auto& [tensor, value] : item.feed) asked_for.push_back(tensor);
+    asked_for.insert(asked_for.end(), item.keep_ops.begin(), item.keep_ops.end());
+    Rewriter(graph, asked_for).Run();
+    return absl::OkStatus();
+  }
+};
+
+REGISTER_GRAPH_OPTIMIZER(SlimHorovodGraphOptimizer);
+
+}  // namespace
