@@ -26,7 +26,7 @@ class BuildForTensorFlow(build_ext):
         super().build_extension(ext)
 
 
-# Faster gradients on some CPUs. Optional: where they can't be built, TensorFlow's own are taken.
+# Faster operations for some CPUs. Optional: where they can't be built, TensorFlow's own are taken.
 kernels = Extension(
     "trainer.step._kernels",
     sorted(glob.glob(f"{KERNELS}/*.cc")),

@@ -144,7 +144,10 @@ def test_a_worker_that_does_not_answer_ends_the_job_within_gloos_limit(tmp_path)
         assert run.wait() != 0
         output = run.output()
     assert "Timed out waiting 20000ms" in output
-    assert "worker 0 of 2 ends, since another one has, or does not answer" in output
+    assert (
+        "worker 0 of 2 ends, since another one has (its last lines say why) or does not answer"
+        in output
+    )
     assert read_status(logdir)["state"] == "failed"
 
 

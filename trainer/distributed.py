@@ -150,8 +150,8 @@ class HorovodGroup(Group):
             if not any(sign in error.message for sign in _SIGNS_OF_LOSS):
                 raise
             lost = UserError(
-                f"worker {self.worker.rank} of {self.worker.size} ends, since another one has, or "
-                "does not answer: that one's last lines say why, or Horovod's above this one"
+                f"worker {self.worker.rank} of {self.worker.size} ends, since another one has "
+                "(its last lines say why) or does not answer (see Horovod's lines above)"
             )
             lost.known_to_all = False
             raise lost from error

@@ -1,8 +1,8 @@
 """The compiled operations in kernels/, where they were built and this machine can run them.
 
 They are for CPUs that have AVX-512 with bfloat16 but no matrix unit. Gradients are built with them,
-see `cpu_gradients`; in every session that has `OPTIMIZER`, they compute BN, and what is next to
-BN's gradients with these.
+see `cpu_gradients`; a session that has `OPTIMIZER` takes one for BN, too, and lets BN's gradients
+do what is next to them.
 """
 
 import functools

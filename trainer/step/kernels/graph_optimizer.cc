@@ -1,12 +1,15 @@
 // Puts the operations of operations.cc into a graph, after TensorFlow's own optimizers:
 //
-//   BN, and the ReLU that these have fused with it         -> SlimHorovodNorm
-//   what is added to BN's gradient, and nothing else       -> an addend of SlimHorovodNormGradient
-//   the gradient by a bias, which is the sum of that then  -> its sums
+//   BN, and the ReLU that these have fused with it              -> SlimHorovodNorm
+//   a tensor plus BN's gradient, which nothing else needs       -> an addend of
+//                                                                  SlimHorovodNormGradient
+//   the gradient by a bias, which is the sum of BN's gradient,  -> the sums of
+//   or of what that has become                                     SlimHorovodNormGradient
 //
-// Each saves the time in which large maps are read and written once more. All nodes keep their
-// names, and what they are asked for.
+// Each saves the time in which large maps are read once more, or read and written. All nodes keep
+// their names and outputs, but BN's gradient, which is the sum then.
 
+#include <algorithm>
 #include <map>
 #include <set>
 #include <string>
@@ -32,16 +35,19 @@ using tensorflow::TryGetNodeAttr;
 constexpr char kNorm[] = "SlimHorovodNorm";
 constexpr char kNormGradient[] = "SlimHorovodNormGradient";
 constexpr char kBiasGradient[] = "SlimHorovodBiasGradient";
-constexpr int kSums = 3;  // An output of kNormGradient.
-constexpr int kReserveSpace3 = 5;  // An output of FusedBatchNormV3.
+constexpr int kNormGradientInputs = 6;  // Without an addend.
+constexpr int kSums = 3;                // An output of kNormGradient.
+constexpr int kReserveSpace3 = 5;       // An output of FusedBatchNormV3.
 
 class Rewriter {
  public:
-  Rewriter(GraphDef* graph, const std::vector<std::string>& asked_for) {
-    for (const std::string& tensor : asked_for) ++consumers_[Normalized(tensor)];
+  Rewriter(const tensorflow::grappler::GrapplerItem& item, GraphDef* graph) {
+    for (const std::string& tensor : item.fetch) ++needs_[Normalized(tensor)];
+    for (const std::string& node : item.keep_ops) ++needs_[node];
+    for (const auto& [tensor, value] : item.feed) fed_.insert(Normalized(tensor));
     for (NodeDef& node : *graph->mutable_node()) {
       nodes_[node.name()] = &node;
-      for (const std::string& input : node.input()) ++consumers_[Normalized(input)];
+      for (const std::string& input : node.input()) ++needs_[Normalized(input)];
     }
   }
 
@@ -62,8 +68,9 @@ class Rewriter {
     return ParseTensorName(input).ToString();
   }
 
-  // The node whose first output a node's input is, if it is of that kind.
+  // The node whose first output a node's input is, if it is of that kind, and not fed.
   NodeDef* FindInput(const NodeDef& node, int i, const std::string& op) {
+    if (fed_.count(Normalized(node.input(i)))) return nullptr;
     const TensorId id = ParseTensorName(node.input(i));
     const auto found = nodes_.find(std::string(id.node()));
     if (id.index() != 0 || found == nodes_.end() || found->second->op() != op) return nullptr;
@@ -79,17 +86,17 @@ class Rewriter {
   bool CanBeOurNorm(const NodeDef& node) {
     if (node.op() != "FusedBatchNormV3" && node.op() != "_FusedBatchNormEx") return false;
     // TensorFlow's own gradients of BN need this, each in a form of its own.
-    if (consumers_.count(TensorId(node.name(), kReserveSpace3).ToString())) return false;
+    if (needs_.count(TensorId(node.name(), kReserveSpace3).ToString())) return false;
     DataType type;
     std::string format;
-    float of_new_average = 1;
+    float average_factor = 1;
     int side_inputs = 0;
-    TryGetNodeAttr(node, "exponential_avg_factor", &of_new_average);
+    TryGetNodeAttr(node, "exponential_avg_factor", &average_factor);
     TryGetNodeAttr(node, "num_side_inputs", &side_inputs);
     return TryGetNodeAttr(node, "T", &type) &&
            (type == tensorflow::DT_FLOAT || type == tensorflow::DT_BFLOAT16) &&
            TryGetNodeAttr(node, "data_format", &format) && format == "NHWC" &&
-           of_new_average == 1 && side_inputs == 0 &&
+           average_factor == 1 && side_inputs == 0 &&
            (Activation(node) == "Identity" || Activation(node) == "Relu");
   }
 
@@ -100,7 +107,8 @@ class Rewriter {
     AddNodeAttr("relu", relu, node);
   }
 
-  // Changes what a node does; it keeps its name, its device, its inputs and some attributes.
+  // Changes what a node does; it keeps its name, its device, its inputs and some attributes. What
+  // others say of its place is of no use any more: that was found before.
   static void Become(const std::string& op, const std::vector<std::string>& attributes,
                      NodeDef* node) {
     NodeDef after;
@@ -120,13 +128,13 @@ class Rewriter {
       NodeDef* const gradient = FindInput(*addition, i, kNormGradient);
       if (gradient == nullptr || gradient->attr().at("num_addends").i() > 0 ||
           gradient->attr().at("with_sums").b() ||  // They are without the addend.
-          consumers_[TensorId(gradient->name(), 0).ToString()] > 1)
+          needs_[TensorId(gradient->name(), 0).ToString()] > 1)
         continue;
       const std::string other = addition->input(1 - i);
-      if (DependsOn(other, *gradient)) continue;
+      if (!CanWaitFor(*gradient, other)) continue;
       // Data inputs are before those that only order.
       std::vector<std::string> inputs(gradient->input().begin(), gradient->input().end());
-      inputs.insert(inputs.begin() + kNormInputs, other);
+      inputs.insert(inputs.begin() + kNormGradientInputs, other);
       *gradient->mutable_input() = {inputs.begin(), inputs.end()};
       (*gradient->mutable_attr())["num_addends"].set_i(1);
       addition->mutable_input()->DeleteSubrange(1 - i, 1);
@@ -135,11 +143,13 @@ class Rewriter {
     }
   }
 
+  // In bfloat16, the sum is of what will be rounded, and rounded once itself.
   void MergeSum(NodeDef* by_bias) {
     NodeDef* gradient = FindInput(*by_bias, 0, kNormGradient);
     if (gradient == nullptr) {
       const NodeDef* const same = FindInput(*by_bias, 0, "Identity");
-      if (same != nullptr) gradient = FindInput(*same, 0, kNormGradient);
+      const bool waits = same != nullptr && same->input_size() > 1;
+      if (same != nullptr && !waits) gradient = FindInput(*same, 0, kNormGradient);
     }
     if (gradient == nullptr) return;
     (*gradient->mutable_attr())["with_sums"].set_b(true);
@@ -151,26 +161,27 @@ class Rewriter {
     AddNodeAttr("Truncate", false, by_bias);
   }
 
-  // Whether a tensor is computed after a node.
-  bool DependsOn(const std::string& tensor, const NodeDef& node) {
+  // Whether a tensor can be made an input of a node: it does not depend on that, nor on a branch
+  // that may not be taken, with which all of the node's results would be missing.
+  bool CanWaitFor(const NodeDef& node, const std::string& tensor) {
     std::set<std::string> seen;
     std::vector<std::string> open{std::string(ParseTensorName(tensor).node())};
     while (!open.empty()) {
       const std::string name = open.back();
       open.pop_back();
-      if (name == node.name()) return true;
+      if (name == node.name()) return false;
       const auto found = nodes_.find(name);
       if (!seen.insert(name).second || found == nodes_.end()) continue;
+      if (found->second->op() == "Switch" || found->second->op() == "RefSwitch") return false;
       for (const std::string& input : found->second->input())
         open.emplace_back(ParseTensorName(input).node());
     }
-    return false;
+    return true;
   }
 
-  static constexpr int kNormInputs = 6;  // Of kNormGradient without an addend.
-
   std::map<std::string, NodeDef*> nodes_;
-  std::map<std::string, int> consumers_;  // Of each tensor, who asks for a run among them.
+  std::map<std::string, int> needs_;  // How many inputs and fetches a tensor is.
+  std::set<std::string> fed_;         // Tensors that are not computed, but given.
 };
 
 class SlimHorovodGraphOptimizer : public tensorflow::grappler::CustomGraphOptimizer {
@@ -184,14 +195,19 @@ class SlimHorovodGraphOptimizer : public tensorflow::grappler::CustomGraphOptimi
   absl::Status Optimize(tensorflow::grappler::Cluster*,
                         const tensorflow::grappler::GrapplerItem& item, GraphDef* graph) override {
     *graph = item.graph;
-    std::vector<std::string> asked_for = item.fetch;
-    for (const auto& [tensor, value] : item.feed) asked_for.push_back(tensor);
-    asked_for.insert(asked_for.end(), item.keep_ops.begin(), item.keep_ops.end());
-    Rewriter(graph, asked_for).Run();
+    Rewriter(item, graph).Run();
     return absl::OkStatus();
   }
 };
 
-REGISTER_GRAPH_OPTIMIZER(SlimHorovodGraphOptimizer);
+// Once: to register it again, with another copy of this library, would end the process.
+const bool is_registered = [] {
+  using Registry = tensorflow::grappler::CustomGraphOptimizerRegistry;
+  const std::string name = SlimHorovodGraphOptimizer().name();
+  const std::vector<std::string> names = Registry::GetRegisteredOptimizers();
+  if (std::find(names.begin(), names.end(), name) == names.end())
+    Registry::RegisterOptimizerOrDie([] { return new SlimHorovodGraphOptimizer; }, name);
+  return true;
+}();
 
 }  // namespace

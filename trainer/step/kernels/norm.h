@@ -13,7 +13,7 @@ namespace norm {
 
 // Rows that are read at once: what is of a channel is loaded once for all of them.
 constexpr int kRows = 8;
-// Rows whose sums are float32: few enough to lose nothing that counts.
+// Rows whose sums are float32; more are added up in float64.
 constexpr int kBandRows = 64;
 
 // BN as it is applied, each [channels]: x -> (x - mean) * scale + offset.

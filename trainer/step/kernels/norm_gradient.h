@@ -57,7 +57,7 @@ AVX512 void AddSums(const T* x, const T* gradient, int64_t rows, int channels, N
 // Args:
 //   streams: see `IsStreamed`.
 //   addend: [rows, channels]; null: there is none.
-//   out: may be `gradient` or `addend`, unless it is streamed.
+//   out: may be `gradient`, unless it is streamed.
 //   sum: gets the sums of `out` over all rows added, [channels]; null: nobody needs them.
 template <bool relu, bool streams, typename T>
 AVX512 void Apply(const T* x, const T* gradient, const T* addend, int64_t rows, int channels,

@@ -160,7 +160,8 @@ class Norm : public OpKernel {
 
   void Compute(OpKernelContext* context) override {
     const Tensor& inputs = context->input(0);
-    const int channels = inputs.dim_size(inputs.dims() - 1);
+    OP_REQUIRES(context, inputs.dims() == 4, absl::InvalidArgumentError("inputs must be 4-D"));
+    const int channels = inputs.dim_size(3);
     for (int i = 1; i < (is_training_ ? 3 : 5); ++i)
       OP_REQUIRES(context, context->input(i).NumElements() == channels,
                   absl::InvalidArgumentError("BN's parameters must be one for each channel"));
@@ -210,8 +211,11 @@ class Norm : public OpKernel {
     // Distances from about the mean are small enough to square, however far that is from 0.
     const int64_t samples = std::min(rows, kSamples);
     std::vector<float> shift(channels);
-    for (int64_t i = 0; i < samples; ++i)
-      norm::AddRow(x + Cut(rows, i, samples) * channels, channels, 1.0f / samples, shift.data());
+    for (int64_t i = 0; i < samples; ++i) {
+      // Parts may be images: each at another place.
+      const int64_t row = Cut(rows, i, samples) + Cut(rows / samples, i, samples);
+      norm::AddRow(x + row * channels, channels, 1.0f / samples, shift.data());
+    }
     // Without low bits that all distances from bfloat16s would share, and all sums round alike.
     for (float& value : shift) value = static_cast<float>(tensorflow::bfloat16(value));
     std::vector<double> sums(2 * threads * channels);
@@ -260,9 +264,15 @@ class NormGradient : public OpKernel {
     const int channels = inputs.dim_size(3);
     OP_REQUIRES(context, channels % kLanes == 0,
                 absl::InvalidArgumentError("channels must be a multiple of 16"));
+    OP_REQUIRES(context, context->num_inputs() <= kAddend + 1,
+                absl::InvalidArgumentError("there must be one addend at most"));
     const bool has_addend = context->num_inputs() > kAddend;
-    OP_REQUIRES(context, !has_addend || context->input(kAddend).shape() == inputs.shape(),
-                absl::InvalidArgumentError("the addend must have the inputs' shape"));
+    for (int i : {0, has_addend ? kAddend : 0})
+      OP_REQUIRES(context, context->input(i).shape() == inputs.shape(),
+                  absl::InvalidArgumentError("gradient and addend must have the inputs' shape"));
+    for (int i = 2; i < kAddend; ++i)
+      OP_REQUIRES(context, context->input(i).NumElements() == channels,
+                  absl::InvalidArgumentError("BN's parameters must be one for each channel"));
     Tensor *by_inputs, *by_scale, *by_offset, *sum;
     OP_REQUIRES_OK(context, context->forward_input_or_allocate_output({0}, 0, inputs.shape(),
                                                                       &by_inputs));
@@ -356,8 +366,8 @@ REGISTER_OP("SlimHorovodBiasGradient")
     });
 
 // gradient: by BN's result, or, with `relu`, by the result of the ReLU behind it; inputs: of BN,
-// [batch, height, width, channels]; addend: one such, or none, that inputs_gradient gets added;
-// sums: of that, over all but the channels, where they are wanted; the others: [channels].
+// [batch, height, width, channels]; addends: none, or one such, which is added to inputs_gradient;
+// sums: of inputs_gradient, for each channel, or, without `with_sums`, []; the others: [channels].
 REGISTER_OP("SlimHorovodNormGradient")
     .Input("gradient: T")
     .Input("inputs: T")
@@ -379,12 +389,15 @@ REGISTER_OP("SlimHorovodNormGradient")
       context->set_output(0, context->input(1));
       context->set_output(1, context->input(2));
       context->set_output(2, context->input(2));
-      context->set_output(3, context->UnknownShapeOfRank(1));
+      bool with_sums;
+      TF_RETURN_IF_ERROR(context->GetAttr("with_sums", &with_sums));
+      context->set_output(3, with_sums ? context->input(2) : context->Vector(0));
       return absl::OkStatus();
     });
 
-// As FusedBatchNormV3, and the ReLU behind it; inputs: [batch, height, width, channels]; what is of
-// all channels: [channels]. The variance of the batch is by Bessel's correction, the saved one not.
+// As FusedBatchNormV3, and, with `relu`, the ReLU behind it; inputs: [batch, height, width,
+// channels]; what is of all channels: [channels]. The variance of the batch is by Bessel's
+// correction, the saved one not; `nothing` is in the place of what TensorFlow's gradients need.
 REGISTER_OP("SlimHorovodNorm")
     .Input("inputs: T")
     .Input("scale: float")
