@@ -112,6 +112,45 @@ protected:
         "    }\n    NoteUrgency(entries[i].tensor_name);\n"
         "    tensor_table_.emplace(entries[i].tensor_name, std::move(entries[i]));\n",
     ),
+    # Where a worker has ended when it was asked to, its shell passes its status on. horovodrun ends
+    # the shell meanwhile, which then has a status of its own, and waits for it in two threads, of
+    # which one gets the status and the other takes 0 for it.
+    Edit(
+        "horovod/runner/common/util/safe_shell_exec.py",
+        "GRACEFUL_TERMINATION_TIME_S = 5\n\n\ndef terminate_executor_shell_and_children(pid):\n",
+        """\
+GRACEFUL_TERMINATION_TIME_S = 5
+
+
+def _has_ended(pid):
+    end = time.monotonic() + GRACEFUL_TERMINATION_TIME_S
+    while psutil.pid_exists(pid) and time.monotonic() < end:
+        time.sleep(0.01)
+    return not psutil.pid_exists(pid)
+
+
+def terminate_executor_shell_and_children(pid):
+""",
+    ),
+    Edit(
+        "horovod/runner/common/util/safe_shell_exec.py",
+        "    for child in p.children():\n",
+        "    children = p.children()\n    for child in children:\n",
+    ),
+    Edit(
+        "horovod/runner/common/util/safe_shell_exec.py",
+        "psutil.wait_procs(p.children(), timeout=GRACEFUL_TERMINATION_TIME_S)\n",
+        "psutil.wait_procs(children, timeout=GRACEFUL_TERMINATION_TIME_S)\n\n"
+        "    if children and not alive and _has_ended(pid):\n        return\n",
+    ),
+    Edit(
+        "horovod/runner/common/util/safe_shell_exec.py",
+        "    try:\n"
+        "        p.wait(timeout=GRACEFUL_TERMINATION_TIME_S)\n"
+        "    except psutil.TimeoutExpired:\n"
+        "        try:\n",
+        "    if not _has_ended(pid):\n        try:\n",
+    ),
     # horovodrun keeps what its checks found in the home folder, and fails where that is read-only.
     Edit(
         "horovod/runner/launch.py",
