@@ -120,8 +120,8 @@ def create_config(
             )
         config.gpu_options.visible_device_list = str(local_rank)
         config.gpu_options.allow_growth = True
-    if not xla and cpu_kernels.find() is not None:
-        config.graph_options.rewrite_options.custom_optimizers.add(name=cpu_kernels.OPTIMIZER)
     if xla:
         config.graph_options.optimizer_options.global_jit_level = tf.compat.v1.OptimizerOptions.ON_1
+    elif cpu_kernels.find() is not None:  # XLA fuses BN itself, and would have to leave ours out.
+        config.graph_options.rewrite_options.custom_optimizers.add(name=cpu_kernels.OPTIMIZER)
     return config
