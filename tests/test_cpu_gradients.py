@@ -23,6 +23,8 @@ needs_kernels = pytest.mark.skipif(
 DTYPES = [tf.float32, tf.bfloat16]
 EPSILON = 1e-3  # Of BN.
 ROUNDING = {tf.float32: 0, tf.bfloat16: 2**-8}
+# Of what is computed from tiles, beside the largest value.
+TILES_ROUNDING = 2e-5
 INSTRUCTIONS = "flags : fpu avx512f avx512bw avx512vl avx512_bf16"
 
 CASES = {
@@ -83,6 +85,13 @@ def convolution_gradients(dtype, *, threads=2, faster=True, **case):
     return found, of_case
 
 
+def check(ours, expected, dtype):
+    for one, other in zip(ours, expected, strict=True):
+        is_of_filter = other.shape[:2] == (3, 3)  # From tiles, where there are many pixels.
+        bound = TILES_ROUNDING * np.abs(other).max() * is_of_filter
+        np.testing.assert_allclose(one, other, rtol=ROUNDING[dtype], atol=bound)
+
+
 def kinds_of(graph):
     return [operation.type for operation in graph.get_operations()]
 
@@ -93,8 +102,7 @@ def test_gradients_of_convolutions_equal_tensorflows_own(name, dtype):
     case = (CASES | FOREIGN)[name]
     expected, _ = convolution_gradients(tf.float32, faster=False, **case)
     ours, graph = convolution_gradients(dtype, **case)
-    for one, other in zip(ours, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=ROUNDING[dtype])
+    check(ours, expected, dtype)
     is_ours = name in CASES and cpu_kernels.find() is not None
     assert ("SlimHorovodFilterGradient" in kinds_of(graph)) == is_ours
     assert ("Conv2DBackpropFilter" in kinds_of(graph)) != is_ours
@@ -114,8 +122,7 @@ def check_threads():
             for dtype in DTYPES:
                 ours, graph = convolution_gradients(dtype, threads=threads, **case)
                 assert "SlimHorovodFilterGradient" in kinds_of(graph)
-                for one, other in zip(ours, expected, strict=True):
-                    np.testing.assert_allclose(one, other, rtol=ROUNDING[dtype])
+                check(ours, expected, dtype)
             print(threads, len(os.listdir("/proc/self/task")) - before)
 
 

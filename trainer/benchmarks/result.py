@@ -29,7 +29,8 @@ class PassResult:
       first_run_sec: the first run: optimization and compilation of the graph, and the run.
       gflops_per_image: of convolutions and matrix products, from the graph's shapes; 0 for input.
       achieved_gflops: GFLOP per second.
-      peak_gflops: the most that this device was seen to do in this precision; 0 for input.
+      peak_gflops: the most that this device was seen to do in this precision, counted likewise: of
+        a convolution that takes fewer multiplications than its definition has, all; 0 for input.
       peak_fraction: achieved / peak; 0 for input.
       peak_memory_bytes: of the device's allocator on a GPU, of the resident set on a CPU.
       durations_sec: each timed run.

@@ -1,8 +1,12 @@
 """The compiled operations in kernels/, where they were built and this machine can run them.
 
 They are for CPUs that have AVX-512 with bfloat16 but no matrix unit. Gradients are built with them,
-see `cpu_gradients`; a session that has `OPTIMIZER` takes one for BN, too, and lets BN's gradients
-do what is next to them.
+see `cpu_gradients`; a session that has `OPTIMIZER` takes them for convolutions and BN, too, with
+what is next to these.
+
+Convolutions 3 x 3 take fewer multiplications than their definition has, and are rounded otherwise,
+see kernels/winograd.h: their errors (rms) are 0.6e-6 to 1.7e-6 of the values in float32, twice
+TensorFlow's, and 4e-3 to 5e-3 in bfloat16, where TensorFlow's are 1.7e-3.
 """
 
 import functools

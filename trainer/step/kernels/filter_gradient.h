@@ -15,64 +15,60 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "convolution.h"
 #include "vectors.h"
 
 namespace filter_gradient {
 
 // Channels of a panel: 16 inputs fill a cache line, 32 outputs two.
 constexpr int kInPanel = 16;
-constexpr int kOutPanel = 32;
-constexpr int kChannelMultiple = 32;
-// A product keeps the sums of 8 inputs x 32 outputs in registers.
-constexpr int kInTile = 8;
-constexpr int kVectors = kOutPanel / kLanes;
+constexpr int kOutPanel = kProductColumns;
 
 // Pixels of a band, where there are so many: they share one addition to the sums in memory.
-constexpr int kBandPixels = 784;
+constexpr int kBandPixels = 448;
 
-// Images whose pixels are multiplied by one instruction.
-template <typename T>
-constexpr int kImages = sizeof(float) / sizeof(T);
-
-// A convolution of maps [batch, height, width, in_channels]; `top` and `left` are the padding
-// before the first row and column.
-struct Shape {
-  int batch, height, width, in_channels;
-  int out_height, out_width, out_channels;
-  int kernel_height, kernel_width, stride, top, left;
-
-  int64_t filter_elements() const {
-    return int64_t{kernel_height} * kernel_width * in_channels * out_channels;
-  }
+// Some rows of a group of `kPair` images, or, where maps are small, some whole groups.
+struct Band {
+  int first_image, groups;
+  Range rows, in_rows;  // Of the result, and of the inputs, which may be none: padding.
 };
 
-struct Range {
-  int begin, end;
-  int size() const { return end - begin; }
-};
-
-inline int CeilOfRatio(int a, int b) { return (a + b - 1) / b; }
-
-// How the work is cut into bands: some rows of a group of `kImages` images, or, where maps are
-// small, some whole groups.
-struct Bands {
-  Bands(const Shape& shape, int images) : all_groups(CeilOfRatio(shape.batch, images)) {
-    groups = std::clamp(kBandPixels / (shape.out_height * shape.out_width), 1, all_groups);
-    rows = std::clamp(kBandPixels / shape.out_width, 1, shape.out_height);
-    per_map = CeilOfRatio(shape.out_height, rows);
-    count = CeilOfRatio(all_groups, groups) * per_map;
+// How the work is cut into bands.
+class Bands {
+ public:
+  Bands(const Shape& shape, int images)
+      : shape_(shape), images_(images), all_groups_(CeilOfRatio(shape.batch, images)) {
+    groups_ = std::clamp(kBandPixels / (shape.out_height * shape.out_width), 1, all_groups_);
+    rows_ = std::clamp(kBandPixels / shape.out_width, 1, shape.out_height);
+    per_map_ = CeilOfRatio(shape.out_height, rows_);
   }
 
-  int all_groups, groups, rows, per_map, count;
-};
+  int count() const { return CeilOfRatio(all_groups_, groups_) * per_map_; }
 
-// Elements, of 32 bits, of the memory that `SumBands` works in.
-inline int64_t ScratchElements(const Shape& shape, int images) {
-  const Bands bands(shape, images);
-  const int in_rows = std::min(shape.height, (bands.rows - 1) * shape.stride + shape.kernel_height);
-  return int64_t{bands.groups} * (int64_t{in_rows} * shape.width * shape.in_channels +
-                                  int64_t{bands.rows} * shape.out_width * shape.out_channels);
-}
+  Band operator[](int i) const {
+    const int group = i / per_map_ * groups_;
+    const int row = i % per_map_ * rows_;
+    const Range rows{row, std::min(shape_.out_height, row + rows_)};
+    const int in_begin = std::max(0, rows.begin * shape_.stride - shape_.top);
+    const int in_end = (rows.end - 1) * shape_.stride - shape_.top + shape_.kernel_height;
+    return {group * images_,
+            std::min(groups_, all_groups_ - group),
+            rows,
+            {in_begin, std::max(in_begin, std::min(shape_.height, in_end))}};
+  }
+
+  // Elements, of 32 bits, of the memory that `SumBands` works in.
+  int64_t scratch_elements() const {
+    const int in_rows = std::min(shape_.height, (rows_ - 1) * shape_.stride + shape_.kernel_height);
+    return int64_t{groups_} * (int64_t{in_rows} * shape_.width * shape_.in_channels +
+                               int64_t{rows_} * shape_.out_width * shape_.out_channels);
+  }
+
+ private:
+  const Shape shape_;
+  const int images_, all_groups_;
+  int groups_, rows_, per_map_;
+};
 
 // What a panel has of 32 channels of a pixel: of one image, or of two, in turns.
 AVX512 inline void Pack(const float* from, const float*, float* low, float* high) {
@@ -113,51 +109,32 @@ AVX512 void PackPixels(const T* first, const T* second, int64_t pixels, int row,
   }
 }
 
-AVX512 inline __m512 MultiplyAdd(__m512 a, __m512 b, __m512 sum, float) {
-  return _mm512_fmadd_ps(a, b, sum);
-}
-AVX512 inline __m512 MultiplyAdd(__m512 a, __m512 b, __m512 sum, uint16_t) {
-  return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
-}
-
 // Distances in a panel, elements.
 struct Strides {
   int64_t group, row, column;
 };
 
 // The product of a tile of inputs and a panel of outputs over some rows of some groups of images:
-// added to sums [kInTile, kOutPanel], whose rows are `row_elements` apart, or put there.
+// added to sums [kProductRows, kOutPanel], whose rows are `row_elements` apart, or put there.
+// Fetches lines that are needed next.
 template <typename T>
 AVX512 void Multiply(const float* in, Strides in_strides, const float* out, Strides out_strides,
-                     int groups, int rows, int columns, bool adds, float* sums,
+                     int groups, int rows, int columns, Lines next, bool adds, float* sums,
                      int64_t row_elements) {
-  __m512 tile[kInTile][kVectors];
-  for (auto& row : tile)
-    for (auto& vector : row) vector = _mm512_setzero_ps();
+  Product product;
+  Clear(&product);
   for (int group = 0; group < groups; ++group)
     for (int row = 0; row < rows; ++row) {
       const float* a = in + group * in_strides.group + row * in_strides.row;
       const float* b = out + group * out_strides.group + row * out_strides.row;
       for (int column = 0; column < columns; ++column) {
-        __m512 outs[kVectors];
-#pragma GCC unroll 2
-        for (int j = 0; j < kVectors; ++j) outs[j] = Load(b + kLanes * j);
-#pragma GCC unroll 8
-        for (int i = 0; i < kInTile; ++i) {
-          const __m512 ins = _mm512_set1_ps(a[i]);
-#pragma GCC unroll 2
-          for (int j = 0; j < kVectors; ++j)
-            tile[i][j] = MultiplyAdd(ins, outs[j], tile[i][j], T());
-        }
+        MultiplyAdd<T>(a, 1, b, &product);
+        Fetch(&next);
         a += in_strides.column;
         b += out_strides.column;
       }
     }
-  for (int i = 0; i < kInTile; ++i)
-    for (int j = 0; j < kVectors; ++j) {
-      float* to = sums + i * row_elements + kLanes * j;
-      Store(to, adds ? _mm512_add_ps(Load(to), tile[i][j]) : tile[i][j]);
-    }
+  Store(product, adds, sums, row_elements);
 }
 
 // The part of `outs`, positions of a result, for which position * stride + offset is in a map.
@@ -174,42 +151,53 @@ inline Range WithinMap(int offset, int stride, int size, Range outs) {
 //   gradient: by its result, [batch, out_height, out_width, out_channels].
 //   which: bands, see `Bands`.
 //   ins, outs: channels, from and to multiples of kChannelMultiple.
-//   scratch: as many elements as `ScratchElements` says.
+//   scratch: as many elements as `Bands` says.
 //   sums: [kernel_height, kernel_width, in_channels, out_channels]: what is not of these channels
 //     stays as it is.
 template <typename T>
 void SumBands(const Shape& shape, const T* inputs, const T* gradient, Range which, Range ins,
               Range outs, float* scratch, float* sums) {
-  const Bands bands(shape, kImages<T>);
-  const int64_t in_map = int64_t{shape.height} * shape.width * shape.in_channels;
-  const int64_t out_map = int64_t{shape.out_height} * shape.out_width * shape.out_channels;
-  for (int band = which.begin; band < which.end; ++band) {
-    const int first = band / bands.per_map * bands.groups;
-    const int groups = std::min(bands.groups, bands.all_groups - first);
-    const int top_row = band % bands.per_map * bands.rows;
-    const Range rows{top_row, std::min(shape.out_height, top_row + bands.rows)};
-    // None, where all is padding.
-    const int in_begin = std::max(0, rows.begin * shape.stride - shape.top);
-    const int in_end = (rows.end - 1) * shape.stride - shape.top + shape.kernel_height;
-    const Range in_rows{in_begin, std::max(in_begin, std::min(shape.height, in_end))};
+  const Bands bands(shape, kPair<T>);
+  const int64_t in_row = int64_t{shape.width} * shape.in_channels;
+  const int64_t out_row = int64_t{shape.out_width} * shape.out_channels;
+  const auto find_in = [&](const Band& band, int image) {
+    return inputs + (int64_t{image} * shape.height + band.in_rows.begin) * in_row;
+  };
+  const auto find_out = [&](const Band& band, int image) {
+    return gradient + (int64_t{image} * shape.out_height + band.rows.begin) * out_row;
+  };
+  const int64_t products = int64_t{shape.kernel_height} * shape.kernel_width *
+                           (ins.size() / kProductRows) * (outs.size() / kOutPanel);
+  for (int i = which.begin; i < which.end; ++i) {
+    const Band band = bands[i];
+    const Range rows = band.rows, in_rows = band.in_rows;
     const int64_t in_pixels = int64_t{in_rows.size()} * shape.width;
     const int64_t out_pixels = int64_t{rows.size()} * shape.out_width;
-    const int64_t in_panel = groups * in_pixels * kInPanel;
-    const int64_t out_panel = groups * out_pixels * kOutPanel;
+    const int64_t in_panel = band.groups * in_pixels * kInPanel;
+    const int64_t out_panel = band.groups * out_pixels * kOutPanel;
     float* const packed_in = scratch;
     float* const packed_out = scratch + ins.size() / kInPanel * in_panel;
-    for (int group = 0; group < groups; ++group) {
-      const int image = kImages<T> * (first + group);
+    for (int group = 0; group < band.groups; ++group) {
+      const int image = band.first_image + kPair<T> * group;
       const bool has_second = image + 1 < shape.batch;
-      const T* from = inputs + image * in_map +
-                      int64_t{in_rows.begin} * shape.width * shape.in_channels + ins.begin;
-      PackPixels<kInPanel>(from, has_second ? from + in_map : nullptr, in_pixels, shape.in_channels,
-                           ins.size(), in_panel, packed_in + group * in_pixels * kInPanel);
-      from = gradient + image * out_map +
-             int64_t{rows.begin} * shape.out_width * shape.out_channels + outs.begin;
-      PackPixels<kOutPanel>(from, has_second ? from + out_map : nullptr, out_pixels,
-                            shape.out_channels, outs.size(), out_panel,
+      PackPixels<kInPanel>(find_in(band, image) + ins.begin,
+                           has_second ? find_in(band, image + 1) + ins.begin : nullptr, in_pixels,
+                           shape.in_channels, ins.size(), in_panel,
+                           packed_in + group * in_pixels * kInPanel);
+      PackPixels<kOutPanel>(find_out(band, image) + outs.begin,
+                            has_second ? find_out(band, image + 1) + outs.begin : nullptr,
+                            out_pixels, shape.out_channels, outs.size(), out_panel,
                             packed_out + group * out_pixels * kOutPanel);
+    }
+    Ahead ahead;
+    if (i + 1 < which.end) {
+      const Band next = bands[i + 1];
+      const int end = std::min(shape.batch, next.first_image + kPair<T> * next.groups);
+      for (int image = next.first_image; image < end; ++image) {
+        ahead.Add(find_in(next, image), next.in_rows.size() * in_row * sizeof(T));
+        ahead.Add(find_out(next, image), next.rows.size() * out_row * sizeof(T));
+      }
+      ahead.Divide(products);
     }
     const Strides in_strides{in_pixels * kInPanel, int64_t{shape.width} * shape.stride * kInPanel,
                              shape.stride * kInPanel};
@@ -232,10 +220,10 @@ void SumBands(const Shape& shape, const T* inputs, const T* gradient, Range whic
             const int64_t tap = y * shape.kernel_width + x;
             float* to = sums + (tap * shape.in_channels + ins.begin + in) * shape.out_channels +
                         outs.begin + out;
-            for (int i = 0; i < kInPanel; i += kInTile)
-              Multiply<T>(a + i, in_strides, b, out_strides, groups, down.size(), across.size(),
-                          band > which.begin, to + int64_t{i} * shape.out_channels,
-                          shape.out_channels);
+            for (int row = 0; row < kInPanel; row += kProductRows)
+              Multiply<T>(a + row, in_strides, b, out_strides, band.groups, down.size(),
+                          across.size(), ahead.Take(), i > which.begin,
+                          to + int64_t{row} * shape.out_channels, shape.out_channels);
           }
   }
 }

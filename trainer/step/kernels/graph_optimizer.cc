@@ -1,6 +1,11 @@
 // Puts the operations of operations.cc into a graph, after TensorFlow's own optimizers:
 //
+//   a convolution that pointwise.h or winograd.h is faster at,  -> SlimHorovodConvolution
+//   with what TensorFlow has fused with it, or its gradient by
+//   the inputs
 //   BN, and the ReLU that these have fused with it              -> SlimHorovodNorm
+//   BN by moving averages of what nothing else needs of a       -> a part of
+//   convolution                                                    SlimHorovodConvolution
 //   a tensor plus BN's gradient, which nothing else needs       -> an addend of
 //                                                                  SlimHorovodNormGradient
 //   the gradient by a bias, which is the sum of BN's gradient,  -> the sums of
@@ -11,16 +16,20 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
+#include "pointwise.h"
 #include "tensorflow/core/framework/graph.pb.h"
 #include "tensorflow/core/framework/node_def_util.h"
 #include "tensorflow/core/graph/tensor_id.h"
+#include "tensorflow/core/grappler/costs/graph_properties.h"
 #include "tensorflow/core/grappler/grappler_item.h"
 #include "tensorflow/core/grappler/optimizers/custom_graph_optimizer.h"
 #include "tensorflow/core/grappler/optimizers/custom_graph_optimizer_registry.h"
+#include "winograd.h"
 
 namespace {
 
@@ -32,7 +41,12 @@ using tensorflow::ParseTensorName;
 using tensorflow::TensorId;
 using tensorflow::TryGetNodeAttr;
 
+constexpr char kConvolution[] = "SlimHorovodConvolution";
+constexpr char kInputGradient[] = "Conv2DBackpropInput";
+constexpr int kConvolutionInputs = 2;  // Without BN's.
 constexpr char kNorm[] = "SlimHorovodNorm";
+constexpr int kNormInputs = 4;  // Of each channel: scale, offset, mean, variance.
+constexpr int kNormOutputs = 6;
 constexpr char kNormGradient[] = "SlimHorovodNormGradient";
 constexpr char kBiasGradient[] = "SlimHorovodBiasGradient";
 constexpr int kNormGradientInputs = 6;  // Without an addend.
@@ -41,7 +55,7 @@ constexpr int kReserveSpace3 = 5;       // An output of FusedBatchNormV3.
 
 class Rewriter {
  public:
-  Rewriter(const tensorflow::grappler::GrapplerItem& item, GraphDef* graph) {
+  Rewriter(const tensorflow::grappler::GrapplerItem& item, GraphDef* graph) : properties_(item) {
     for (const std::string& tensor : item.fetch) ++needs_[Normalized(tensor)];
     for (const std::string& node : item.keep_ops) ++needs_[node];
     for (const auto& [tensor, value] : item.feed) fed_.insert(Normalized(tensor));
@@ -53,7 +67,13 @@ class Rewriter {
 
   void Run() {
     for (auto& [name, node] : nodes_) {
+      if (IsConvolution(*node)) MakeOurConvolution(node);
+    }
+    for (auto& [name, node] : nodes_) {
       if (CanBeOurNorm(*node)) MakeOurNorm(node);
+    }
+    for (auto& [name, node] : nodes_) {
+      if (node->op() == kNorm) MergeNorm(node);
     }
     for (auto& [name, node] : nodes_) {
       if (node->op() == "AddN") MergeAddition(node);
@@ -77,6 +97,132 @@ class Rewriter {
     return found->second;
   }
 
+  static bool IsOfKnownType(const NodeDef& node) {
+    DataType type;
+    return TryGetNodeAttr(node, "T", &type) &&
+           (type == tensorflow::DT_FLOAT || type == tensorflow::DT_BFLOAT16);
+  }
+
+  // What TensorFlow has fused with a convolution, in this order.
+  struct Fused {
+    bool norm = false, bias = false, addend = false, relu = false, others = false;
+  };
+  static Fused FindFused(const NodeDef& node) {
+    std::vector<std::string> kinds;
+    TryGetNodeAttr(node, "fused_ops", &kinds);
+    size_t at = 0;
+    const auto comes = [&](const char* kind) {
+      const bool is_next = at < kinds.size() && kinds[at] == kind;
+      at += is_next;
+      return is_next;
+    };
+    Fused fused;
+    fused.norm = comes("FusedBatchNorm");
+    fused.bias = !fused.norm && comes("BiasAdd");
+    fused.addend = fused.bias && comes("Add");
+    fused.relu = comes("Relu");
+    fused.others = at < kinds.size();
+    return fused;
+  }
+
+  // A convolution that moves by one pixel, or the gradient of one by its inputs.
+  static bool IsConvolution(const NodeDef& node) {
+    if (node.op() != "Conv2D" && node.op() != "_FusedConv2D" && node.op() != kInputGradient)
+      return false;
+    std::string format;
+    std::vector<int> strides, dilations;
+    TryGetNodeAttr(node, "dilations", &dilations);
+    const std::vector<int> ones(4, 1);
+    return IsOfKnownType(node) && TryGetNodeAttr(node, "data_format", &format) &&
+           format == "NHWC" && TryGetNodeAttr(node, "strides", &strides) && strides == ones &&
+           (dilations.empty() || dilations == ones) && !FindFused(node).others;
+  }
+
+  // The sizes of a tensor; none where they are not known before it is there.
+  std::vector<int> FindSizes(const std::vector<tensorflow::OpInfo::TensorProperties>& tensors,
+                             size_t i) {
+    std::vector<int> sizes;
+    if (i >= tensors.size() || tensors[i].shape().unknown_rank()) return {};
+    for (const auto& dimension : tensors[i].shape().dim()) {
+      if (dimension.size() < 0) return {};
+      sizes.push_back(dimension.size());
+    }
+    return sizes;
+  }
+
+  void MakeOurConvolution(NodeDef* node) {
+    if (!has_sizes_) {
+      has_sizes_ = true;
+      if (!properties_.InferStatically(true, false, false, false).ok()) return;
+    }
+    const bool is_gradient = node->op() == kInputGradient;
+    const auto& inputs = properties_.GetInputProperties(node->name());
+    const std::vector<int> in = FindSizes(inputs, is_gradient ? 2 : 0);
+    const std::vector<int> filter = FindSizes(inputs, 1);
+    const std::vector<int> out = FindSizes(properties_.GetOutputProperties(node->name()), 0);
+    if (in.size() != 4 || filter.size() != 4 || out.size() != 4 ||
+        in[3] != filter[is_gradient ? 3 : 2])
+      return;
+    const Shape shape{in[0],  in[1],     in[2],     in[3], out[1], out[2],
+                      out[3], filter[0], filter[1], 1,     0,      0};
+    const Fused fused = FindFused(*node);
+    if (!pointwise::Pays(shape) && (fused.addend || !winograd::Pays(shape))) return;
+    const int top = FindPadding(*node, 2, in[1], filter[0], out[1]);
+    const int left = FindPadding(*node, 4, in[2], filter[1], out[2]);
+    const std::vector<int> padding{top, out[1] + filter[0] - 1 - in[1] - top,  //
+                                   left, out[2] + filter[1] - 1 - in[2] - left};
+    float epsilon = 0;
+    TryGetNodeAttr(*node, "epsilon", &epsilon);
+    if (is_gradient) {  // The sizes of its result, the filter, and the maps.
+      node->mutable_input()->SwapElements(0, 2);
+      node->mutable_input()->DeleteSubrange(2, 1);
+    }
+    Become(kConvolution, {"T"}, node);
+    AddNodeAttr("num_bias", fused.bias ? 1 : 0, node);
+    AddNodeAttr("num_norm", fused.norm ? kNormInputs : 0, node);
+    AddNodeAttr("num_addends", fused.addend ? 1 : 0, node);
+    AddNodeAttr("padding", padding, node);
+    AddNodeAttr("is_gradient", is_gradient, node);
+    AddNodeAttr("epsilon", epsilon, node);
+    AddNodeAttr("relu", fused.relu, node);
+  }
+
+  // Before the first row or column, which `axis` of the explicit paddings has.
+  static int FindPadding(const NodeDef& node, int axis, int in, int size, int out) {
+    std::vector<int> padding;
+    TryGetNodeAttr(node, "explicit_paddings", &padding);
+    if (padding.size() != 8) return (out + size - 1 - in) / 2;  // As much on both sides.
+    return node.op() == kInputGradient ? size - 1 - padding[axis] : padding[axis];
+  }
+
+  void MergeNorm(NodeDef* norm) {
+    NodeDef* const convolution = FindInput(*norm, 0, kConvolution);
+    if (convolution == nullptr || norm->attr().at("is_training").b() ||
+        convolution->input_size() > kConvolutionInputs || convolution->attr().at("relu").b() ||
+        needs_[TensorId(convolution->name(), 0).ToString()] > 1)
+      return;
+    for (int i = 1; i < kNormOutputs; ++i)
+      if (needs_.count(TensorId(norm->name(), i).ToString())) return;
+    const std::vector<std::string> parameters(norm->input().begin() + 1,
+                                              norm->input().begin() + 1 + kNormInputs);
+    for (const std::string& parameter : parameters)
+      if (!CanWaitFor(*convolution, parameter)) return;
+    InsertInputs(kConvolutionInputs, parameters, convolution);
+    auto& attributes = *convolution->mutable_attr();
+    attributes["num_norm"].set_i(kNormInputs);
+    attributes["epsilon"] = norm->attr().at("epsilon");
+    attributes["relu"] = norm->attr().at("relu");
+    norm->mutable_input()->DeleteSubrange(1, kNormInputs);
+    Become("Identity", {"T"}, norm);
+  }
+
+  // Data inputs are before those that only order.
+  static void InsertInputs(int at, const std::vector<std::string>& tensors, NodeDef* node) {
+    std::vector<std::string> inputs(node->input().begin(), node->input().end());
+    inputs.insert(inputs.begin() + at, tensors.begin(), tensors.end());
+    *node->mutable_input() = {inputs.begin(), inputs.end()};
+  }
+
   static std::string Activation(const NodeDef& node) {
     std::string activation = "Identity";
     TryGetNodeAttr(node, "activation_mode", &activation);
@@ -87,16 +233,13 @@ class Rewriter {
     if (node.op() != "FusedBatchNormV3" && node.op() != "_FusedBatchNormEx") return false;
     // TensorFlow's own gradients of BN need this, each in a form of its own.
     if (needs_.count(TensorId(node.name(), kReserveSpace3).ToString())) return false;
-    DataType type;
     std::string format;
     float average_factor = 1;
     int side_inputs = 0;
     TryGetNodeAttr(node, "exponential_avg_factor", &average_factor);
     TryGetNodeAttr(node, "num_side_inputs", &side_inputs);
-    return TryGetNodeAttr(node, "T", &type) &&
-           (type == tensorflow::DT_FLOAT || type == tensorflow::DT_BFLOAT16) &&
-           TryGetNodeAttr(node, "data_format", &format) && format == "NHWC" &&
-           average_factor == 1 && side_inputs == 0 &&
+    return IsOfKnownType(node) && TryGetNodeAttr(node, "data_format", &format) &&
+           format == "NHWC" && average_factor == 1 && side_inputs == 0 &&
            (Activation(node) == "Identity" || Activation(node) == "Relu");
   }
 
@@ -132,10 +275,7 @@ class Rewriter {
         continue;
       const std::string other = addition->input(1 - i);
       if (!CanWaitFor(*gradient, other)) continue;
-      // Data inputs are before those that only order.
-      std::vector<std::string> inputs(gradient->input().begin(), gradient->input().end());
-      inputs.insert(inputs.begin() + kNormGradientInputs, other);
-      *gradient->mutable_input() = {inputs.begin(), inputs.end()};
+      InsertInputs(kNormGradientInputs, {other}, gradient);
       (*gradient->mutable_attr())["num_addends"].set_i(1);
       addition->mutable_input()->DeleteSubrange(1 - i, 1);
       Become("Identity", {"T"}, addition);
@@ -179,6 +319,8 @@ class Rewriter {
     return true;
   }
 
+  tensorflow::grappler::GraphProperties properties_;
+  bool has_sizes_ = false;
   std::map<std::string, NodeDef*> nodes_;
   std::map<std::string, int> needs_;  // How many inputs and fetches a tensor is.
   std::set<std::string> fed_;         // Tensors that are not computed, but given.

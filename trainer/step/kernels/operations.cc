@@ -6,12 +6,15 @@
 #include <vector>
 
 #include "bias_gradient.h"
+#include "convolution.h"
 #include "filter_gradient.h"
 #include "norm.h"
 #include "norm_gradient.h"
+#include "pointwise.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/shape_inference.h"
+#include "winograd.h"
 
 namespace {
 
@@ -20,6 +23,7 @@ using tensorflow::OpKernelConstruction;
 using tensorflow::OpKernelContext;
 using tensorflow::Tensor;
 using tensorflow::TensorShape;
+using tensorflow::shape_inference::DimensionHandle;
 using tensorflow::shape_inference::InferenceContext;
 
 // The session's threads, and how many there are.
@@ -44,6 +48,169 @@ T* Data(const Tensor& tensor) {
   return static_cast<T*>(tensor.data());
 }
 
+// Two numbers of tasks whose product is about that of threads: `parts` share the pixels, and
+// `cuts`, where these are too few, the channels of each part.
+struct Tasks {
+  Tasks(int64_t most_parts, int most_cuts, int threads)
+      : parts(std::clamp<int64_t>(most_parts, 1, threads)),
+        cuts(std::clamp(threads / parts, 1, most_cuts)) {}
+
+  int count() const { return parts * cuts; }
+  Range Part(int task, int64_t size) const { return Between(size, task / cuts, parts, 1); }
+  Range CutOut(int task, int64_t size, int unit = 1) const {
+    return Between(size, task % cuts, cuts, unit);
+  }
+
+  static Range Between(int64_t size, int i, int parts, int unit) {
+    return {static_cast<int>(Cut(size, i, parts, unit)),
+            static_cast<int>(Cut(size, i + 1, parts, unit))};
+  }
+
+  int parts, cuts;
+};
+
+int Size(const Tensor& tensor, int axis) { return static_cast<int>(tensor.dim_size(axis)); }
+
+// Memory of some float32s, which an operation frees when it ends.
+absl::Status Allocate(OpKernelContext* context, int64_t elements, Tensor* tensor) {
+  return context->allocate_temp(tensorflow::DT_FLOAT, TensorShape({elements}), tensor);
+}
+
+template <typename T>
+class Convolution : public OpKernel {
+ public:
+  explicit Convolution(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("padding", &padding_));
+    OP_REQUIRES_OK(context, context->GetAttr("is_gradient", &is_gradient_));
+    OP_REQUIRES_OK(context, context->GetAttr("epsilon", &epsilon_));
+    OP_REQUIRES_OK(context, context->GetAttr("relu", &relu_));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor& inputs = context->input(0);
+    const Tensor& filter = context->input(1);
+    OP_REQUIRES(context, inputs.dims() == 4 && filter.dims() == 4,
+                absl::InvalidArgumentError("inputs and filter must be 4-D"));
+    const int size = Size(filter, 0);
+    const Shape shape{
+        .batch = Size(inputs, 0),
+        .height = Size(inputs, 1),
+        .width = Size(inputs, 2),
+        .in_channels = Size(inputs, 3),
+        .out_height = Size(inputs, 1) + padding_[0] + padding_[1] - (size - 1),
+        .out_width = Size(inputs, 2) + padding_[2] + padding_[3] - (size - 1),
+        .out_channels = Size(filter, is_gradient_ ? 2 : 3),
+        .kernel_height = size,
+        .kernel_width = Size(filter, 1),
+        .stride = 1,
+        .top = padding_[0],
+        .left = padding_[2],
+    };
+    const bool is_pointwise = pointwise::Pays(shape);
+    OP_REQUIRES(context, is_pointwise || winograd::Pays(shape),
+                absl::InvalidArgumentError("the convolution must be one that the kernels know"));
+    OP_REQUIRES(context, Size(filter, is_gradient_ ? 3 : 2) == shape.in_channels,
+                absl::InvalidArgumentError("the filter must have the inputs' channels"));
+    const TensorShape out_shape(
+        {shape.batch, shape.out_height, shape.out_width, shape.out_channels});
+    Epilogue<T> epilogue;
+    std::vector<float> parameters(3 * shape.out_channels);
+    OP_REQUIRES_OK(context, FindEpilogue(context, out_shape, parameters.data(), &epilogue));
+    OP_REQUIRES(context, is_pointwise || epilogue.addend == nullptr,
+                absl::InvalidArgumentError("a filter 3 x 3 must have no addend"));
+    Tensor* result;
+    OP_REQUIRES_OK(context, context->allocate_output(0, out_shape, &result));
+    const T* const weights = Data<const T>(filter);
+    const T* const x = Data<const T>(inputs);
+    is_pointwise ? ComputePointwise(context, shape, x, weights, epilogue, Data<T>(*result))
+                 : ComputeByTiles(context, shape, x, weights, epilogue, Data<T>(*result));
+  }
+
+ private:
+  // Parameters: [3, out_channels].
+  absl::Status FindEpilogue(OpKernelContext* context, const TensorShape& shape, float* parameters,
+                            Epilogue<T>* epilogue) const {
+    tensorflow::OpInputList bias, norm, addends;
+    TF_RETURN_IF_ERROR(context->input_list("bias", &bias));
+    TF_RETURN_IF_ERROR(context->input_list("norm", &norm));
+    TF_RETURN_IF_ERROR(context->input_list("addends", &addends));
+    const int channels = shape.dim_size(3);
+    if (bias.size() > 1 || (norm.size() != 0 && norm.size() != 4) || addends.size() > 1 ||
+        (bias.size() > 0 && norm.size() > 0))
+      return absl::InvalidArgumentError("there must be one bias or BN, and one addend, at most");
+    for (const auto& list : {bias, norm})
+      for (int i = 0; i < list.size(); ++i)
+        if (list[i].NumElements() != channels)
+          return absl::InvalidArgumentError("parameters must be one for each channel");
+    epilogue->relu = relu_;
+    if (bias.size() + norm.size() > 0) {
+      float *const mean = parameters, *const scale = mean + channels, *const offset = scale + channels;
+      for (int c = 0; c < channels; ++c) {
+        const auto of = [&](int i) { return Data<const float>(norm[i])[c]; };
+        const bool is_norm = norm.size() > 0;
+        scale[c] = is_norm ? of(0) / std::sqrt(of(3) + epsilon_) : 1;
+        offset[c] = is_norm ? of(1) : ToFloat(Data<const T>(bias[0])[c]);
+        mean[c] = is_norm ? of(2) : 0;
+      }
+      epilogue->mean = mean;
+      epilogue->scale = scale;
+      epilogue->offset = offset;
+    }
+    if (addends.size() > 0) {
+      if (addends[0].shape() != shape)
+        return absl::InvalidArgumentError("the addend must have the result's shape");
+      epilogue->addend = Data<const T>(addends[0]);
+    }
+    return absl::OkStatus();
+  }
+
+  void ComputePointwise(OpKernelContext* context, const Shape& shape, const T* inputs,
+                        const T* filter, const Epilogue<T>& epilogue, T* result) const {
+    using namespace pointwise;
+    const int panels = shape.out_channels / kOutPanel;
+    Tensor packed;
+    OP_REQUIRES_OK(context, Allocate(context, FilterElements<T>(shape), &packed));
+    RunAll(context, std::min(Threads(context), panels), [&](int task) {
+      PackFilter(shape, filter, is_gradient_,
+                 Tasks::Between(panels, task, std::min(Threads(context), panels), 1),
+                 Data<float>(packed));
+    });
+    const int groups = Groups(shape);
+    const Tasks tasks(groups * kRows / kBlockRows, panels, Threads(context));
+    RunAll(context, tasks.count(), [&](int task) {
+      Convolve(shape, inputs, Data<const float>(packed), tasks.Part(task, groups),
+               tasks.CutOut(task, panels), epilogue, result);
+    });
+  }
+
+  void ComputeByTiles(OpKernelContext* context, const Shape& shape, const T* inputs,
+                      const T* filter, const Epilogue<T>& epilogue, T* result) const {
+    using namespace winograd;
+    const int tiles = Tiles<T>(shape).count();
+    const int panels = shape.out_channels / kOutPanel;
+    const int threads = Threads(context);
+    const Tasks tasks(tiles / kBlockTiles, panels, threads);
+    const Block<T> block(shape, CeilOfRatio(tiles, tasks.parts));
+    Tensor transformed, scratch;
+    OP_REQUIRES_OK(context, Allocate(context, FilterElements<T>(shape), &transformed));
+    OP_REQUIRES_OK(context, Allocate(context, tasks.count() * block.elements(), &scratch));
+    RunAll(context, std::min(threads, panels), [&](int task) {
+      TransformFilter(shape, filter, is_gradient_,
+                      Tasks::Between(panels, task, std::min(threads, panels), 1),
+                      Data<float>(transformed));
+    });
+    RunAll(context, tasks.count(), [&](int task) {
+      Convolve(shape, block, inputs, Data<const float>(transformed), tasks.Part(task, tiles),
+               tasks.CutOut(task, panels), epilogue,
+               Data<float>(scratch) + task * block.elements(), result);
+    });
+  }
+
+  std::vector<int> padding_;
+  float epsilon_;
+  bool is_gradient_, relu_;
+};
+
 template <typename T>
 class FilterGradient : public OpKernel {
  public:
@@ -54,18 +221,16 @@ class FilterGradient : public OpKernel {
   }
 
   void Compute(OpKernelContext* context) override {
-    using namespace filter_gradient;
     const Tensor& inputs = context->input(0);
     const Tensor& gradient = context->input(1);
-    auto size = [](const Tensor& maps, int axis) { return static_cast<int>(maps.dim_size(axis)); };
     const Shape shape{
-        .batch = size(inputs, 0),
-        .height = size(inputs, 1),
-        .width = size(inputs, 2),
-        .in_channels = size(inputs, 3),
-        .out_height = size(gradient, 1),
-        .out_width = size(gradient, 2),
-        .out_channels = size(gradient, 3),
+        .batch = Size(inputs, 0),
+        .height = Size(inputs, 1),
+        .width = Size(inputs, 2),
+        .in_channels = Size(inputs, 3),
+        .out_height = Size(gradient, 1),
+        .out_width = Size(gradient, 2),
+        .out_channels = Size(gradient, 3),
         .kernel_height = kernel_size_[0],
         .kernel_width = kernel_size_[1],
         .stride = stride_,
@@ -80,44 +245,83 @@ class FilterGradient : public OpKernel {
         {shape.kernel_height, shape.kernel_width, shape.in_channels, shape.out_channels});
     Tensor* result;
     OP_REQUIRES_OK(context, context->allocate_output(0, filter_shape, &result));
-
-    // Threads share the bands, each with sums of its own, as long as adding those up is little
-    // beside the products; else they share the larger number of channels.
-    const int threads = Threads(context);
-    const Bands bands(shape, kImages<T>);
-    const int64_t pixels = int64_t{bands.all_groups} * shape.out_height * shape.out_width;
-    const int parts = std::clamp<int64_t>(
-        std::min<int64_t>(pixels / kLeastPixelsOfPart, bands.count), 1, threads);
-    const bool cuts_ins = shape.in_channels > shape.out_channels;
-    const int channels = std::max(shape.in_channels, shape.out_channels);
-    const int cuts = std::clamp(threads / parts, 1, channels / kChannelMultiple);
-
-    const int64_t elements = shape.filter_elements();
-    const int64_t scratch_elements = ScratchElements(shape, kImages<T>);
-    Tensor sums, scratch;
-    for (auto [tensor, of] : {std::pair(&sums, parts * elements),
-                              std::pair(&scratch, parts * cuts * scratch_elements)}) {
-      OP_REQUIRES_OK(context,
-                     context->allocate_temp(tensorflow::DT_FLOAT, TensorShape({of}), tensor));
-    }
-    RunAll(context, parts * cuts, [&](int task) {
-      const int part = task / cuts, cut = task % cuts;
-      const Range all_ins{0, shape.in_channels}, all_outs{0, shape.out_channels};
-      const Range mine{static_cast<int>(Cut(channels, cut, cuts, kChannelMultiple)),
-                       static_cast<int>(Cut(channels, cut + 1, cuts, kChannelMultiple))};
-      const Range which{static_cast<int>(Cut(bands.count, part, parts)),
-                        static_cast<int>(Cut(bands.count, part + 1, parts))};
-      SumBands(shape, Data<const T>(inputs), Data<const T>(gradient), which,
-               cuts_ins ? mine : all_ins, cuts_ins ? all_outs : mine,
-               Data<float>(scratch) + task * scratch_elements, Data<float>(sums) + part * elements);
-    });
-    RunAll(context, threads, [&](int task) {
-      AddParts(Data<float>(sums), parts, elements, Cut(elements, task, threads, kLanes),
-               Cut(elements, task + 1, threads, kLanes), Data<T>(*result));
-    });
+    const T* const x = Data<const T>(inputs);
+    const T* const by_result = Data<const T>(gradient);
+    winograd::Pays(shape) ? ComputeByTiles(context, shape, x, by_result, Data<T>(*result))
+                          : ComputeByBands(context, shape, x, by_result, Data<T>(*result));
   }
 
  private:
+  // Threads share the pixels, each with sums of its own, as long as adding those up is little
+  // beside the products; else they share the larger number of channels.
+  static Tasks Share(const Shape& shape, int64_t most_parts, int threads) {
+    return Tasks(std::min(shape.out_pixels() / kLeastPixelsOfPart, most_parts),
+                 std::max(shape.in_channels, shape.out_channels) / kChannelMultiple, threads);
+  }
+  struct Channels {
+    Channels(const Shape& shape, const Tasks& tasks, int task)
+        : ins{0, shape.in_channels}, outs{0, shape.out_channels} {
+      Range& larger = shape.in_channels > shape.out_channels ? ins : outs;
+      larger = tasks.CutOut(task, larger.end, kChannelMultiple);
+    }
+    // Of the task that has the most.
+    static Channels Most(const Shape& shape, const Tasks& tasks) {
+      Channels most(shape, Tasks(1, 1, 1), 0);
+      Range& larger = shape.in_channels > shape.out_channels ? most.ins : most.outs;
+      larger.end = CeilOfRatio(larger.end / kChannelMultiple, tasks.cuts) * kChannelMultiple;
+      return most;
+    }
+    Range ins, outs;
+  };
+
+  static void ComputeByBands(OpKernelContext* context, const Shape& shape, const T* inputs,
+                             const T* gradient, T* result) {
+    using namespace filter_gradient;
+    const int threads = Threads(context);
+    const Bands bands(shape, kPair<T>);
+    const Tasks tasks = Share(shape, bands.count(), threads);
+    const int64_t elements = shape.filter_elements();
+    const int64_t scratch_elements = bands.scratch_elements();
+    Tensor sums, scratch;
+    OP_REQUIRES_OK(context, Allocate(context, tasks.parts * elements, &sums));
+    OP_REQUIRES_OK(context, Allocate(context, tasks.count() * scratch_elements, &scratch));
+    RunAll(context, tasks.count(), [&](int task) {
+      const Channels mine(shape, tasks, task);
+      SumBands(shape, inputs, gradient, tasks.Part(task, bands.count()), mine.ins, mine.outs,
+               Data<float>(scratch) + task * scratch_elements,
+               Data<float>(sums) + task / tasks.cuts * elements);
+    });
+    RunAll(context, threads, [&](int task) {
+      AddParts(Data<float>(sums), tasks.parts, elements, Cut(elements, task, threads, kLanes),
+               Cut(elements, task + 1, threads, kLanes), result);
+    });
+  }
+
+  static void ComputeByTiles(OpKernelContext* context, const Shape& shape, const T* inputs,
+                             const T* gradient, T* result) {
+    using namespace winograd;
+    const int threads = Threads(context);
+    const int tiles = Tiles<T>(shape).count();
+    const Tasks tasks = Share(shape, tiles, threads);
+    const int64_t elements = int64_t{kPoints<T>} * shape.in_channels * shape.out_channels;
+    const Channels most = Channels::Most(shape, tasks);
+    const GradientBlock<T> block(CeilOfRatio(tiles, tasks.parts), most.ins.size(),
+                                 most.outs.size());
+    Tensor sums, scratch;
+    OP_REQUIRES_OK(context, Allocate(context, tasks.parts * elements, &sums));
+    OP_REQUIRES_OK(context, Allocate(context, tasks.count() * block.elements(), &scratch));
+    RunAll(context, tasks.count(), [&](int task) {
+      const Channels mine(shape, tasks, task);
+      SumTiles(shape, block, inputs, gradient, tasks.Part(task, tiles), mine.ins, mine.outs,
+               Data<float>(scratch) + task * block.elements(),
+               Data<float>(sums) + task / tasks.cuts * elements);
+    });
+    RunAll(context, threads, [&](int task) {
+      FinishGradient(shape, Data<float>(sums), tasks.parts,
+                     Tasks::Between(shape.in_channels, task, threads, 1), result);
+    });
+  }
+
   // Pixels of a part, below which adding up the parts' sums would be more than some 3 %.
   static constexpr int kLeastPixelsOfPart = 1024;
 
@@ -336,6 +540,45 @@ class NormGradient : public OpKernel {
   bool relu_, with_sums_;
 };
 
+// A convolution of stride 1 with a filter [size, size, in_channels, out_channels], size 1 or 3, and
+// this padding: top, bottom, left, right; inputs: [batch, height, width, in_channels]. Then comes
+// `bias`, [out_channels], or `norm`, which is BN's scale, offset, mean and variance, each
+// [out_channels]; then, at size 1, an addend of the result's shape; and with `relu`, ReLU. Or,
+// `is_gradient`, the gradient by the inputs of a convolution whose filter is [size, size,
+// out_channels, in_channels], and each of whose paddings is size - 1 less this one.
+REGISTER_OP("SlimHorovodConvolution")
+    .Input("inputs: T")
+    .Input("filter: T")
+    .Input("bias: num_bias * T")
+    .Input("norm: num_norm * float")
+    .Input("addends: num_addends * T")
+    .Attr("T: {bfloat16, float}")
+    .Attr("num_bias: int >= 0")
+    .Attr("num_norm: int >= 0")
+    .Attr("num_addends: int >= 0")
+    .Attr("padding: list(int)")
+    .Attr("is_gradient: bool = false")
+    .Attr("epsilon: float = 0")
+    .Attr("relu: bool = false")
+    .Output("result: T")
+    .SetShapeFn([](InferenceContext* context) {
+      std::vector<int> padding;
+      bool is_gradient;
+      TF_RETURN_IF_ERROR(context->GetAttr("padding", &padding));
+      TF_RETURN_IF_ERROR(context->GetAttr("is_gradient", &is_gradient));
+      const auto inputs = context->input(0), filter = context->input(1);
+      DimensionHandle less, sizes[2];
+      TF_RETURN_IF_ERROR(context->Subtract(context->Dim(filter, 0), 1, &less));
+      for (int i = 0; i < 2; ++i) {
+        const int padded = padding[2 * i] + padding[2 * i + 1];
+        TF_RETURN_IF_ERROR(context->Add(context->Dim(inputs, 1 + i), padded, &sizes[i]));
+        TF_RETURN_IF_ERROR(context->Subtract(sizes[i], less, &sizes[i]));
+      }
+      context->set_output(0, context->MakeShape({context->Dim(inputs, 0), sizes[0], sizes[1],
+                                                 context->Dim(filter, is_gradient ? 2 : 3)}));
+      return absl::OkStatus();
+    });
+
 // inputs: [batch, height, width, in_channels], of a convolution; gradient: by its result, [batch,
 // out_height, out_width, out_channels]; padding: before the first row and column.
 REGISTER_OP("SlimHorovodFilterGradient")
@@ -425,6 +668,8 @@ REGISTER_OP("SlimHorovodNorm")
   REGISTER_KERNEL_BUILDER(Name(NAME).Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"), KERNEL)
 
 // The kernels see bfloat16 as its bits.
+REGISTER("SlimHorovodConvolution", tensorflow::bfloat16, Convolution<uint16_t>);
+REGISTER("SlimHorovodConvolution", float, Convolution<float>);
 REGISTER("SlimHorovodFilterGradient", tensorflow::bfloat16, FilterGradient<uint16_t>);
 REGISTER("SlimHorovodFilterGradient", float, FilterGradient<float>);
 REGISTER("SlimHorovodBiasGradient", tensorflow::bfloat16, BiasGradient<uint16_t>);

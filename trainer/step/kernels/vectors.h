@@ -6,6 +6,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 // Of every function that has vectors in it: whether it may run is found out before it is called.
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16")))
@@ -20,6 +21,14 @@ AVX512 inline __m512 Load(const uint16_t* from) {
 AVX512 inline void Store(float* to, __m512 value) { _mm512_storeu_ps(to, value); }
 AVX512 inline void Store(uint16_t* to, __m512 value) {
   _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh(value));
+}
+
+inline float ToFloat(float value) { return value; }
+inline float ToFloat(uint16_t bits) {
+  const uint32_t wide = uint32_t{bits} << 16;
+  float value;
+  std::memcpy(&value, &wide, sizeof(value));
+  return value;
 }
 
 // Those of `left` elements that a vector has room for.
