@@ -160,6 +160,50 @@ def test_what_it_does_not_know_is_tensorflows(name):
     assert (kinds.count(OURS), count_tensorflows(kinds)) == (0, 2)
 
 
+def test_groups_are_tensorflows():
+    """The filter has half of the inputs' channels: it is one of two groups."""
+    rng = np.random.default_rng(0)
+    values = [rng.normal(size=shape) for shape in ((2, 20, 20, 64), (3, 3, 32, 64))]
+
+    def differentiate(config):
+        with tf.Graph().as_default():
+            inputs, filters = (tf.constant(value, tf.float32) for value in values)
+            with cpu_gradients.faster_gradients():
+                outputs = tf.nn.conv2d(inputs, filters, 1, "SAME")
+            gradients = tf.gradients(outputs**2, [inputs, filters])
+            with tf1.Session(config=config) as one_session:
+                return one_session.run(gradients)
+
+    ours, expected = (differentiate(each) for each in (session.create_config(), tf1.ConfigProto()))
+    for one, other in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * np.abs(other).max())
+
+
+@pytest.mark.parametrize("maps", [(5, 9, 11, 32), (1, 3, 5, 32)])
+def test_what_is_fed_can_have_other_sizes(maps):
+    with tf.Graph().as_default():
+        default = tf.zeros([5, 9, 11, 32])
+        inputs = tf1.placeholder_with_default(default, [None, None, None, 32])
+        outputs = tf.nn.conv2d(tf.nn.relu(inputs), tf.ones([1, 1, 32, 32]), 1, "SAME")
+        (found,), _ = run([tf.identity(outputs)], {inputs: np.ones(maps)})
+    np.testing.assert_allclose(found, np.full(maps, 32.0), rtol=1e-6)
+
+
+def test_what_xla_has_to_compile_is_left_to_it():
+    with tf.Graph().as_default():
+        images = tf1.placeholder(tf.float32, [None] * 4)
+
+        @tf.function(jit_compile=True)
+        def convolve(images):
+            images = tf.reshape(images, [2, 20, 20, 32])  # Of a size that is known.
+            return tf.nn.conv2d(images, tf.ones([3, 3, 32, 32]), 1, "SAME")
+
+        outputs = convolve(images)
+        gradient = tf.gradients(outputs, images, tf.ones_like(outputs))
+        (found,), _ = run(gradient, {images: np.ones([2, 20, 20, 32])})
+    np.testing.assert_allclose(found[:, 5, 5], np.full([2, 32], 9 * 32.0), rtol=1e-6)
+
+
 def test_what_is_dilated_is_tensorflows():
     with tf.Graph().as_default():
         inputs = tf1.placeholder(tf.float32, [5, 19, 21, 32])
@@ -270,16 +314,19 @@ def test_what_is_not_a_number_stays_so(name, dtype):
     assert not np.isnan(found[[0, 1, 3, 4]]).any()
 
 
-def convolve(inputs, filters, *, bias=(), norm=(), addends=(), **attributes):
-    """The operation, with zeros of these shapes."""
+def convolve(inputs, filters, *, bias=(), norm=(), addends=(), padding=(0, 0, 0, 0)):
+    """The operation, with zeros of these shapes, which it is not told before."""
+
+    def zeros(shape):
+        return tf1.placeholder_with_default(np.zeros(shape, np.float32), None)
+
     return cpu_kernels.find().slim_horovod_convolution(
-        inputs=tf.zeros(inputs),
-        filter=tf.zeros(filters),
-        bias=[tf.zeros(shape) for shape in bias],
-        norm=[tf.zeros(shape) for shape in norm],
-        addends=[tf.zeros(shape) for shape in addends],
-        padding=[0, 0, 0, 0],
-        **attributes,
+        inputs=zeros(inputs),
+        filter=zeros(filters),
+        bias=[zeros(shape) for shape in bias],
+        norm=[zeros(shape) for shape in norm],
+        addends=[zeros(shape) for shape in addends],
+        padding=padding,
     )
 
 
@@ -294,6 +341,10 @@ MAPS, RESULT = [1, 20, 20, 32], [1, 20, 20, 64]
         {"filters": [1, 1, 32, 40]},
         {"filters": [5, 5, 32, 64]},
         {"inputs": [1, 9, 9, 32]},
+        {"inputs": [400, 32]},
+        {"inputs": [400, 1, 1, 32], "filters": [3, 3, 32, 64]},  # No row is left, and no column.
+        {"inputs": [0, 20, 20, 32]},
+        {"padding": [0]},
         {"bias": [[32]]},
         {"bias": [[64], [64]]},
         {"norm": [[64], [64], [64]]},
@@ -306,10 +357,34 @@ MAPS, RESULT = [1, 20, 20, 32], [1, 20, 20, 64]
     ids=str,
 )
 def test_what_does_not_fit_is_refused(wrong):
+    with (
+        tf.Graph().as_default(),
+        tf1.Session() as plain,
+        pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="must"),
+    ):
+        plain.run(convolve(**{"inputs": MAPS, "filters": [1, 1, 32, 64], **wrong}))
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("maps", "padding", "sizes"),
+    [
+        ([None, 9, 11, 32], [0, 0, 0, 0], [None, 7, 9, 64]),
+        ([2, 9, 11, 32], [-1, 0, 2, 1], [2, 6, 12, 64]),
+        (None, [1, 1, 1, 1], [None, None, None, 64]),
+    ],
+)
+def test_its_sizes_are_known_before(maps, padding, sizes):
     with tf.Graph().as_default():
-        refused = convolve(**{"inputs": MAPS, "filters": [1, 1, 32, 64], **wrong})
-        with pytest.raises(tf.errors.InvalidArgumentError, match="must"), tf1.Session() as plain:
-            plain.run(refused)
+        result = cpu_kernels.find().slim_horovod_convolution(
+            inputs=tf1.placeholder(tf.float32, maps),
+            filter=tf.zeros([3, 3, 32, 64]),
+            bias=[],
+            norm=[],
+            addends=[],
+            padding=padding,
+        )
+    assert result.shape.as_list() == sizes
 
 
 def check_threads():

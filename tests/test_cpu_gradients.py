@@ -35,6 +35,8 @@ CASES = {
     "one image": {"maps": (1, 5, 6), "size": 3},
     "images without a pair": {"maps": (7, 14, 14), "size": 3},
     "more rows than a band has": {"maps": (3, 40, 23), "size": 3},
+    # 320 and 321 of them in float32: 5 blocks as large as possible, or 6 smaller ones.
+    "tasks of tiles that differ": {"maps": (641, 4, 4), "size": 3, "channels": (64, 64)},
     "rows of more pixels than a band has": {"maps": (2, 3, 800), "size": 3},
     "5 x 5 on 4 x 4": {"maps": (2, 4, 4), "size": 5},
     "on 1 x 1": {"maps": (2, 1, 1), "size": 3},
@@ -55,6 +57,7 @@ FOREIGN = {
     "few channels": {"maps": (2, 7, 7), "size": 3, "channels": (3, 32)},
     "odd channels": {"maps": (2, 7, 7), "size": 3, "channels": (32, 40)},
     "dilated": {"maps": (2, 7, 7), "size": 3, "dilations": 2},
+    "groups": {"maps": (2, 7, 7), "size": 3, "groups": 2},
     "strides that differ": {"maps": (2, 7, 7), "size": 3, "strides": [1, 2]},
 }
 
@@ -67,6 +70,7 @@ def convolution_gradients(dtype, *, threads=2, faster=True, **case):
     """Gradients by inputs, filters and bias, as float32; and the graph."""
     case = {"channels": (32, 64), "strides": 1, "padding": "SAME"} | case
     maps, size, (ins, outs) = case.pop("maps"), case.pop("size"), case.pop("channels")
+    groups = case.pop("groups", 1)
     rng = np.random.default_rng(0)
 
     def draw(*shape):
@@ -75,7 +79,7 @@ def convolution_gradients(dtype, *, threads=2, faster=True, **case):
         return tf.constant(rng.integers(-2, 3, shape), dtype)
 
     with tf.Graph().as_default() as of_case:
-        values = draw(*maps, ins), draw(size, size, ins, outs), draw(outs)
+        values = draw(*maps, ins * groups), draw(size, size, ins, outs), draw(outs)
         with with_or_without(faster):
             outputs = tf.nn.bias_add(tf.nn.conv2d(*values[:2], **case), values[2])
         gradients = tf.gradients(outputs, values, draw(*outputs.shape))

@@ -49,6 +49,7 @@ def _find_geometry(op: tf.Operation) -> _Geometry | None:
         and op.get_attr("dilations") == [1, 1, 1, 1]
         and stride == stride_across
         and inputs.shape.is_fully_defined()
+        and inputs.shape[3] == filters.shape[2]  # There are no groups.
         and op.outputs[0].shape.num_elements() > 0
         and all(channels % _CHANNELS_OF_FILTERS == 0 for channels in filters.shape[2:])
     )

@@ -84,9 +84,9 @@ constexpr int kLineBytes = 64;
 class Ahead {
  public:
   void Add(const void* begin, int64_t bytes) {
-    const Lines lines{static_cast<const char*>(begin), static_cast<int>(bytes / kLineBytes)};
-    if (lines.count > 0) left_.push_back(lines);
-    count_ += lines.count;
+    if (bytes < kLineBytes) return;
+    left_.push_back({static_cast<const char*>(begin), static_cast<int>(bytes / kLineBytes)});
+    count_ += left_.back().count;
   }
 
   // To be called once all is added: so many products will take some lines each.
@@ -139,18 +139,19 @@ AVX512 inline void StorePair(__m512 first, __m512 second, uint16_t, float* to) {
   _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
 }
 
-// Weights that kLanes outputs have for an input; `row`: elements from an output to the next.
-AVX512 inline __m512 LoadWeights(const float* from, int64_t row, int input) {
+// Weights that kLanes outputs have for an input, which is the first or the second of a pair; `row`:
+// elements from an output to the next.
+AVX512 inline __m512 LoadWeights(const float* from, int64_t row, bool) {
   if (row == 1) return Load(from);
   const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
   return _mm512_i32gather_ps(_mm512_mullo_epi32(lanes, _mm512_set1_epi32(row)), from, 4);
 }
-AVX512 inline __m512 LoadWeights(const uint16_t* from, int64_t row, int input) {
+AVX512 inline __m512 LoadWeights(const uint16_t* from, int64_t row, bool is_second) {
   if (row == 1) return Load(from);
-  // A pair of inputs is gathered at once, from where it begins.
-  const __m512 pairs = LoadWeights((const float*)(from - input % 2), row / 2, 0);
+  // Pairs of inputs are gathered, from where they begin.
+  const __m512 pairs = LoadWeights((const float*)(from - is_second), row / 2, false);
   const __m512i bits = _mm512_castps_si512(pairs);
-  return _mm512_castsi512_ps(input % 2 ? _mm512_and_si512(bits, _mm512_set1_epi32(0xffff0000))
+  return _mm512_castsi512_ps(is_second ? _mm512_and_si512(bits, _mm512_set1_epi32(0xffff0000))
                                        : _mm512_slli_epi32(bits, 16));
 }
 
@@ -162,20 +163,26 @@ struct Epilogue {
   const T* addend = nullptr;                                        // Of the results' shape.
   bool relu = false;
 
-  // Of kLanes channels of some results; `at`: where these are, and how far each is from the next.
+  // The three steps, of kLanes channels of some results.
   template <int count>
-  AVX512 inline __attribute__((always_inline)) void Apply(int channel, __m512 (&values)[count],
-                                                          int64_t at = 0,
-                                                          int64_t stride = 0) const {
-    if (scale != nullptr) {
-      const __m512 of_mean = Load(mean + channel), of_scale = Load(scale + channel);
-      const __m512 of_offset = Load(offset + channel);
-      for (__m512& value : values) value = (value - of_mean) * of_scale + of_offset;
-    }
-    if (addend != nullptr)
-      for (int i = 0; i < count; ++i) values[i] += Load(addend + at + i * stride);
-    if (relu)
-      for (__m512& value : values) value = _mm512_max_ps(_mm512_setzero_ps(), value);  // NaN stays.
+  AVX512 inline __attribute__((always_inline)) void Normalize(int channel,
+                                                              __m512 (&values)[count]) const {
+    if (scale == nullptr) return;
+    const __m512 of_mean = Load(mean + channel), of_scale = Load(scale + channel);
+    const __m512 of_offset = Load(offset + channel);
+    for (__m512& value : values) value = (value - of_mean) * of_scale + of_offset;
+  }
+  // `at`: of the first result, among all; `row`: results from each to the next.
+  template <int count>
+  AVX512 inline __attribute__((always_inline)) void Add(int64_t at, int64_t row,
+                                                        __m512 (&values)[count]) const {
+    if (addend == nullptr) return;
+    for (int i = 0; i < count; ++i) values[i] += Load(addend + at + i * row);
+  }
+  template <int count>
+  AVX512 inline __attribute__((always_inline)) void Rectify(__m512 (&values)[count]) const {
+    if (!relu) return;
+    for (__m512& value : values) value = _mm512_max_ps(_mm512_setzero_ps(), value);  // NaN stays.
   }
 };
 

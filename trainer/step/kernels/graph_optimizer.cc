@@ -12,7 +12,8 @@
 //   or of what that has become                                     SlimHorovodNormGradient
 //
 // Each saves the time in which large maps are read once more, or read and written. All nodes keep
-// their names and outputs, but BN's gradient, which is the sum then.
+// their names and outputs, but for a convolution that BN has become a part of, and for BN's gradient,
+// which is the sum then. Bodies of functions are left alone: XLA may have to compile them.
 
 #include <algorithm>
 #include <map>
@@ -29,6 +30,7 @@
 #include "tensorflow/core/grappler/grappler_item.h"
 #include "tensorflow/core/grappler/optimizers/custom_graph_optimizer.h"
 #include "tensorflow/core/grappler/optimizers/custom_graph_optimizer_registry.h"
+#include "tensorflow/core/grappler/utils/functions.h"
 #include "winograd.h"
 
 namespace {
@@ -153,18 +155,29 @@ class Rewriter {
   void MakeOurConvolution(NodeDef* node) {
     if (!has_sizes_) {
       has_sizes_ = true;
-      if (!properties_.InferStatically(true, false, false, false).ok()) return;
+      if (!properties_.InferStatically(false, false, false, false).ok()) return;
     }
     const bool is_gradient = node->op() == kInputGradient;
     const auto& inputs = properties_.GetInputProperties(node->name());
     const std::vector<int> in = FindSizes(inputs, is_gradient ? 2 : 0);
     const std::vector<int> filter = FindSizes(inputs, 1);
     const std::vector<int> out = FindSizes(properties_.GetOutputProperties(node->name()), 0);
-    if (in.size() != 4 || filter.size() != 4 || out.size() != 4 ||
-        in[3] != filter[is_gradient ? 3 : 2])
-      return;
-    const Shape shape{in[0],  in[1],     in[2],     in[3], out[1], out[2],
-                      out[3], filter[0], filter[1], 1,     0,      0};
+    if (in.size() != 4 || filter.size() != 4 || out.size() != 4) return;
+    const bool is_grouped =
+        in[3] != filter[is_gradient ? 3 : 2] || out[3] != filter[is_gradient ? 2 : 3];
+    if (is_grouped) return;
+    const Shape shape{
+        .batch = in[0],
+        .height = in[1],
+        .width = in[2],
+        .in_channels = in[3],
+        .out_height = out[1],
+        .out_width = out[2],
+        .out_channels = out[3],
+        .kernel_height = filter[0],
+        .kernel_width = filter[1],
+        .stride = 1,
+    };
     const Fused fused = FindFused(*node);
     if (!pointwise::Pays(shape) && (fused.addend || !winograd::Pays(shape))) return;
     const int top = FindPadding(*node, 2, in[1], filter[0], out[1]);
@@ -191,7 +204,8 @@ class Rewriter {
   static int FindPadding(const NodeDef& node, int axis, int in, int size, int out) {
     std::vector<int> padding;
     TryGetNodeAttr(node, "explicit_paddings", &padding);
-    if (padding.size() != 8) return (out + size - 1 - in) / 2;  // As much on both sides.
+    // As much on both sides, or none: the stride is 1, and the kernels' sizes are odd.
+    if (padding.size() != 8) return (out + size - 1 - in) / 2;
     return node.op() == kInputGradient ? size - 1 - padding[axis] : padding[axis];
   }
 
@@ -337,7 +351,9 @@ class SlimHorovodGraphOptimizer : public tensorflow::grappler::CustomGraphOptimi
   absl::Status Optimize(tensorflow::grappler::Cluster*,
                         const tensorflow::grappler::GrapplerItem& item, GraphDef* graph) override {
     *graph = item.graph;
-    Rewriter(item, graph).Run();
+    using tensorflow::grappler::GrapplerFunctionItem;
+    const bool is_function = dynamic_cast<const GrapplerFunctionItem*>(&item) != nullptr;
+    if (!is_function) Rewriter(item, graph).Run();
     return absl::OkStatus();
   }
 };

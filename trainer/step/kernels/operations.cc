@@ -25,6 +25,7 @@ using tensorflow::Tensor;
 using tensorflow::TensorShape;
 using tensorflow::shape_inference::DimensionHandle;
 using tensorflow::shape_inference::InferenceContext;
+using tensorflow::shape_inference::ShapeHandle;
 
 // The session's threads, and how many there are.
 int Threads(OpKernelContext* context) {
@@ -69,6 +70,12 @@ struct Tasks {
   int parts, cuts;
 };
 
+// Runs task on ranges that cover [0, size), one for each thread.
+void RunShares(OpKernelContext* context, int size, const std::function<void(Range)>& task) {
+  const int count = std::min(Threads(context), size);
+  RunAll(context, count, [&](int i) { task(Tasks::Between(size, i, count, 1)); });
+}
+
 int Size(const Tensor& tensor, int axis) { return static_cast<int>(tensor.dim_size(axis)); }
 
 // Memory of some float32s, which an operation frees when it ends.
@@ -81,6 +88,8 @@ class Convolution : public OpKernel {
  public:
   explicit Convolution(OpKernelConstruction* context) : OpKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("padding", &padding_));
+    OP_REQUIRES(context, padding_.size() == 4,
+                absl::InvalidArgumentError("padding must be that of 4 sides"));
     OP_REQUIRES_OK(context, context->GetAttr("is_gradient", &is_gradient_));
     OP_REQUIRES_OK(context, context->GetAttr("epsilon", &epsilon_));
     OP_REQUIRES_OK(context, context->GetAttr("relu", &relu_));
@@ -107,7 +116,9 @@ class Convolution : public OpKernel {
         .left = padding_[2],
     };
     const bool is_pointwise = pointwise::Pays(shape);
-    OP_REQUIRES(context, is_pointwise || winograd::Pays(shape),
+    OP_REQUIRES(context,
+                shape.out_height > 0 && shape.out_width > 0 &&
+                    (is_pointwise || winograd::Pays(shape)),
                 absl::InvalidArgumentError("the convolution must be one that the kernels know"));
     OP_REQUIRES(context, Size(filter, is_gradient_ ? 3 : 2) == shape.in_channels,
                 absl::InvalidArgumentError("the filter must have the inputs' channels"));
@@ -170,10 +181,8 @@ class Convolution : public OpKernel {
     const int panels = shape.out_channels / kOutPanel;
     Tensor packed;
     OP_REQUIRES_OK(context, Allocate(context, FilterElements<T>(shape), &packed));
-    RunAll(context, std::min(Threads(context), panels), [&](int task) {
-      PackFilter(shape, filter, is_gradient_,
-                 Tasks::Between(panels, task, std::min(Threads(context), panels), 1),
-                 Data<float>(packed));
+    RunShares(context, panels, [&](Range mine) {
+      PackFilter(shape, filter, is_gradient_, mine, Data<float>(packed));
     });
     const int groups = Groups(shape);
     const Tasks tasks(groups * kRows / kBlockRows, panels, Threads(context));
@@ -188,16 +197,13 @@ class Convolution : public OpKernel {
     using namespace winograd;
     const int tiles = Tiles<T>(shape).count();
     const int panels = shape.out_channels / kOutPanel;
-    const int threads = Threads(context);
-    const Tasks tasks(tiles / kBlockTiles, panels, threads);
+    const Tasks tasks(tiles / kBlockTiles, panels, Threads(context));
     const Block<T> block(shape, CeilOfRatio(tiles, tasks.parts));
     Tensor transformed, scratch;
     OP_REQUIRES_OK(context, Allocate(context, FilterElements<T>(shape), &transformed));
     OP_REQUIRES_OK(context, Allocate(context, tasks.count() * block.elements(), &scratch));
-    RunAll(context, std::min(threads, panels), [&](int task) {
-      TransformFilter(shape, filter, is_gradient_,
-                      Tasks::Between(panels, task, std::min(threads, panels), 1),
-                      Data<float>(transformed));
+    RunShares(context, panels, [&](Range mine) {
+      TransformFilter(shape, filter, is_gradient_, mine, Data<float>(transformed));
     });
     RunAll(context, tasks.count(), [&](int task) {
       Convolve(shape, block, inputs, Data<const float>(transformed), tasks.Part(task, tiles),
@@ -255,8 +261,8 @@ class FilterGradient : public OpKernel {
   // Threads share the pixels, each with sums of its own, as long as adding those up is little
   // beside the products; else they share the larger number of channels.
   static Tasks Share(const Shape& shape, int64_t most_parts, int threads) {
-    return Tasks(std::min(shape.out_pixels() / kLeastPixelsOfPart, most_parts),
-                 std::max(shape.in_channels, shape.out_channels) / kChannelMultiple, threads);
+    return Tasks(most_parts, std::max(shape.in_channels, shape.out_channels) / kChannelMultiple,
+                 threads);
   }
   struct Channels {
     Channels(const Shape& shape, const Tasks& tasks, int task)
@@ -279,7 +285,8 @@ class FilterGradient : public OpKernel {
     using namespace filter_gradient;
     const int threads = Threads(context);
     const Bands bands(shape, kPair<T>);
-    const Tasks tasks = Share(shape, bands.count(), threads);
+    const Tasks tasks = Share(
+        shape, std::min<int64_t>(shape.out_pixels() / kLeastPixelsOfPart, bands.count()), threads);
     const int64_t elements = shape.filter_elements();
     const int64_t scratch_elements = bands.scratch_elements();
     Tensor sums, scratch;
@@ -300,9 +307,8 @@ class FilterGradient : public OpKernel {
   static void ComputeByTiles(OpKernelContext* context, const Shape& shape, const T* inputs,
                              const T* gradient, T* result) {
     using namespace winograd;
-    const int threads = Threads(context);
     const int tiles = Tiles<T>(shape).count();
-    const Tasks tasks = Share(shape, tiles, threads);
+    const Tasks tasks = Share(shape, tiles / kLeastTilesOfPart, Threads(context));
     const int64_t elements = int64_t{kPoints<T>} * shape.in_channels * shape.out_channels;
     const Channels most = Channels::Most(shape, tasks);
     const GradientBlock<T> block(CeilOfRatio(tiles, tasks.parts), most.ins.size(),
@@ -316,14 +322,15 @@ class FilterGradient : public OpKernel {
                Data<float>(scratch) + task * block.elements(),
                Data<float>(sums) + task / tasks.cuts * elements);
     });
-    RunAll(context, threads, [&](int task) {
-      FinishGradient(shape, Data<float>(sums), tasks.parts,
-                     Tasks::Between(shape.in_channels, task, threads, 1), result);
+    RunShares(context, shape.in_channels, [&](Range mine) {
+      FinishGradient(shape, Data<float>(sums), tasks.parts, mine, result);
     });
   }
 
-  // Pixels of a part, below which adding up the parts' sums would be more than some 3 %.
+  // Of a part; with fewer, adding up the parts' sums would be more than some 3 %.
   static constexpr int kLeastPixelsOfPart = 1024;
+  // The same by tiles, whose products have more sums.
+  static constexpr int kLeastTilesOfPart = 256 * kPair<T>;
 
   std::vector<int> kernel_size_, padding_;
   int stride_;
@@ -566,12 +573,19 @@ REGISTER_OP("SlimHorovodConvolution")
       bool is_gradient;
       TF_RETURN_IF_ERROR(context->GetAttr("padding", &padding));
       TF_RETURN_IF_ERROR(context->GetAttr("is_gradient", &is_gradient));
-      const auto inputs = context->input(0), filter = context->input(1);
+      ShapeHandle inputs, filter;
+      TF_RETURN_IF_ERROR(context->WithRank(context->input(0), 4, &inputs));
+      TF_RETURN_IF_ERROR(context->WithRank(context->input(1), 4, &filter));
+      if (padding.size() != 4) return absl::InvalidArgumentError("padding must be that of 4 sides");
       DimensionHandle less, sizes[2];
       TF_RETURN_IF_ERROR(context->Subtract(context->Dim(filter, 0), 1, &less));
       for (int i = 0; i < 2; ++i) {
-        const int padded = padding[2 * i] + padding[2 * i + 1];
-        TF_RETURN_IF_ERROR(context->Add(context->Dim(inputs, 1 + i), padded, &sizes[i]));
+        sizes[i] = context->Dim(inputs, 1 + i);
+        for (int side : {padding[2 * i], padding[2 * i + 1]}) {
+          const bool is_cut = side < 0;  // By an explicit padding of more than the filter.
+          TF_RETURN_IF_ERROR(is_cut ? context->Subtract(sizes[i], -side, &sizes[i])
+                                    : context->Add(sizes[i], side, &sizes[i]));
+        }
         TF_RETURN_IF_ERROR(context->Subtract(sizes[i], less, &sizes[i]));
       }
       context->set_output(0, context->MakeShape({context->Dim(inputs, 0), sizes[0], sizes[1],

@@ -49,9 +49,10 @@ AVX512 void PackFilter(const Shape& shape, const T* filter, bool is_turned, Rang
     for (int in = 0; in < shape.in_channels; in += kPair<T>)
       for (int lane = 0; lane < kOutPanel; lane += kLanes, to += kLanes) {
         const T* const from = filter + in * in_stride + (panel * kOutPanel + lane) * out_stride;
-        const int second = kPair<T> - 1;
-        StorePair(LoadWeights(from, out_stride, 0),
-                  LoadWeights(from + second * in_stride, out_stride, second), T(), to);
+        constexpr bool is_pair = kPair<T> == 2;
+        const T* const second = is_pair ? from + in_stride : from;
+        StorePair(LoadWeights(from, out_stride, false), LoadWeights(second, out_stride, is_pair),
+                  T(), to);
       }
   }
 }
@@ -76,7 +77,9 @@ AVX512 void Multiply(const float* in, const float* filter, int depth, Lines next
     __m512 column[kRows];
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) column[i] = product.sums[i][j];
-    epilogue.Apply(channel + j * kLanes, column, at + j * kLanes, row);
+    epilogue.Normalize(channel + j * kLanes, column);
+    epilogue.Add(at + j * kLanes, row, column);
+    epilogue.Rectify(column);
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) product.sums[i][j] = column[i];
   }
@@ -99,8 +102,8 @@ void Convolve(const Shape& shape, const T* inputs, const float* filter, Range gr
               const Epilogue<T>& epilogue, T* outputs) {
   const int64_t ins = shape.in_channels, outs = shape.out_channels;
   const int depth = ins / kPair<T>;
-  const auto multiply =
-      IsStreamed<T>(shape.out_pixels() * outs, outs) ? Multiply<true, T> : Multiply<false, T>;
+  const bool streams = IsStreamed<T>(shape.out_pixels() * outs, outs);
+  const auto multiply = streams ? Multiply<true, T> : Multiply<false, T>;
   constexpr int block = kBlockRows / kRows;
   for (int begin = groups.begin; begin < groups.end; begin += block) {
     const int end = std::min(groups.end, begin + block);
@@ -119,6 +122,7 @@ void Convolve(const Shape& shape, const T* inputs, const float* filter, Range gr
                  channel, pixel * outs + channel, outs, outputs);
       }
   }
+  if (streams) _mm_sfence();
 }
 
 }  // namespace pointwise

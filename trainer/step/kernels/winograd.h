@@ -6,6 +6,8 @@
 // tiles, channels and filters are one matrix product. A tile of 4 x 4 outputs takes 36 of them
 // where its definition has 144; bfloat16 has too few digits for the factors that it needs, and
 // takes tiles of 2 x 2: 16 for 36. What is multiplied is rounded as the maps are, sums are float32.
+// All outputs of a tile share its rounding errors: what is infinite or far larger than the rest
+// spoils, beside the outputs that it is a part of, those of the same tile.
 //
 // The gradients are the same with other matrices: by the inputs it is a convolution itself, by the
 // filter it has the transposed matrices.
@@ -248,9 +250,8 @@ AVX512 void TransformFilter(const Shape& shape, const T* filter, bool is_turned,
           __m512 taps[kTaps];
           for (int tap = 0; tap < kTaps; ++tap) {
             const T* const of_tap = filter + (is_turned ? kTaps - 1 - tap : tap) * ins * outs;
-            const int64_t at =
-                (in + i) * in_stride + (panel * kOutPanel + lane) * out_stride;
-            taps[tap] = LoadWeights(of_tap + at, out_stride, i);
+            const int64_t at = (in + i) * in_stride + (panel * kOutPanel + lane) * out_stride;
+            taps[tap] = LoadWeights(of_tap + at, out_stride, i == 1);
           }
           Transform<kFilter<T>>(taps, transforms[i]);
         }
@@ -310,7 +311,8 @@ AVX512 void TransformOutputs(const Tiles<T>& tiles, Range which, const float* pr
 #pragma GCC unroll 36
       for (int p = 0; p < kPoints<T>; ++p) in[p] = Load(from + p * point + j * kLanes);
       Transform<kOutputs<T>>(in, out[j]);
-      epilogue.Apply(channel + j * kLanes, out[j]);
+      epilogue.Normalize(channel + j * kLanes, out[j]);
+      epilogue.Rectify(out[j]);
     }
     for (int i = 0; i < count; ++i) {
       const __m512 panel[kVectors]{out[0][i], out[1][i]};
@@ -347,8 +349,7 @@ void Convolve(const Shape& shape, const Block<T>& block, const T* inputs, const 
   const int64_t in_row = int64_t{shape.width} * shape.in_channels;
   float* const products = scratch + kPoints<T> * block.in_point;
   T* const outside = reinterpret_cast<T*>(products + kPoints<T> * block.out_point);
-  const bool streams =
-      IsStreamed<T>(shape.out_pixels() * shape.out_channels, shape.out_channels);
+  const bool streams = IsStreamed<T>(shape.out_pixels() * shape.out_channels, shape.out_channels);
   const auto transform_outputs = streams ? TransformOutputs<true, T> : TransformOutputs<false, T>;
   for (int begin = which.begin; begin < which.end; begin += block.tiles) {
     const Range now{begin, std::min(which.end, begin + block.tiles)};
@@ -370,6 +371,7 @@ void Convolve(const Shape& shape, const Block<T>& block, const T* inputs, const 
                         outputs);
     }
   }
+  if (streams) _mm_sfence();
 }
 
 // The memory in which a block of tiles of a gradient is; a lane holds kPair tiles. It has as many
@@ -485,7 +487,8 @@ AVX512 void FinishGradient(const Shape& shape, const float* sums, int parts, Ran
     __m512 all[kPoints<T>], taps[kTaps];
     for (int p = 0; p < kPoints<T>; ++p) {
       all[p] = Load(sums + p * point + at);
-      for (int part = 1; part < parts; ++part) all[p] += Load(sums + (part * kPoints<T> + p) * point + at);
+      for (int part = 1; part < parts; ++part)
+        all[p] += Load(sums + (part * kPoints<T> + p) * point + at);
     }
     Transform<kFilterTransposed<T>>(all, taps);
     for (int tap = 0; tap < kTaps; ++tap) Store(result + tap * point + at, taps[tap]);
