@@ -29,6 +29,21 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.mark.parametrize(
+    "said",
+    ["Timed out waiting 20000ms for recv operation to complete", "Connection closed by peer"],
+)
+def test_a_collective_that_fails_because_of_another_worker_is_explained(said):
+    """As Gloo says it where a worker stands still, or ends, in the midst of an all-reduce."""
+    group = distributed.HorovodGroup.__new__(distributed.HorovodGroup)
+    group.worker = Worker(0, 2, 0, 2)
+    with (
+        pytest.raises(UserError, match="worker 0 of 2 ends, since another one has"),
+        group.explain_loss(),
+    ):
+        raise tf.errors.UnknownError(None, None, f"[unbound_buffer.cc:95] {said}")
+
+
 def load(folder, name):
     return [dict(np.load(folder / f"{name}_{rank}.npz")) for rank in (0, 1)]
 

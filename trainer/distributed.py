@@ -22,7 +22,13 @@ CPU_CYCLE_MS = "50"
 URGENT = "urgent/"
 
 # What Horovod and Gloo say in the workers that are left when one of them ends or stands still.
-_SIGNS_OF_LOSS = ("Horovod has been shut down", "closed by peer", "reset by peer", "Broken pipe")
+_SIGNS_OF_LOSS = (
+    "Horovod has been shut down",
+    "closed by peer",
+    "reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+)
 
 
 class Worker(NamedTuple):
