@@ -131,6 +131,7 @@ def check_threads():
 
 
 @needs_kernels
+@pytest.mark.processes
 def test_any_number_of_threads_shares_the_work_with_and_without_onednn():
     for onednn in "01":
         environ = {"TF_OVERRIDE_GLOBAL_THREADPOOL": "1", "TF_ENABLE_ONEDNN_OPTS": onednn}
