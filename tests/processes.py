@@ -50,3 +50,11 @@ def train_script(workers, flags):
 def trainer(*flags, **extra):
     """Runs `python -m trainer` with some flags in one process."""
     return run([sys.executable, "-m", "trainer", *flags], **extra)
+
+
+def check_with_and_without_onednn(code):
+    """Runs code in processes of their own, in which every session has threads of its own."""
+    for onednn in "01":
+        extra = {"TF_OVERRIDE_GLOBAL_THREADPOOL": "1", "TF_ENABLE_ONEDNN_OPTS": onednn}
+        done = run([sys.executable, "-c", code], **extra)
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -1,14 +1,10 @@
 """Convolutions by the project's own operation on CPUs, against their definition in float64."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
+from processes import check_with_and_without_onednn
 
 from trainer import session
 from trainer.step import cpu_gradients, cpu_kernels
@@ -407,11 +403,4 @@ def check_threads():
 @needs_kernels
 @pytest.mark.processes
 def test_any_number_of_threads_shares_the_work_with_and_without_onednn():
-    for onednn in "01":
-        environ = {"TF_OVERRIDE_GLOBAL_THREADPOOL": "1", "TF_ENABLE_ONEDNN_OPTS": onednn}
-        subprocess.run(
-            [sys.executable, "-c", "import test_cpu_convolutions as tests; tests.check_threads()"],
-            cwd=Path(__file__).parent,
-            env={**os.environ, **environ},
-            check=True,
-        )
+    check_with_and_without_onednn("import test_cpu_convolutions as tests; tests.check_threads()")

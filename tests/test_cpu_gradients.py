@@ -3,14 +3,12 @@
 import contextlib
 import os
 import platform
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
+from processes import check_with_and_without_onednn
 
 from models import resnet_utils, resnet_v2
 from models.slim_compat import slim
@@ -133,15 +131,9 @@ def check_threads():
 @needs_kernels
 @pytest.mark.processes
 def test_any_number_of_threads_shares_the_work_with_and_without_onednn():
-    for onednn in "01":
-        environ = {"TF_OVERRIDE_GLOBAL_THREADPOOL": "1", "TF_ENABLE_ONEDNN_OPTS": onednn}
-        code = "import test_cpu_gradients as tests; tests.check_threads(); tests.check_norms()"
-        subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=Path(__file__).parent,
-            env={**os.environ, **environ},
-            check=True,
-        )
+    check_with_and_without_onednn(
+        "import test_cpu_gradients as tests; tests.check_threads(); tests.check_norms()"
+    )
 
 
 def test_the_work_is_counted_as_tensorflows_own():

@@ -1,14 +1,10 @@
 """Batch normalization by the project's own operation on CPUs, against numpy in float64."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
+from processes import check_with_and_without_onednn
 
 from models import resnet_utils, resnet_v2
 from models.slim_compat import slim
@@ -362,14 +358,7 @@ def check_threads():
 @needs_kernels
 @pytest.mark.processes
 def test_any_number_of_threads_shares_the_work_with_and_without_onednn():
-    for onednn in "01":
-        environ = {"TF_OVERRIDE_GLOBAL_THREADPOOL": "1", "TF_ENABLE_ONEDNN_OPTS": onednn}
-        subprocess.run(
-            [sys.executable, "-c", "import test_cpu_norm as tests; tests.check_threads()"],
-            cwd=Path(__file__).parent,
-            env={**os.environ, **environ},
-            check=True,
-        )
+    check_with_and_without_onednn("import test_cpu_norm as tests; tests.check_threads()")
 
 
 @needs_kernels
