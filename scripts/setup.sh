@@ -104,7 +104,7 @@ wanted_for="$version $venv"
 fingerprint() {
   {
     cat "${requirements[@]}" "$repository"/{requirements/horovod.txt,setup.py,pyproject.toml} \
-      "$repository"/scripts/{build_horovod.py,source_edits.py,setup.sh} \
+      "$repository"/scripts/{build_horovod.py,source_edits.py,shared_memory_allreduce.h,setup.sh} \
       "$repository"/trainer/step/kernels/*
     mpicc -show 2>/dev/null || true
     echo "$mode $repository"

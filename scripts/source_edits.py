@@ -112,6 +112,61 @@ protected:
         "    }\n    NoteUrgency(entries[i].tensor_name);\n"
         "    tensor_table_.emplace(entries[i].tensor_name, std::move(entries[i]));\n",
     ),
+    # Two threads of Gloo wake up a hundred times a second each, to look whether they are to end or
+    # somebody waits for them, and take a core from a worker that computes. Now they are told, and
+    # look ten times a second.
+    Edit(
+        "third_party/gloo/gloo/transport/tcp/loop.cc",
+        "    done_ = true;\n    loop_->join();\n",
+        "    done_ = true;\n    defer([] {});\n    loop_->join();\n",
+    ),
+    Edit(
+        "third_party/gloo/gloo/transport/tcp/loop.cc",
+        "    std::unique_lock<std::mutex> lock(m_);\n    cv_.wait(lock);\n",
+        "    std::unique_lock<std::mutex> lock(m_);\n    defer([] {});\n    cv_.wait(lock);\n",
+    ),
+    Edit(
+        "third_party/gloo/gloo/transport/tcp/loop.cc",
+        "    // Wakeup everyone waiting for a loop tick to finish.\n    cv_.notify_all();\n",
+        "    // Wakeup everyone waiting for a loop tick to finish.\n"
+        "    {\n"
+        "      std::lock_guard<std::mutex> lock(m_);  // Or it may miss who is about to wait.\n"
+        "      cv_.notify_all();\n"
+        "    }\n",
+    ),
+    Edit(
+        "third_party/gloo/gloo/transport/tcp/loop.cc",
+        "epoll_wait(fd_, events.data(), events.size(), 10)",
+        "epoll_wait(fd_, events.data(), events.size(), 100)",
+    ),
+    # One of them comes back at once where another thread holds the lock that it needs: on the only
+    # core that both have it keeps that one from going on, for milliseconds. So it sleeps a little.
+    Edit(
+        "third_party/gloo/gloo/transport/tcp/pair.cc",
+        "#include <array>\n#include <algorithm>\n#include <sstream>\n",
+        "#include <algorithm>\n#include <array>\n#include <chrono>\n#include <sstream>\n"
+        "#include <thread>\n",
+    ),
+    Edit(
+        "third_party/gloo/gloo/transport/tcp/pair.cc",
+        "  if (!lock) {\n    return;\n",
+        "  if (!lock) {\n"
+        "    std::this_thread::sleep_for(std::chrono::microseconds(50));\n"
+        "    return;\n",
+    ),
+    # Workers of one host average through memory that they share.
+    Edit(
+        "horovod/common/ops/gloo_operations.h",
+        "\n} // namespace horovod\n\n#endif // HOROVOD_GLOO_OPERATIONS_H\n",
+        "\n} // namespace horovod\n\n"
+        + Path(__file__).with_name("shared_memory_allreduce.h").read_text(encoding="utf-8")
+        + "\n#endif // HOROVOD_GLOO_OPERATIONS_H\n",
+    ),
+    Edit(
+        "horovod/common/operations.cc",
+        "new GlooAllreduce(&state)",
+        "new SharedMemoryAllreduce(&state)",
+    ),
     # Where a worker has ended when it was asked to, its shell passes its status on. horovodrun ends
     # the shell meanwhile, which then has a status of its own, and waits for it in two threads, of
     # which one gets the status and the other takes 0 for it.

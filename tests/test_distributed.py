@@ -234,6 +234,15 @@ def test_what_is_waited_for_does_not_wait_for_horovods_cycle():
     assert done.stdout.count("True") == 6, done.stdout + done.stderr
 
 
+def test_sums_through_shared_memory_are_exact_and_gloo_stands_in_for_it():
+    """The sums of float32 are numpy's, bit for bit, however many tensors pass at once."""
+    done = horovodrun(3, ["tests/shared_memory_sums.py"], HOROVOD_CYCLE_TIME="1")
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert done.stdout.count("[] wrong, 3 buffers") == 3, said
+    assert done.stdout.count("[] wrong, 0 buffers") == 3, said
+
+
 def test_one_workers_mistake_is_told_on_all(folder):
     for report in reports(folder):
         assert report["one_fails"] == "worker 1 of 2: its disk is full"

@@ -1,0 +1,75 @@
+"""One of three workers: Horovod's sums against numpy, through shared memory and through Gloo.
+
+Prints two lines: how many workers' buffers are mapped, and which sums were wrong.
+"""
+
+import contextlib
+import os
+import resource
+from pathlib import Path
+
+import horovod.tensorflow as hvd
+import numpy as np
+import tensorflow as tf
+
+PIECE = 2**20  # Elements that pass at a time.
+SIZES = (0, 1, 3, 15, 17, 1000, 4097, PIECE - 1, PIECE, PIECE + 5, 3 * PIECE + 7)
+
+
+def find_wrong_sums(rounds):
+    """Averages and sums of tensors of these sizes, one alone or many at once: what was wrong."""
+    rng = np.random.default_rng(5)  # The same numbers on all workers.
+    wrong = []
+    for number in range(rounds):
+        sizes = rng.choice(SIZES, size=rng.integers(1, 12))
+        dtype = np.float64 if number % 5 == 4 else np.float32  # Gloo has the float64.
+        values = [
+            [rng.normal(size=size).astype(dtype) for size in sizes] for _ in range(hvd.size())
+        ]
+        op = hvd.Average if number % 2 else hvd.Sum
+        got = hvd.grouped_allreduce(
+            [tf.constant(value) for value in values[hvd.rank()]], op=op, name=f"sums/{number}"
+        )
+        for index, of_workers in enumerate(zip(*values, strict=True)):
+            expected = sum(of_workers[1:], of_workers[0])  # In order of rank; Gloo has another.
+            if op == hvd.Average:
+                expected = expected * dtype(1 / hvd.size())
+            exact = shared_buffers() > 0 and dtype == np.float32
+            tolerance = 0 if exact else 1e-5
+            if not np.allclose(got[index].numpy(), expected, rtol=tolerance, atol=tolerance):
+                wrong.append((number, index, sizes[index]))
+    return wrong
+
+
+def shared_buffers():
+    """How many workers' buffers this one has mapped."""
+    return Path("/proc/self/maps").read_text().count("memfd:slim-horovod")
+
+
+@contextlib.contextmanager
+def no_new_files():
+    """This process can open no file inside."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def main():
+    """With shared memory; then without, since one worker can't have it."""
+    hvd.init()
+    lines = [f"{find_wrong_sums(20)} wrong, {shared_buffers()} buffers"]
+    hvd.shutdown()
+    hvd.init()
+    with no_new_files() if hvd.rank() == 1 else contextlib.nullcontext():
+        hvd.allreduce(tf.constant([1.0]), name="first")
+    lines.append(f"{find_wrong_sums(10)} wrong, {shared_buffers()} buffers")
+    print("\n".join(lines), flush=True)
+    hvd.shutdown()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
