@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import tensorflow as tf
 
 from trainer import launcher, session
 
@@ -33,6 +34,28 @@ def test_workers_of_a_host_share_its_cores(monkeypatch, cores, local_size, threa
     assert session.worker_cores(local_size) == threads
     config = session.create_config(local_size=local_size)
     assert config.intra_op_parallelism_threads == threads
+
+
+@pytest.mark.parametrize(
+    ("cores", "local_size", "workers", "operations"),
+    [
+        (8, 1, 1, 1),
+        (8, 8, 8, 1),  # A core each, one host: averaging takes the core's time whenever it does.
+        (8, 8, 16, 2),  # Two hosts: the network's time is nobody's.
+        (8, 2, 2, 2),  # Cores enough that one averages while the others compute.
+        (1, 1, 2, 2),
+    ],
+)
+def test_operations_at_once_are_two_where_averaging_can_go_on_beside_computing(
+    monkeypatch, cores, local_size, workers, operations
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+    monkeypatch.setattr(session, "_quota_cores", lambda: 64)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    monkeypatch.setenv("HOROVOD_RANK", "0")
+    monkeypatch.setenv("HOROVOD_SIZE", str(workers))
+    config = session.create_config(local_size=local_size)
+    assert config.inter_op_parallelism_threads == operations
 
 
 def test_a_containers_quota_counts(monkeypatch):

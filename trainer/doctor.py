@@ -178,10 +178,11 @@ def check_devices(found: dict[str, Any]) -> Iterator[Finding]:
 
 def _describe_threads(cores: int) -> str:
     """What the trainer sets from what it finds, and what overrides it."""
-    cycle = os.environ.get("HOROVOD_CYCLE_TIME", "50 on CPUs, 1 on GPUs")
+    cycle = os.environ.get("HOROVOD_CYCLE_TIME", "100 on CPUs, 1 on GPUs")
     return (
         f"{cores} for one worker, its share for each of several (horovodrun's, without GPUs: bound "
-        "to cores of their own); without GPUs one operation at a time, two with several workers; "
+        "to cores of their own); without GPUs one operation at a time, two with several workers "
+        "with several cores each or on several hosts; "
         f"HOROVOD_CYCLE_TIME: {cycle} ms"
     )
 

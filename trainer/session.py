@@ -98,14 +98,15 @@ def create_config(
     launched = launcher.find()
     if gpus:
         operations_at_once = threads
-    elif launched is not None and launched.size > 1:
-        # A thread takes its newest task first: one alone would pass a kernel's gradient on at the
-        # end of the step, where nothing is left that it could be averaged beside (2 workers of a
-        # core each, resnet_v2_50: 1 % per step at 224 px, 3 % at 32 px).
+    elif launched is not None and launched.size > (local_size if threads == 1 else 1):
+        # A thread takes its newest task first: one alone would compute the filters' gradients, and
+        # pass them on, at the end of the step, where nothing is left that they could be averaged
+        # beside.
         operations_at_once = 2
     else:
         # One operation at a time has all cores: two would take the cache from each other (2 cores,
-        # resnet_v2_50: 2 % per step).
+        # resnet_v2_50: 2 % per step). So with workers of one core each, all on one host: averaging
+        # takes the core's time, whenever it does.
         operations_at_once = 1
     config = tf.compat.v1.ConfigProto(
         intra_op_parallelism_threads=threads,
