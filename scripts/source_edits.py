@@ -60,8 +60,8 @@ EDITS = (
     ),
     # Horovod's thread looks for tensors once each cycle. Long cycles take little of the time of
     # workers' cores, but what a step waits for would wait for a cycle's end, too. So a tensor whose
-    # name begins with "urgent/" ends the cycle, and cycles take 1 ms until no tensor waits; three
-    # more do, for a tensor that another thread is just about to bring.
+    # name begins with "urgent/" ends the cycle, and cycles are short as long as a tensor waits.
+    # Without one they grow, by twice each time: another thread may be about to bring it.
     Edit(
         "horovod/common/operations.cc",
         "    std::this_thread::sleep_for(sleep_duration);\n",
@@ -79,23 +79,27 @@ EDITS = (
         """\
   void RemoveJoinTensor();
 
-  void SleepUntilUrgent(std::chrono::steady_clock::duration duration) {
-    std::chrono::steady_clock::duration quick = std::chrono::milliseconds(1);
+  void SleepUntilUrgent(std::chrono::steady_clock::duration cycle) {
+    constexpr auto kLongest = std::chrono::milliseconds(8);
     std::unique_lock<std::mutex> guard(mutex_);
-    urgent_came_.wait_for(guard, quick_cycles_ > 0 ? std::min(duration, quick) : duration);
-    quick_cycles_ -= quick_cycles_ > 0 && tensor_table_.empty();
+    urgent_came_.wait_for(guard, is_quick_ ? std::min(cycle, pause_) : cycle);
+    pause_ = is_quick_ && tensor_table_.empty() ? 2 * pause_ : kShortest;
+    is_quick_ = is_quick_ && pause_ <= kLongest;
   }
 
 protected:
   // The mutex is held.
   void NoteUrgency(const std::string& tensor_name) {
     if (tensor_name.compare(0, 7, "urgent/") == 0) {
-      quick_cycles_ = 4;
+      is_quick_ = true;
+      pause_ = kShortest;
       urgent_came_.notify_all();
     }
   }
 
-  int quick_cycles_ = 0;
+  static constexpr std::chrono::steady_clock::duration kShortest = std::chrono::microseconds(250);
+  bool is_quick_ = false;
+  std::chrono::steady_clock::duration pause_ = kShortest;
   std::condition_variable urgent_came_;
 
 """,

@@ -1,5 +1,6 @@
 """The benchmark as a whole, in processes of its own."""
 
+import collections
 import csv
 import json
 import re
@@ -166,6 +167,7 @@ def test_the_allreduce_of_two_workers(tmp_path):
             *("--benchmark_passes=allreduce", "--benchmark_steps=5", "--benchmark_burn_in=1"),
             f"--result_json={tmp_path}/result.json",
         ],
+        HOROVOD_TIMELINE=f"{tmp_path}/timeline.json",
     )
     assert done.returncode == 0, done.stderr
     row = read_passes(tmp_path / "result.json")["allreduce"]
@@ -178,6 +180,16 @@ def test_the_allreduce_of_two_workers(tmp_path):
         2**20 * size for size in (1, 4, 16, 64)
     ]
     assert "Allreduce of gradients across 5 steps" in done.stdout
+    # Horovod has averaged every tensor in each run: a first one, one of burn-in, five timed ones.
+    events = json.loads((tmp_path / "timeline.json").read_text().rstrip(",]\n") + "]")
+    of_name = collections.defaultdict(list)
+    for event in events:
+        of_name[event.get("name")].append(event)
+    names = {event["pid"]: event["args"].get("name") for event in of_name["process_name"]}
+    averages = collections.Counter(names[event["pid"]] for event in of_name["ALLREDUCE"])
+    of_gradients = {name: count for name, count in averages.items() if "/gradients" in name}
+    assert of_gradients.pop("urgent/benchmark/gradients") == 7
+    assert set(of_gradients.values()) == {7}
 
 
 @pytest.mark.processes
