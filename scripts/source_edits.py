@@ -61,7 +61,8 @@ EDITS = (
     # Horovod's thread looks for tensors once each cycle. Long cycles take little of the time of
     # workers' cores, but what a step waits for would wait for a cycle's end, too. So a tensor whose
     # name begins with "urgent/" ends the cycle, and cycles are short as long as a tensor waits.
-    # Without one they grow, by twice each time: another thread may be about to bring it.
+    # Without one they double each time, up to 8 ms, since another thread may be about to bring it;
+    # then long ones come back. Cycles of 1 ms, the default, stay as they are.
     Edit(
         "horovod/common/operations.cc",
         "    std::this_thread::sleep_for(sleep_duration);\n",
@@ -80,9 +81,10 @@ EDITS = (
   void RemoveJoinTensor();
 
   void SleepUntilUrgent(std::chrono::steady_clock::duration cycle) {
+    constexpr auto kDefault = std::chrono::milliseconds(1);
     constexpr auto kLongest = std::chrono::milliseconds(8);
     std::unique_lock<std::mutex> guard(mutex_);
-    urgent_came_.wait_for(guard, is_quick_ ? std::min(cycle, pause_) : cycle);
+    urgent_came_.wait_for(guard, is_quick_ && cycle > kDefault ? std::min(cycle, pause_) : cycle);
     pause_ = is_quick_ && tensor_table_.empty() ? 2 * pause_ : kShortest;
     is_quick_ = is_quick_ && pause_ <= kLongest;
   }

@@ -109,8 +109,9 @@ def _time_averages(
             group.average(value, f"benchmark/{name}/{number}")
             for number, value in enumerate(values)
         ]
-        with tf.control_dependencies(values):  # As a training step ends. No constant: TensorFlow
-            last = tf.reshape(values[-1], [-1])[:1]  # would average it once, before the first run.
+        # As a training step ends. A constant TensorFlow would average once, before the first run.
+        with tf.control_dependencies(values):
+            last = tf.reshape(values[-1], [-1])[:1]
             averages.append(group.average(last, f"{URGENT}benchmark/{name}"))
         # One element of each leaves the device: the collectives run, and nothing else counts.
         fetch = tf.add_n([tf.reshape(average, [-1])[0] for average in averages])
