@@ -234,7 +234,9 @@ BEHIND = {
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
-@pytest.mark.parametrize("name", ["1 x 1", "1 x 1, past the cache", "3 x 3"])
+@pytest.mark.parametrize(
+    "name", ["1 x 1", pytest.param("1 x 1, past the cache", marks=pytest.mark.slow), "3 x 3"]
+)
 @pytest.mark.parametrize("behind", BEHIND)
 def test_what_comes_behind_is_computed_with_it(behind, name, dtype):
     case = Convolution(dtype, **CASES[name])
