@@ -45,6 +45,14 @@ FOREIGN = {
 }
 
 
+def slow_if_large(*names):
+    """Parameters of a test: the large cases take some seconds."""
+    return [
+        pytest.param(name, marks=pytest.mark.slow) if "past the cache" in name else name
+        for name in names
+    ]
+
+
 class Convolution:
     """A case: its values, which `dtype` holds, as float64, and what is right for them."""
 
@@ -137,7 +145,7 @@ def count_tensorflows(kinds):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_if_large(*CASES))
 def test_convolutions_and_their_gradients_are_right(name, dtype):
     case = Convolution(dtype, **CASES[name])
     outputs, by_inputs, kinds = case.run()
@@ -234,9 +242,7 @@ BEHIND = {
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
-@pytest.mark.parametrize(
-    "name", ["1 x 1", pytest.param("1 x 1, past the cache", marks=pytest.mark.slow), "3 x 3"]
-)
+@pytest.mark.parametrize("name", slow_if_large("1 x 1", "1 x 1, past the cache", "3 x 3"))
 @pytest.mark.parametrize("behind", BEHIND)
 def test_what_comes_behind_is_computed_with_it(behind, name, dtype):
     case = Convolution(dtype, **CASES[name])
