@@ -99,9 +99,8 @@ def create_config(
     if gpus:
         operations_at_once = threads
     elif launched is not None and launched.size > (local_size if threads == 1 else 1):
-        # A thread takes its newest task first: one alone would compute the filters' gradients, and
-        # pass them on, at the end of the step, where nothing is left that they could be averaged
-        # beside.
+        # A gradient is passed on to the other workers while a long operation runs. Not timed with
+        # workers of several cores, nor on several hosts.
         operations_at_once = 2
     else:
         # One operation at a time has all cores: two would take the cache from each other (2 cores,
