@@ -1,36 +1,49 @@
 #!/usr/bin/env python3
 """What communication costs workers on one host, and what the loop costs around a step.
 
-The same network on synthetic images in four ways, which take turns; each is a launch of its own:
+The same network on synthetic images in four ways:
 
   alone      a process without Horovod for each worker, all at once, each on its share of the cores
   together   the same with horovodrun, so with communication
   loop       one worker on all cores, with every step in TensorBoard
   step       --benchmark_passes=train_step: what `loop` takes without the loop
 
-What counts are the median steps. A machine's workers slow each other down without communication,
-too, by memory and caches; that is in `alone`. Run it on a machine that does nothing else, in the
-project's environment:
+Within minutes a machine's speed changes by more than what is looked for here. So `alone` and
+`together` are started once and take turns of seconds, in which the other one is stopped; `loop` and
+`step` are launched in turn. What counts are the median steps, without those that the end of a turn
+fell into. A machine's workers slow each other down without communication, too, by memory and
+caches; that is in `alone`. Run it on a machine that does nothing else:
 
   scripts/benchmark_workers.py -- --precision=bfloat16
 """
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import program
 
+import process_tree
+
 from trainer import session
+from trainer.config import UserError
 
 _HOROVODRUN = str(Path(sys.executable).with_name("horovodrun"))
 _TRAINER = (sys.executable, "-m", "trainer", "--dataset=synthetic")
+_ENDLESS = 1_000_000  # Steps: the turns end before.
+_WARM_UP_STEPS = 3
+_LOOK_SEC = 0.05
+_LONGEST_TURN_SEC = 25  # Stopped workers miss Gloo's messages; it waits for 30 s.
 
 
 def _share(worker: int, workers: int) -> set[int]:
@@ -40,26 +53,130 @@ def _share(worker: int, workers: int) -> set[int]:
     return set(cores[worker * each : (worker + 1) * each])
 
 
-def _run(commands: list[list[str]], results: list[Path], *, confine: bool) -> list[dict[str, Any]]:
-    """Runs the commands at once, and returns what they wrote."""
-    started = []
-    for number, command in enumerate(commands):
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        if confine:  # Before it looks for its cores, which takes it longer than this.
-            os.sched_setaffinity(process.pid, _share(number, len(commands)))
-        started.append(process)
-    try:
-        for process in started:
-            _, errors = process.communicate()
-            if process.returncode:
-                command = " ".join(process.args)
-                sys.exit(f"benchmark_workers.py: {command}: status {process.returncode}\n{errors}")
-    finally:
-        for process in started:
-            process.terminate()  # The others of one that failed, or all of them at Ctrl-C.
-    return [json.loads(path.read_text(encoding="utf-8"))["result"] for path in results]
+class Launch:
+    """A command that was started, and all that runs below it."""
+
+    def __init__(self, command: Sequence[str], folder: Path, cores: set[int] | None) -> None:
+        """Starts it.
+
+        Args:
+          command: without --logdir and --result_json.
+          folder: will be made, for what it says and writes.
+          cores: where it is to stay; None: anywhere.
+        """
+        folder.mkdir()
+        self._metrics = folder / "logs" / "metrics.jsonl"
+        self._result = folder / "result.json"
+        self._errors = folder / "errors"
+        self._command = [
+            *command,
+            f"--logdir={self._metrics.parent}",
+            f"--result_json={self._result}",
+        ]
+        with self._errors.open("wb") as errors:
+            self._process = subprocess.Popen(
+                self._command, stdout=subprocess.DEVNULL, stderr=errors
+            )
+        if cores is not None:  # Before it looks for its cores, which takes it longer than this.
+            os.sched_setaffinity(self._process.pid, cores)
+
+    def has_ended(self) -> bool:
+        """Whether it has ended.
+
+        Raises:
+          UserError: it has failed.
+        """
+        status = self._process.poll()
+        if status:
+            errors = self._errors.read_text(encoding="utf-8", errors="replace")
+            raise UserError(f"{' '.join(self._command)}: status {status}\n{errors}")
+        return status is not None
+
+    def result(self) -> dict[str, Any]:
+        """Waits for its end, and returns its result; raises as `has_ended` does."""
+        while not self.has_ended():
+            time.sleep(_LOOK_SEC)
+        return json.loads(self._result.read_text(encoding="utf-8"))["result"]
+
+    def steps(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl for the steps so far: the last ones come there later."""
+        if not self._metrics.exists():
+            return []
+        lines = self._metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        found = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [line for line in found if "perf/step_time_ms" in line]
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal to all that runs."""
+        if self._process.poll() is None:
+            for pid in (self._process.pid, *process_tree.below(self._process.pid)):
+                with contextlib.suppress(ProcessLookupError):  # It has ended since.
+                    os.kill(pid, number)
+
+    def preempt(self) -> None:
+        """Ends it as a job is ended: nothing is lost of the steps so far."""
+        self.send(signal.SIGCONT)
+        self._process.terminate()
+        self._process.wait()
+
+    def close(self) -> None:
+        """Ends all that runs, at once."""
+        self.send(signal.SIGKILL)
+        self._process.wait()
+
+
+class Way:
+    """Launches that train at once. They are stopped but in their turns."""
+
+    def __init__(self, images_per_step: int) -> None:
+        """It has no launch yet; `images_per_step` is of each that will be added."""
+        self.launches: list[Launch] = []
+        self._images_per_step = images_per_step
+        self._turns: list[tuple[float, float]] = []  # When each began and ended, as time.time().
+
+    def warm_up(self) -> None:
+        """Returns when all have taken their first steps, and stops them."""
+        while any(len(launch.steps()) < _WARM_UP_STEPS for launch in self.launches):
+            self._watch_for(10 * _LOOK_SEC)
+        self._send(signal.SIGSTOP)
+
+    def take_turn(self, seconds: float) -> None:
+        """Lets them go on for so long."""
+        began = time.time()
+        self._send(signal.SIGCONT)
+        self._watch_for(seconds)
+        self._send(signal.SIGSTOP)
+        self._turns.append((began, time.time()))
+
+    def images_per_sec(self) -> list[float]:
+        """Of all launches, in each turn.
+
+        Raises:
+          UserError: a turn was too short for a step.
+        """
+        of_launches = [self._rates(launch) for launch in self.launches]
+        return [sum(rates) for rates in zip(*of_launches, strict=True)]
+
+    def _rates(self, launch: Launch) -> list[float]:
+        steps = [(step["wall_time"], step["perf/step_time_ms"] / 1000) for step in launch.steps()]
+        rates = []
+        for began, ended in self._turns:
+            whole = [took for end, took in steps if began <= end - took and end <= ended]
+            if not whole:
+                raise UserError(f"--turn_sec: must be longer: no step ended in {ended - began} s")
+            rates.append(self._images_per_step / statistics.median(whole))
+        return rates
+
+    def _send(self, number: signal.Signals) -> None:
+        for launch in self.launches:
+            launch.send(number)
+
+    def _watch_for(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if any(launch.has_ended() for launch in self.launches):
+                raise UserError("--turn_sec, --rounds: the training has ended before all turns")
+            time.sleep(_LOOK_SEC)
 
 
 class Contest:
@@ -70,70 +187,79 @@ class Contest:
         self._folder = folder
         self._launches = 0
 
-    def _command(self, *flags: str, batch_size: int) -> tuple[list[str], Path]:
-        """A command, and the file that its result will be in."""
+    def _launch(
+        self, *flags: str, batch_size: int, by: Sequence[str] = (), cores: set[int] | None = None
+    ) -> Launch:
         self._launches += 1
-        result = self._folder / f"{self._launches}.json"
-        return [
-            *_TRAINER,
-            f"--batch_size={batch_size}",
-            f"--result_json={result}",
-            *self._options.flags,
-            *flags,
-        ], result
+        command = [*by, *_TRAINER, f"--batch_size={batch_size}", *self._options.flags, *flags]
+        return Launch(command, self._folder / str(self._launches), cores)
 
-    def _train(self, batch_size: int) -> tuple[list[str], Path]:
-        logdir = self._folder / f"logs{self._launches}"
-        steps = f"--steps={self._options.steps}"
-        return self._command(
-            steps, f"--logdir={logdir}", "--checkpoint_every=0", batch_size=batch_size
-        )
+    def take_turns(self) -> dict[str, list[float]]:
+        """Images per second of `alone` and of `together`, in each of their turns."""
+        workers, size = self._options.workers, self._options.batch_size
+        endless = (f"--steps={_ENDLESS}", "--checkpoint_every=0")
+        alone, together = Way(size), Way(workers * size)
+        with contextlib.ExitStack() as running:
 
-    def alone(self) -> float:
-        """Images per second of all workers."""
-        size = self._options.batch_size
-        commands, results = zip(
-            *(self._train(size) for _ in range(self._options.workers)), strict=True
-        )
-        found = _run(list(commands), list(results), confine=True)
-        return sum(size / each["step_time_ms"]["p50"] * 1000 for each in found)
+            def start(way: Way, **options: Any) -> None:
+                way.launches.append(self._launch(*endless, batch_size=size, **options))
+                running.callback(way.launches[-1].close)
 
-    def together(self) -> float:
-        """Images per second of all workers."""
-        size, workers = self._options.batch_size, self._options.workers
-        command, result = self._train(size)
-        (found,) = _run([[_HOROVODRUN, "-np", str(workers), *command]], [result], confine=False)
-        return workers * size / found["step_time_ms"]["p50"] * 1000
+            for worker in range(workers):
+                start(alone, cores=_share(worker, workers))
+            alone.warm_up()
+            start(together, by=[_HOROVODRUN, "-np", str(workers)])
+            together.warm_up()
+            for _ in range(self._options.rounds):
+                for way in (alone, together):
+                    way.take_turn(self._options.turn_sec)
+            for launch in (*alone.launches, *together.launches):
+                launch.preempt()
+            return {"alone": alone.images_per_sec(), "together": together.images_per_sec()}
 
     def loop(self) -> float:
         """Images per second of one worker."""
-        size = self._options.batch_size * self._options.workers
-        command, result = self._train(size)
-        (found,) = _run([command], [result], confine=False)
-        return size / found["step_time_ms"]["p50"] * 1000
+        found = self._finish(f"--steps={self._options.steps}", "--checkpoint_every=0")
+        return self._one_batch() / found["step_time_ms"]["p50"] * 1000
 
     def step(self) -> float:
         """Images per second of one worker's train step."""
-        size = self._options.batch_size * self._options.workers
-        command, result = self._command(
+        found = self._finish(
             "--benchmark",
             "--benchmark_passes=train_step",
             f"--benchmark_steps={self._options.steps}",
             "--benchmark_burn_in=2",
-            batch_size=size,
         )
-        (found,) = _run([command], [result], confine=False)
-        return size / found["passes"]["train_step"]["step_time_ms"]["p50"] * 1000
+        return self._one_batch() / found["passes"]["train_step"]["step_time_ms"]["p50"] * 1000
+
+    def _one_batch(self) -> int:
+        """Of one worker that has all cores."""
+        return self._options.batch_size * self._options.workers
+
+    def _finish(self, *flags: str) -> dict[str, Any]:
+        """The result of one worker."""
+        launch = self._launch(*flags, batch_size=self._one_batch())
+        with contextlib.closing(launch):
+            return launch.result()
 
 
 def main() -> None:
     """Lets them run in turn and prints images per second and ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--rounds", type=program.at_least(1), default=3, help="launches of each; %(default)s"
+        "--rounds",
+        type=program.at_least(1),
+        default=6,
+        help="turns of alone and together, launches of loop and step; %(default)s",
     )
     parser.add_argument(
-        "--steps", type=program.at_least(1), default=12, help="per launch; %(default)s"
+        "--turn_sec",
+        type=program.at_least(1, float),
+        default=15,
+        help=f"up to {_LONGEST_TURN_SEC}; %(default)s",
+    )
+    parser.add_argument(
+        "--steps", type=program.at_least(1), default=12, help="of loop and step; %(default)s"
     )
     parser.add_argument(
         "--workers", type=int, default=session.available_cores(), help="%(default)s"
@@ -146,17 +272,19 @@ def main() -> None:
     cores = session.available_cores()
     if not 1 <= options.workers <= cores:
         parser.error(f"--workers: must be 1 to {cores}, a core for each, got {options.workers}")
+    if options.turn_sec > _LONGEST_TURN_SEC:
+        parser.error(f"--turn_sec: must be at most {_LONGEST_TURN_SEC}, got {options.turn_sec}")
     with tempfile.TemporaryDirectory() as folder:
         contest = Contest(options, Path(folder))
-        ways = {
-            way.__name__: way
-            for way in (contest.alone, contest.together, contest.loop, contest.step)
-        }
-        found: dict[str, list[float]] = {name: [] for name in ways}
+        found = contest.take_turns()
+        for name in found:
+            print(f"{name}: {statistics.median(found[name]):.2f} images/s", flush=True)
+        for way in (contest.loop, contest.step):
+            found[way.__name__] = []
         for _ in range(options.rounds):
-            for name, way in ways.items():
-                found[name].append(way())
-                print(f"{name}: {found[name][-1]:.2f} images/s", flush=True)
+            for way in (contest.loop, contest.step):
+                found[way.__name__].append(way())
+                print(f"{way.__name__}: {found[way.__name__][-1]:.2f} images/s", flush=True)
     median = {name: statistics.median(each) for name, each in found.items()}
     ratios = {
         "together / alone": median["together"] / median["alone"],

@@ -251,12 +251,13 @@ private:
     const auto sum_block = [&](const float* in, float* out, size_t element, size_t count) {
       const auto part = [&](int rank) { return rank == rank_ ? in : Own(rank, element); };
       float sum[kBlock];
-      std::memcpy(sum, part(0), count * sizeof(float));
-      for (int rank = 1; rank < size_; ++rank)
+      for (int rank = 1; rank < size_; ++rank) {
+        const float* before = rank == 1 ? part(0) : sum;
+        const float* addend = part(rank);
+        const float scale = rank == size_ - 1 ? factor : 1;
         for (size_t i = 0; i < count; ++i)
-          sum[i] += part(rank)[i];
-      for (size_t i = 0; i < count; ++i)
-        sum[i] *= factor;
+          sum[i] = (before[i] + addend[i]) * scale;
+      }
       StoreFloats(sum, count, out);
       StoreFloats(sum, count, Summed(rank_, element));
     };
