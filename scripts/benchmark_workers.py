@@ -163,7 +163,7 @@ class Way:
         for began, ended in self._turns:
             whole = [took for end, took in steps if began <= end - took and end <= ended]
             if not whole:
-                raise UserError(f"--turn_sec: must be longer: no step ended in {ended - began} s")
+                raise UserError("--turn_sec: must be longer: no step was whole")
             rates.append(self._images_per_step / statistics.median(whole))
         return rates
 

@@ -2,7 +2,7 @@
 
 They are for CPUs that have AVX-512 with bfloat16 but no matrix unit. Gradients are built with them,
 see `cpu_gradients`; a session that has `OPTIMIZER` takes them for convolutions and BN, too, with
-what is next to these.
+what is next to these, and to add weight decay to gradients.
 
 Convolutions 3 x 3 take fewer multiplications than their definition has, and are rounded otherwise,
 see kernels/winograd.h: their errors (rms) are 0.6e-6 to 1.7e-6 of the values in float32, twice

@@ -10,8 +10,10 @@
 //                                                                  SlimHorovodNormGradient
 //   the gradient by a bias, which is the sum of BN's gradient,  -> the sums of
 //   or of what that has become                                     SlimHorovodNormGradient
+//   a gradient, which may have been cast from bfloat16, plus    -> SlimHorovodDecayedGradient
+//   a tensor times a number: weight decay
 //
-// Each saves the time in which large maps are read once more, or read and written. All nodes keep
+// Each saves the time in which large tensors are read once more, or read and written. All nodes keep
 // their names and outputs, but for a convolution that BN has become a part of, and for BN's gradient,
 // which is the sum then. Bodies of functions are left alone: XLA may have to compile them.
 
@@ -54,6 +56,7 @@ constexpr char kBiasGradient[] = "SlimHorovodBiasGradient";
 constexpr int kNormGradientInputs = 6;  // Without an addend.
 constexpr int kSums = 3;                // An output of kNormGradient.
 constexpr int kReserveSpace3 = 5;       // An output of FusedBatchNormV3.
+constexpr char kDecayedGradient[] = "SlimHorovodDecayedGradient";
 
 class Rewriter {
  public:
@@ -82,6 +85,9 @@ class Rewriter {
     }
     for (auto& [name, node] : nodes_) {
       if (node->op() == kBiasGradient) MergeSum(node);
+    }
+    for (auto& [name, node] : nodes_) {
+      if (node->op() == "AddN") MergeDecay(node);
     }
   }
 
@@ -152,13 +158,18 @@ class Rewriter {
     return sizes;
   }
 
-  void MakeOurConvolution(NodeDef* node) {
+  // Of the tensors that a node had as inputs before anything was changed.
+  const std::vector<tensorflow::OpInfo::TensorProperties>& FindInputs(const NodeDef& node) {
     if (!has_sizes_) {
       has_sizes_ = true;
-      if (!properties_.InferStatically(false, false, false, false).ok()) return;
+      properties_.InferStatically(false, false, false, false).IgnoreError();  // None, then.
     }
+    return properties_.GetInputProperties(node.name());
+  }
+
+  void MakeOurConvolution(NodeDef* node) {
     const bool is_gradient = node->op() == kInputGradient;
-    const auto& inputs = properties_.GetInputProperties(node->name());
+    const auto& inputs = FindInputs(*node);
     const std::vector<int> in = FindSizes(inputs, is_gradient ? 2 : 0);
     const std::vector<int> filter = FindSizes(inputs, 1);
     const std::vector<int> out = FindSizes(properties_.GetOutputProperties(node->name()), 0);
@@ -313,6 +324,40 @@ class Rewriter {
     AddNodeAttr("SrcT", tensorflow::DT_FLOAT, by_bias);
     AddNodeAttr("DstT", type, by_bias);
     AddNodeAttr("Truncate", false, by_bias);
+  }
+
+  void MergeDecay(NodeDef* addition) {
+    int terms;
+    if (!TryGetNodeAttr(*addition, "N", &terms) || terms != 2 ||
+        addition->attr().at("T").type() != tensorflow::DT_FLOAT)
+      return;
+    for (int i = 0; i < 2; ++i) {
+      const NodeDef* const decay = FindInput(*addition, i, "Mul");
+      if (decay == nullptr || needs_[TensorId(decay->name(), 0).ToString()] > 1) continue;
+      const auto& factors = FindInputs(*decay);
+      const auto is_number = [](const auto& tensor) {
+        return !tensor.shape().unknown_rank() && tensor.shape().dim_size() == 0;
+      };
+      const int factor = std::find_if(factors.begin(), factors.end(), is_number) - factors.begin();
+      if (factor == factors.size()) continue;
+      std::string gradient = addition->input(1 - i);
+      DataType type = tensorflow::DT_FLOAT;
+      std::vector<const NodeDef*> merged{addition, decay};
+      const NodeDef* const cast = FindInput(*addition, 1 - i, "Cast");
+      if (cast != nullptr && cast->attr().at("SrcT").type() == tensorflow::DT_BFLOAT16) {
+        gradient = cast->input(0);
+        type = tensorflow::DT_BFLOAT16;
+        merged.push_back(cast);
+      }
+      std::vector<std::string> inputs{gradient, decay->input(1 - factor), decay->input(factor)};
+      for (const NodeDef* node : merged)
+        for (const std::string& input : node->input())
+          if (ParseTensorName(input).index() < 0) inputs.push_back(input);  // It only orders.
+      *addition->mutable_input() = {inputs.begin(), inputs.end()};
+      Become(kDecayedGradient, {"T"}, addition);
+      (*addition->mutable_attr())["T"].set_type(type);
+      return;
+    }
   }
 
   // Whether a tensor can be made an input of a node: it does not depend on that, nor on a branch

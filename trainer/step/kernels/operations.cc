@@ -547,6 +547,46 @@ class NormGradient : public OpKernel {
   bool relu_, with_sums_;
 };
 
+template <typename T>
+class DecayedGradient : public OpKernel {
+ public:
+  using OpKernel::OpKernel;
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor& gradient = context->input(0);
+    const Tensor& weights = context->input(1);
+    OP_REQUIRES(context, gradient.shape() == weights.shape(),
+                absl::InvalidArgumentError("gradient and weights must have the same shape"));
+    OP_REQUIRES(context, context->input(2).NumElements() == 1,
+                absl::InvalidArgumentError("factor must be a scalar"));
+    Tensor* sum;
+    OP_REQUIRES_OK(context,
+                   context->forward_input_or_allocate_output({0}, 0, weights.shape(), &sum));
+    const float factor = *Data<const float>(context->input(2));
+    const int64_t size = weights.NumElements();
+    const int64_t most_tasks = (size + kTask - 1) / kTask;
+    const int tasks = std::min<int64_t>(Threads(context), most_tasks);
+    RunAll(context, tasks, [&](int task) {
+      Add(Data<const T>(gradient), Data<const float>(weights), factor, Cut(size, task, tasks),
+          Cut(size, task + 1, tasks), Data<float>(*sum));
+    });
+  }
+
+ private:
+  AVX512 static void Add(const T* gradient, const float* weights, float factor, int64_t begin,
+                         int64_t end, float* sum) {
+    const __m512 factors = _mm512_set1_ps(factor);
+    for (int64_t i = begin; i < end; i += kLanes) {
+      const __mmask16 lanes = Lanes(std::min<int64_t>(end - i, kLanes));
+      const __m512 decayed =
+          _mm512_fmadd_ps(Load(weights + i, lanes), factors, Load(gradient + i, lanes));
+      Store(sum + i, decayed, lanes);
+    }
+  }
+
+  static constexpr int64_t kTask = 1 << 14;  // Elements: less is not worth another thread.
+};
+
 // A convolution of stride 1 with a filter [size, size, in_channels, out_channels], size 1 or 3, and
 // this padding: top, bottom, left, right; inputs: [batch, height, width, in_channels]. Then comes
 // `bias`, [out_channels], or `norm`, which is BN's scale, offset, mean and variance, each
@@ -678,6 +718,18 @@ REGISTER_OP("SlimHorovodNorm")
       return absl::OkStatus();
     });
 
+// sum: gradient + factor * weights; factor: [], the others have one shape.
+REGISTER_OP("SlimHorovodDecayedGradient")
+    .Input("gradient: T")
+    .Input("weights: float")
+    .Input("factor: float")
+    .Attr("T: {bfloat16, float}")
+    .Output("sum: float")
+    .SetShapeFn([](InferenceContext* context) {
+      context->set_output(0, context->input(1));
+      return absl::OkStatus();
+    });
+
 #define REGISTER(NAME, T, KERNEL) \
   REGISTER_KERNEL_BUILDER(Name(NAME).Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"), KERNEL)
 
@@ -692,5 +744,7 @@ REGISTER("SlimHorovodNorm", tensorflow::bfloat16, Norm<uint16_t>);
 REGISTER("SlimHorovodNorm", float, Norm<float>);
 REGISTER("SlimHorovodNormGradient", tensorflow::bfloat16, NormGradient<uint16_t>);
 REGISTER("SlimHorovodNormGradient", float, NormGradient<float>);
+REGISTER("SlimHorovodDecayedGradient", tensorflow::bfloat16, DecayedGradient<uint16_t>);
+REGISTER("SlimHorovodDecayedGradient", float, DecayedGradient<float>);
 
 }  // namespace
