@@ -41,9 +41,9 @@ from trainer.config import UserError
 _HOROVODRUN = str(Path(sys.executable).with_name("horovodrun"))
 _TRAINER = (sys.executable, "-m", "trainer", "--dataset=synthetic")
 _ENDLESS = 1_000_000  # Steps: the turns end before.
-_WARM_UP_STEPS = 3
+_WARM_UP_STEPS = 3  # Or more: see --log_every.
 _LOOK_SEC = 0.05
-_LONGEST_TURN_SEC = 25  # Stopped workers miss Gloo's messages; it waits for 30 s.
+_LONGEST_TURN_SEC = 20  # Stopped workers miss Gloo's messages; it waits for 30 s.
 
 
 def _share(worker: int, workers: int) -> set[int]:
@@ -99,7 +99,7 @@ class Launch:
         return json.loads(self._result.read_text(encoding="utf-8"))["result"]
 
     def steps(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl for the steps so far: the last ones come there later."""
+        """The lines of metrics.jsonl for the steps so far; they come there some at a time."""
         if not self._metrics.exists():
             return []
         lines = self._metrics.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -112,12 +112,6 @@ class Launch:
             for pid in (self._process.pid, *process_tree.below(self._process.pid)):
                 with contextlib.suppress(ProcessLookupError):  # It has ended since.
                     os.kill(pid, number)
-
-    def preempt(self) -> None:
-        """Ends it as a job is ended: nothing is lost of the steps so far."""
-        self.send(signal.SIGCONT)
-        self._process.terminate()
-        self._process.wait()
 
     def close(self) -> None:
         """Ends all that runs, at once."""
@@ -147,6 +141,14 @@ class Way:
         self._watch_for(seconds)
         self._send(signal.SIGSTOP)
         self._turns.append((began, time.time()))
+
+    def finish(self) -> None:
+        """Ends them when all steps of their turns are in metrics.jsonl."""
+        self._send(signal.SIGCONT)
+        while any(launch.steps()[-1]["wall_time"] < self._turns[-1][1] for launch in self.launches):
+            self._watch_for(10 * _LOOK_SEC)
+        for launch in self.launches:
+            launch.close()
 
     def images_per_sec(self) -> list[float]:
         """Of all launches, in each turn.
@@ -197,7 +199,7 @@ class Contest:
     def take_turns(self) -> dict[str, list[float]]:
         """Images per second of `alone` and of `together`, in each of their turns."""
         workers, size = self._options.workers, self._options.batch_size
-        endless = (f"--steps={_ENDLESS}", "--checkpoint_every=0")
+        endless = (f"--steps={_ENDLESS}", "--checkpoint_every=0", "--log_every=10")
         alone, together = Way(size), Way(workers * size)
         with contextlib.ExitStack() as running:
 
@@ -213,8 +215,8 @@ class Contest:
             for _ in range(self._options.rounds):
                 for way in (alone, together):
                     way.take_turn(self._options.turn_sec)
-            for launch in (*alone.launches, *together.launches):
-                launch.preempt()
+            for way in (together, alone):  # First those that can't be stopped for long.
+                way.finish()
             return {"alone": alone.images_per_sec(), "together": together.images_per_sec()}
 
     def loop(self) -> float:
@@ -241,6 +243,11 @@ class Contest:
         launch = self._launch(*flags, batch_size=self._one_batch())
         with contextlib.closing(launch):
             return launch.result()
+
+
+def _leave(number: int, frame: object) -> None:
+    del frame
+    sys.exit(128 + number)
 
 
 def main() -> None:
@@ -274,6 +281,8 @@ def main() -> None:
         parser.error(f"--workers: must be 1 to {cores}, a core for each, got {options.workers}")
     if options.turn_sec > _LONGEST_TURN_SEC:
         parser.error(f"--turn_sec: must be at most {_LONGEST_TURN_SEC}, got {options.turn_sec}")
+    for number in (signal.SIGTERM, signal.SIGHUP):  # What runs would never end by itself.
+        signal.signal(number, _leave)
     with tempfile.TemporaryDirectory() as folder:
         contest = Contest(options, Path(folder))
         found = contest.take_turns()

@@ -72,7 +72,16 @@ def _decay_is_needed(gradient, weights, factor):
     return -tf.add_n([gradient, decay]), tf.exp(decay)
 
 
-@pytest.mark.parametrize("make", [_three_terms, _factors_of_channels, _decay_is_needed])
+def _decay_is_waited_for(gradient, weights, factor):
+    decay = weights * factor
+    with tf.control_dependencies([decay]):
+        after = tf.exp(gradient)
+    return -tf.add_n([gradient, decay]), after
+
+
+@pytest.mark.parametrize(
+    "make", [_three_terms, _factors_of_channels, _decay_is_needed, _decay_is_waited_for]
+)
 def test_other_sums_are_tensorflows(make):
     with tf.Graph().as_default():
         fetches, feeds = build(tf.float32, (3, 4, 16), make)

@@ -333,7 +333,9 @@ class Rewriter {
       return;
     for (int i = 0; i < 2; ++i) {
       const NodeDef* const decay = FindInput(*addition, i, "Mul");
-      if (decay == nullptr || needs_[TensorId(decay->name(), 0).ToString()] > 1) continue;
+      if (decay == nullptr || needs_[TensorId(decay->name(), 0).ToString()] > 1 ||
+          needs_.count("^" + decay->name()))
+        continue;
       const auto& factors = FindInputs(*decay);
       const auto is_number = [](const auto& tensor) {
         return !tensor.shape().unknown_rank() && tensor.shape().dim_size() == 0;
