@@ -8,11 +8,12 @@ The same network on synthetic images in four ways:
   loop       one worker on all cores, with every step in TensorBoard
   step       --benchmark_passes=train_step: what `loop` takes without the loop
 
-Within minutes a machine's speed changes by more than what is looked for here. So `alone` and
-`together` are started once and take turns of seconds, in which the other one is stopped; `loop` and
-`step` are launched in turn. What counts are the median steps, without those that the end of a turn
-fell into. A machine's workers slow each other down without communication, too, by memory and
-caches; that is in `alone`. Run it on a machine that does nothing else:
+Within minutes a machine's speed changes by more than what is looked for here. So two ways take
+turns of seconds, in which the other one is stopped: `alone` and `together`, which are started once,
+and `loop` and `step`, which end and are started again: processes of the same program differ, too.
+What counts are the median steps, and the median of the ratios of neighbours. A machine's workers
+slow each other down without communication, too, by memory and caches; that is in `alone`. Run it on
+a machine that does nothing else:
 
   scripts/benchmark_workers.py -- --precision=bfloat16
 """
@@ -93,9 +94,7 @@ class Launch:
         return status is not None
 
     def result(self) -> dict[str, Any]:
-        """Waits for its end, and returns its result; raises as `has_ended` does."""
-        while not self.has_ended():
-            time.sleep(_LOOK_SEC)
+        """What it has found. It has ended."""
         return json.loads(self._result.read_text(encoding="utf-8"))["result"]
 
     def steps(self) -> list[dict[str, Any]]:
@@ -109,9 +108,16 @@ class Launch:
     def send(self, number: signal.Signals) -> None:
         """Sends a signal to all that runs."""
         if self._process.poll() is None:
-            for pid in (self._process.pid, *process_tree.below(self._process.pid)):
-                with contextlib.suppress(ProcessLookupError):  # It has ended since.
-                    os.kill(pid, number)
+            pid = self._process.pid
+            process_tree.send(number, (pid, *process_tree.below(pid)))
+
+    def go_on(self, seconds: float) -> None:
+        """Lets it go on for so long, or to its end, and stops it."""
+        self.send(signal.SIGCONT)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.has_ended():
+            time.sleep(_LOOK_SEC)
+        self.send(signal.SIGSTOP)
 
     def close(self) -> None:
         """Ends all that runs, at once."""
@@ -219,30 +225,37 @@ class Contest:
                 way.finish()
             return {"alone": alone.images_per_sec(), "together": together.images_per_sec()}
 
-    def loop(self) -> float:
-        """Images per second of one worker."""
-        found = self._finish(f"--steps={self._options.steps}", "--checkpoint_every=0")
-        return self._one_batch() / found["step_time_ms"]["p50"] * 1000
+    def loop_and_step(self) -> dict[str, float]:
+        """Images per second of one worker that has all cores: its loop, and its train step.
 
-    def step(self) -> float:
-        """Images per second of one worker's train step."""
-        found = self._finish(
-            "--benchmark",
-            "--benchmark_passes=train_step",
-            f"--benchmark_steps={self._options.steps}",
-            "--benchmark_burn_in=2",
-        )
-        return self._one_batch() / found["passes"]["train_step"]["step_time_ms"]["p50"] * 1000
+        Raises:
+          UserError: too many steps were interrupted for the median to be one that was not.
+        """
+        steps, size = self._options.steps, self._options.batch_size * self._options.workers
+        of_step = ("--benchmark", "--benchmark_passes=train_step", f"--benchmark_steps={steps}")
+        with contextlib.ExitStack() as running:
 
-    def _one_batch(self) -> int:
-        """Of one worker that has all cores."""
-        return self._options.batch_size * self._options.workers
+            def start(*flags: str) -> Launch:
+                launch = self._launch(*flags, batch_size=size)
+                running.callback(launch.close)
+                launch.go_on(self._options.turn_sec)
+                return launch
 
-    def _finish(self, *flags: str) -> dict[str, Any]:
-        """The result of one worker."""
-        launch = self._launch(*flags, batch_size=self._one_batch())
-        with contextlib.closing(launch):
-            return launch.result()
+            loop = start(f"--steps={steps}", "--checkpoint_every=0")
+            step = start(*of_step, "--benchmark_burn_in=2")
+            while not (loop.has_ended() and step.has_ended()):
+                for launch in (loop, step):
+                    launch.go_on(self._options.turn_sec)
+        found = {"loop": loop.result(), "step": step.result()["passes"]["train_step"]}
+        steps_sec = {name: of["step_time_ms"]["p50"] / 1000 for name, of in found.items()}
+        if max(steps_sec.values()) > self._options.turn_sec / 4:
+            raise UserError("--turn_sec, --steps: must be more: too few steps were whole")
+        return {name: size / step_sec for name, step_sec in steps_sec.items()}
+
+
+def _end_all() -> None:
+    """Also what a launch has left behind: stopped workers would stay so for ever."""
+    process_tree.send(signal.SIGKILL, process_tree.below(os.getpid()))
 
 
 def _leave(number: int, frame: object) -> None:
@@ -257,7 +270,7 @@ def main() -> None:
         "--rounds",
         type=program.at_least(1),
         default=6,
-        help="turns of alone and together, launches of loop and step; %(default)s",
+        help="turns of alone and together; %(default)s",
     )
     parser.add_argument(
         "--turn_sec",
@@ -266,7 +279,10 @@ def main() -> None:
         help=f"up to {_LONGEST_TURN_SEC}; %(default)s",
     )
     parser.add_argument(
-        "--steps", type=program.at_least(1), default=12, help="of loop and step; %(default)s"
+        "--launches", type=program.at_least(1), default=3, help="of loop and step; %(default)s"
+    )
+    parser.add_argument(
+        "--steps", type=program.at_least(1), default=40, help="of each of these; %(default)s"
     )
     parser.add_argument(
         "--workers", type=int, default=session.available_cores(), help="%(default)s"
@@ -283,23 +299,24 @@ def main() -> None:
         parser.error(f"--turn_sec: must be at most {_LONGEST_TURN_SEC}, got {options.turn_sec}")
     for number in (signal.SIGTERM, signal.SIGHUP):  # What runs would never end by itself.
         signal.signal(number, _leave)
-    with tempfile.TemporaryDirectory() as folder:
+    process_tree.adopt_orphans()
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as at_end:
+        at_end.callback(_end_all)
         contest = Contest(options, Path(folder))
         found = contest.take_turns()
         for name in found:
             print(f"{name}: {statistics.median(found[name]):.2f} images/s", flush=True)
-        for way in (contest.loop, contest.step):
-            found[way.__name__] = []
-        for _ in range(options.rounds):
-            for way in (contest.loop, contest.step):
-                found[way.__name__].append(way())
-                print(f"{way.__name__}: {found[way.__name__][-1]:.2f} images/s", flush=True)
-    median = {name: statistics.median(each) for name, each in found.items()}
+        for _ in range(options.launches):
+            for name, rate in contest.loop_and_step().items():
+                found.setdefault(name, []).append(rate)
+                print(f"{name}: {rate:.2f} images/s", flush=True)
     ratios = {
-        "together / alone": median["together"] / median["alone"],
-        "loop / step": median["loop"] / median["step"],
+        f"{name} / {of}": [one / other for one, other in zip(found[name], found[of], strict=True)]
+        for name, of in (("together", "alone"), ("loop", "step"))
     }
-    print(json.dumps({**vars(options), "images_per_sec": found, **ratios}, indent=2))
+    medians = {name: statistics.median(each) for name, each in ratios.items()}
+    result = {**vars(options), "images_per_sec": found, "ratios": ratios, "medians": medians}
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

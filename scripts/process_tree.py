@@ -1,9 +1,16 @@
 """The processes below a process, on this host."""
 
+import contextlib
+import ctypes
+import os
+import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 from trainer import launcher
 from trainer.safety import process_identity
+
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def below(pid: int) -> list[int]:
@@ -43,3 +50,15 @@ def workers_below(pid: int) -> dict[int, int]:
         if launched is not None and process_identity.name_of(child).startswith("python"):
             found[launched.rank] = child
     return found
+
+
+def send(number: signal.Signals, pids: Iterable[int]) -> None:
+    """Sends a signal to those of these processes that have not ended."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def adopt_orphans() -> None:
+    """From now on what is below this process stays below it when a process between them ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)

@@ -11,7 +11,6 @@ happened is told in DIR/supervise.log, and how it ended in DIR/status.json.
 
 import argparse
 import contextlib
-import ctypes
 import dataclasses
 import datetime
 import itertools
@@ -35,7 +34,6 @@ from trainer.config import UserError
 from trainer.safety import exit_status, lock_holder
 from trainer.status import FILE_NAME, Status
 
-_PR_SET_CHILD_SUBREAPER = 36
 # Ends of a launcher that nobody has asked for. Its workers save then, and call it a preemption.
 _CRASHES = ("SIGKILL", "SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL")
 _CRASH_CODES = tuple(128 + signal.Signals[name] for name in _CRASHES)
@@ -102,9 +100,7 @@ def _clear_up(story: Story) -> None:
     while left := process_tree.below(os.getpid()):
         if time.monotonic() > end_sec:
             story.tell(f"killed what the launcher left behind: processes {left}")
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            process_tree.send(signal.SIGKILL, left)
         time.sleep(0.2)
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
@@ -248,7 +244,7 @@ def main() -> int:
     if not logdir:
         _fail("the command must have --logdir: what is not saved can't be taken up again")
     check_flags(arguments.command)
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    process_tree.adopt_orphans()
     story = Story(Path(logdir) / "supervise.log")
     failures = Failures(arguments.max_restarts, arguments.first_pause_sec)
     launch = Launch(arguments.command, Path(logdir))

@@ -74,10 +74,8 @@ class Run:
         return status
 
     def close(self):
-        left = [self.process.pid, *process_tree.below(self.process.pid)]
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        pid = self.process.pid
+        process_tree.send(signal.SIGKILL, (pid, *process_tree.below(pid)))
         self.process.wait()
         self._reader.join(timeout=PATIENCE_SEC)
         self.process.stdout.close()
