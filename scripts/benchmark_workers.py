@@ -9,11 +9,11 @@ The same network on synthetic images in four ways:
   step       --benchmark_passes=train_step: what `loop` takes without the loop
 
 Within minutes a machine's speed changes by more than what is looked for here. So two ways take
-turns of seconds, in which the other one is stopped: `alone` and `together`, which are started once,
-and `loop` and `step`, which end and are started again: processes of the same program differ, too.
-What counts are the median steps, and the median of the ratios of neighbours. A machine's workers
-slow each other down without communication, too, by memory and caches; that is in `alone`. Run it on
-a machine that does nothing else:
+turns of seconds, in which the other one is stopped: `alone` and `together`, `loop` and `step`.
+Processes of the same program differ, too: all are launched several times. Steps that a turn's end
+fell into do not count; of the others the median (of a turn, for alone and together). The result is
+the median ratio of neighbours. A machine's workers slow each other down without communication, too,
+by memory and caches; that is in `alone`. It takes 20 minutes on a machine that does nothing else:
 
   scripts/benchmark_workers.py -- --precision=bfloat16
 """
@@ -36,7 +36,7 @@ import program
 
 import process_tree
 
-from trainer import session
+from trainer import session, timing
 from trainer.config import UserError
 
 _HOROVODRUN = str(Path(sys.executable).with_name("horovodrun"))
@@ -202,7 +202,7 @@ class Contest:
         command = [*by, *_TRAINER, f"--batch_size={batch_size}", *self._options.flags, *flags]
         return Launch(command, self._folder / str(self._launches), cores)
 
-    def take_turns(self) -> dict[str, list[float]]:
+    def alone_and_together(self) -> dict[str, list[float]]:
         """Images per second of `alone` and of `together`, in each of their turns."""
         workers, size = self._options.workers, self._options.batch_size
         endless = (f"--steps={_ENDLESS}", "--checkpoint_every=0", "--log_every=10")
@@ -218,21 +218,17 @@ class Contest:
             alone.warm_up()
             start(together, by=[_HOROVODRUN, "-np", str(workers)])
             together.warm_up()
-            for _ in range(self._options.rounds):
-                for way in (alone, together):
+            for number in range(self._options.rounds):
+                for way in (together, alone) if number % 2 else (alone, together):
                     way.take_turn(self._options.turn_sec)
             for way in (together, alone):  # First those that can't be stopped for long.
                 way.finish()
             return {"alone": alone.images_per_sec(), "together": together.images_per_sec()}
 
-    def loop_and_step(self) -> dict[str, float]:
-        """Images per second of one worker that has all cores: its loop, and its train step.
-
-        Raises:
-          UserError: too many steps were interrupted for the median to be one that was not.
-        """
+    def loop_and_step(self) -> dict[str, list[float]]:
+        """Images per second of one worker that has all cores: its loop, and its train step."""
         steps, size = self._options.steps, self._options.batch_size * self._options.workers
-        of_step = ("--benchmark", "--benchmark_passes=train_step", f"--benchmark_steps={steps}")
+        warm_up = timing.warmup_steps(steps)
         with contextlib.ExitStack() as running:
 
             def start(*flags: str) -> Launch:
@@ -242,20 +238,40 @@ class Contest:
                 return launch
 
             loop = start(f"--steps={steps}", "--checkpoint_every=0")
-            step = start(*of_step, "--benchmark_burn_in=2")
+            step = start(
+                "--benchmark",
+                "--benchmark_passes=train_step",
+                f"--benchmark_burn_in={warm_up}",
+                f"--benchmark_steps={steps - warm_up}",
+            )
             while not (loop.has_ended() and step.has_ended()):
                 for launch in (loop, step):
                     launch.go_on(self._options.turn_sec)
-        found = {"loop": loop.result(), "step": step.result()["passes"]["train_step"]}
-        steps_sec = {name: of["step_time_ms"]["p50"] / 1000 for name, of in found.items()}
-        if max(steps_sec.values()) > self._options.turn_sec / 4:
-            raise UserError("--turn_sec, --steps: must be more: too few steps were whole")
-        return {name: size / step_sec for name, step_sec in steps_sec.items()}
+        durations_sec = {
+            "loop": [line["perf/step_time_ms"] / 1000 for line in loop.steps()[warm_up:]],
+            "step": step.result()["passes"]["train_step"]["durations_sec"],
+        }
+        return {name: [size / self._whole_step(each)] for name, each in durations_sec.items()}
+
+    def _whole_step(self, durations_sec: Sequence[float]) -> float:
+        """The median step of those that were not interrupted by another one's turn.
+
+        Raises:
+          UserError: none was: they took no turns; or most of them were.
+        """
+        whole = [step for step in durations_sec if step < self._options.turn_sec]
+        if len(whole) == len(durations_sec):
+            raise UserError("--steps: must be more: loop and step took no turns")
+        if len(whole) < len(durations_sec) / 2:
+            raise UserError("--turn_sec: must be longer: most steps were interrupted")
+        return statistics.median(whole)
 
 
 def _end_all() -> None:
     """Also what a launch has left behind: stopped workers would stay so for ever."""
-    process_tree.send(signal.SIGKILL, process_tree.below(os.getpid()))
+    while left := process_tree.below(os.getpid()):
+        process_tree.send(signal.SIGKILL, left)
+        time.sleep(_LOOK_SEC)
 
 
 def _leave(number: int, frame: object) -> None:
@@ -270,7 +286,7 @@ def main() -> None:
         "--rounds",
         type=program.at_least(1),
         default=6,
-        help="turns of alone and together; %(default)s",
+        help="turns of alone and together in a launch; %(default)s",
     )
     parser.add_argument(
         "--turn_sec",
@@ -279,10 +295,13 @@ def main() -> None:
         help=f"up to {_LONGEST_TURN_SEC}; %(default)s",
     )
     parser.add_argument(
-        "--launches", type=program.at_least(1), default=3, help="of loop and step; %(default)s"
+        "--launches", type=program.at_least(1), default=3, help="of each way; %(default)s"
     )
     parser.add_argument(
-        "--steps", type=program.at_least(1), default=40, help="of each of these; %(default)s"
+        "--steps",
+        type=program.at_least(2),
+        default=40,
+        help="of loop and step in a launch, with those to warm up; %(default)s",
     )
     parser.add_argument(
         "--workers", type=int, default=session.available_cores(), help="%(default)s"
@@ -303,19 +322,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as at_end:
         at_end.callback(_end_all)
         contest = Contest(options, Path(folder))
-        found = contest.take_turns()
-        for name in found:
-            print(f"{name}: {statistics.median(found[name]):.2f} images/s", flush=True)
+        rates: dict[str, list[float]] = {}
         for _ in range(options.launches):
-            for name, rate in contest.loop_and_step().items():
-                found.setdefault(name, []).append(rate)
-                print(f"{name}: {rate:.2f} images/s", flush=True)
+            for take_turns in (contest.alone_and_together, contest.loop_and_step):
+                for name, each in take_turns().items():
+                    rates.setdefault(name, []).extend(each)
+                    print(f"{name}: {statistics.median(each):.2f} images/s", flush=True)
     ratios = {
-        f"{name} / {of}": [one / other for one, other in zip(found[name], found[of], strict=True)]
+        f"{name} / {of}": [one / other for one, other in zip(rates[name], rates[of], strict=True)]
         for name, of in (("together", "alone"), ("loop", "step"))
     }
     medians = {name: statistics.median(each) for name, each in ratios.items()}
-    result = {**vars(options), "images_per_sec": found, "ratios": ratios, "medians": medians}
+    result = {**vars(options), "images_per_sec": rates, "ratios": ratios, "medians": medians}
     print(json.dumps(result, indent=2))
 
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.processes
 
 # A trainer whose steps take as long as a flag says, or longer where it was stopped.
 TRAINER = """
-import json, pathlib, statistics, sys, time
+import json, pathlib, sys, time
 flags = dict(flag.lstrip("-").partition("=")[::2] for flag in sys.argv[1:])
 nominal_ms = float(flags["benchmark_ms" if "benchmark" in flags else "ms"])
 logs = pathlib.Path(flags["logdir"])
@@ -35,8 +35,8 @@ with (logs / "metrics.jsonl").open("w") as metrics:
         steps_ms.append(took_ms if took_ms > 200 else nominal_ms)
         line = {"wall_time": ended, "began": began, "perf/step_time_ms": steps_ms[-1]}
         print(json.dumps(line), file=metrics, flush=True)
-found = {"step_time_ms": {"p50": statistics.median(steps_ms)}}
-result = {"passes": {"train_step": found}} if "benchmark" in flags else found
+steps = {"durations_sec": [step_ms / 1000 for step_ms in steps_ms]}
+result = {"passes": {"train_step": steps}}
 pathlib.Path(flags["result_json"]).write_text(json.dumps({"result": result}))
 """
 
@@ -93,7 +93,8 @@ def whole_steps(folder):
     """When the steps that were not stopped began and ended."""
     lines = (folder / "logs" / "metrics.jsonl").read_text().splitlines(keepends=True)
     steps = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [(s["began"], s["wall_time"]) for s in steps if s["perf/step_time_ms"] < 200]
+    times = [(step["began"], step["wall_time"]) for step in steps]
+    return [(began, ended) for began, ended in times if ended - began < 0.06]
 
 
 def overlap(some, others):
@@ -104,34 +105,42 @@ def overlap(some, others):
     ]
 
 
-def has_ended(pid):
-    return process_identity.find(pid) is None
+def ends(pid):
+    """Whether it ends soon: what is killed takes a moment."""
+    end_sec = time.monotonic() + 10
+    while process_identity.find(int(pid)) and time.monotonic() < end_sec:
+        time.sleep(0.01)
+    return process_identity.find(int(pid)) is None
 
 
 def test_alone_and_together_take_turns(contest, tmp_path):
-    found = contest.take_turns()
+    found = contest.alone_and_together()
     # Two workers of 4 images and 20 ms each; of `together` one launch tells for both.
     assert found == {"alone": [400] * 3, "together": [400] * 3}
     first, second, together = (whole_steps(tmp_path / "launches" / name) for name in "123")
-    assert min(map(len, (first, second, together))) > 20
+    assert min(map(len, (first, second, together))) > 10
     assert overlap(first, second)  # At once.
     assert not overlap(first + second, together)
     pids = (tmp_path / "pids").read_text().split()
-    assert all(has_ended(int(pid)) for pid in pids)
+    assert all(ends(pid) for pid in pids)
 
 
 def test_loop_and_step_take_turns_until_both_have_ended(contest, tmp_path):
-    assert contest.loop_and_step() == pytest.approx({"loop": 400, "step": 500})
+    assert contest.loop_and_step() == {"loop": [400], "step": [500]}
     loop, step = (whole_steps(tmp_path / "launches" / name) for name in "12")
-    assert min(map(len, (loop, step))) > 50
+    assert min(map(len, (loop, step))) > 10
     assert not overlap(loop, step)
     assert overlap([(loop[0][0], loop[-1][1])], step)  # Not one behind the other.
 
 
-def test_interrupted_steps_are_no_result(contest, options):
-    options.steps = 5
-    options.flags[0] = "--ms=190"
-    with pytest.raises(UserError, match="--turn_sec, --steps: must be more"):
+@pytest.mark.parametrize(
+    ("steps", "ms", "line"),
+    [(4, 600, "--turn_sec: must be longer"), (10, 1, "--steps: must be more")],
+)
+def test_what_would_be_no_result_is_none(contest, options, steps, ms, line):
+    options.steps = steps
+    options.flags = [f"--ms={ms}", f"--benchmark_ms={ms}"]
+    with pytest.raises(UserError, match=line):
         contest.loop_and_step()
 
 
@@ -144,19 +153,24 @@ def test_workers_that_were_stopped_when_their_launcher_died_are_ended(tmp_path, 
         stderr=subprocess.PIPE,
         text=True,
     )
-    with process:
+    try:
         pids = tmp_path / "pids"
+        end_sec = time.monotonic() + 60
         while not (pids.exists() and is_stopped(pids.read_text().split()[-1])):
-            assert process.poll() is None, process.stderr.read()
+            assert process.poll() is None
+            assert time.monotonic() < end_sec
             time.sleep(0.01)
         launcher, *workers = map(int, pids.read_text().split())
         assert len(workers) == 2
         os.kill(launcher, signal.SIGKILL)
-        said = process.stderr.read()
-        assert process.wait(timeout=60) == 1, said
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.terminate()
+        process.communicate()
+    assert process.returncode == 1, said
     assert f"{horovodrun} -np 2" in said
     assert "status -9" in said
-    assert all(has_ended(pid) for pid in workers)
+    assert all(ends(pid) for pid in workers)
 
 
 def is_stopped(pid):
