@@ -12,6 +12,7 @@ from typing import Any, get_args
 from absl import flags as absl_flags
 
 from trainer import config as config_lib
+from trainer.errors import ConfigError, UserError
 
 GROUPS: dict[str, Any] = {
     field.name: field.type
@@ -96,18 +97,18 @@ def parse(
     try:
         rest = values(list(argv))[1:]
     except absl_flags.Error as error:
-        raise config_lib.UserError(" ".join(str(error).split())) from None
+        raise UserError(" ".join(str(error).split())) from None
     if values.help:
         raise HelpRequested(usage(values))
     mode = values.mode
     if values.benchmark:
         if values["mode"].present and mode != "benchmark":
-            raise config_lib.ConfigError(
+            raise ConfigError(
                 f"--benchmark: must not be given with --mode={mode}: it means --mode=benchmark"
             )
         mode = "benchmark"
     if rest and mode != "predict":
-        raise config_lib.UserError(
+        raise UserError(
             f"argument {rest[0]!r}: --mode={mode} takes flags only, of the form --name=value"
         )
     groups = {

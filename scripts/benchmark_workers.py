@@ -37,7 +37,7 @@ import program
 import process_tree
 
 from trainer import session, timing
-from trainer.config import UserError
+from trainer.errors import UserError
 
 _HOROVODRUN = str(Path(sys.executable).with_name("horovodrun"))
 _TRAINER = (sys.executable, "-m", "trainer", "--dataset=synthetic")

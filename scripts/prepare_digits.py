@@ -11,7 +11,7 @@ import shutil
 
 import program
 
-from trainer.config import UserError
+from trainer.errors import UserError
 from trainer.inputs import convert, manifest
 
 _VALIDATION_FRACTION = 0.2

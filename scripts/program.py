@@ -29,7 +29,7 @@ def _enter_environment() -> None:
 
 _enter_environment()
 
-from trainer.config import UserError  # noqa: E402
+from trainer.errors import UserError  # noqa: E402
 
 
 def at_least(minimum: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:

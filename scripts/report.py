@@ -20,7 +20,7 @@ import program
 
 import numpy as np
 
-from trainer.config import UserError
+from trainer.errors import UserError
 
 # Of a curve, at most: each is the median, or another percentile, of its steps; of a time, of ten
 # steps at least, or its percentiles would be one.

@@ -25,7 +25,7 @@ import program
 
 import process_tree
 
-from trainer.config import UserError
+from trainer.errors import UserError
 
 _SUPERVISE = Path(__file__).resolve().parent / "supervise.py"
 

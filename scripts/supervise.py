@@ -30,7 +30,7 @@ from launch import Launch
 
 from flags import command_line
 from trainer import checkpoint_manifest
-from trainer.config import UserError
+from trainer.errors import UserError
 from trainer.safety import exit_status, lock_holder
 from trainer.status import FILE_NAME, Status
 

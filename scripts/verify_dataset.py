@@ -13,7 +13,7 @@ import os
 
 import program
 
-from trainer.config import UserError
+from trainer.errors import UserError
 from trainer.inputs import storage
 from trainer.inputs.verify import Verifier
 

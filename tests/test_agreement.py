@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 import tiny
 
-from trainer.config import Config, UserError
+from trainer.config import Config
 from trainer.distributed import Group, Worker
+from trainer.errors import UserError
 from trainer.safety import agreement
 
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("flags", "models", "trainer", "scripts", "tests")
 ALLOWED = {
     "models": {"models"},
-    "flags": {"flags", "trainer.config"},
+    "flags": {"flags", "trainer.config", "trainer.errors"},
     "trainer": {"trainer", "models"},
     "scripts": {"scripts", "trainer", "flags"},
 }

@@ -9,8 +9,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trainer.benchmarks import allreduce as allreduce_benchmark
 from trainer.benchmarks import record
 from trainer.benchmarks.result import Sweep, create_result
-from trainer.config import BenchmarkConfig, Config, ConfigError, UserError
+from trainer.config import BenchmarkConfig, Config
 from trainer.distributed import Worker
+from trainer.errors import ConfigError, UserError
 
 
 def create(durations_sec, *, batch_size=32, peak_gflops=1000.0, steps=2):

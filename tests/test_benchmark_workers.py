@@ -13,7 +13,7 @@ import benchmark_workers
 import pytest
 from processes import ROOT, environment
 
-from trainer.config import UserError
+from trainer.errors import UserError
 from trainer.safety import process_identity
 
 pytestmark = pytest.mark.processes

@@ -11,7 +11,8 @@ import tensorflow.compat.v1 as tf1
 
 from trainer import atomic_file, checkpoint_manifest, checkpoint_store, checkpoints
 from trainer.checkpoint_manifest import RunFacts
-from trainer.config import RunConfig, UserError
+from trainer.config import RunConfig
+from trainer.errors import UserError
 
 FACTS = RunFacts(
     workers=1,

@@ -8,7 +8,8 @@ import pytest
 from absl import flags as absl_flags
 
 from flags import command_line
-from trainer.config import Config, DataConfig, OptimizerConfig, RunConfig, UserError
+from trainer.config import Config, DataConfig, OptimizerConfig, RunConfig
+from trainer.errors import UserError
 
 
 def parse(*arguments):

@@ -10,7 +10,8 @@ import models
 from models import resnet_v2
 from models.slim_compat import slim
 from trainer import describe, flops
-from trainer.config import Config, ConfigError, DataConfig, ModelConfig, RunConfig
+from trainer.config import Config, DataConfig, ModelConfig, RunConfig
+from trainer.errors import ConfigError
 
 tf1 = tf.compat.v1
 

@@ -12,8 +12,9 @@ import two_workers
 from processes import horovodrun
 
 from trainer import allocator, distributed, session
-from trainer.config import Config, UserError
+from trainer.config import Config
 from trainer.distributed import Group, Worker
+from trainer.errors import UserError
 from trainer.inputs.device import normalize
 from trainer.network import build_logits
 

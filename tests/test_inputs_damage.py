@@ -19,8 +19,8 @@ from input_data import (
     read_train,
 )
 
-from trainer.config import UserError
 from trainer.distributed import Worker
+from trainer.errors import UserError
 from trainer.inputs import convert, dataset
 from trainer.inputs.verify import Verifier
 

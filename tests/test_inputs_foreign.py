@@ -10,7 +10,7 @@ import tensorflow as tf
 from input_data import create_config, encode, labels_of, noise, read_evaluation, read_train
 from PIL import Image
 
-from trainer.config import ConfigError, UserError
+from trainer.errors import ConfigError, UserError
 from trainer.inputs import dataset, index
 from trainer.inputs.verify import Verifier
 

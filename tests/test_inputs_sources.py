@@ -20,8 +20,8 @@ from input_data import (
 )
 
 from trainer import memory
-from trainer.config import ConfigError, UserError
 from trainer.distributed import Worker
+from trainer.errors import ConfigError, UserError
 from trainer.inputs import convert, dataset, folder, images, source, storage
 from trainer.inputs.source import Source
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 from input_data import encode, noise, write_folder
 from test_inputs_damage import big_png
 
-from trainer.config import UserError
+from trainer.errors import UserError
 from trainer.inputs import convert
 from trainer.inputs.verify import Verifier
 

@@ -13,7 +13,8 @@ from processes import horovodrun
 from processes import run as run_process
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
-from trainer.config import Config, ConfigError, TelemetryConfig
+from trainer.config import Config, TelemetryConfig
+from trainer.errors import ConfigError
 
 SLOW = ["-m", "trainer", *tiny.FLAGS[1:], "--model=slow:network", "--log_every=15"]
 DELAY_MS = 200

@@ -8,7 +8,7 @@ import pytest
 import report
 from PIL import Image
 
-from trainer.config import UserError
+from trainer.errors import UserError
 
 TAGS = (
     "train/loss",

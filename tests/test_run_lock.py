@@ -9,7 +9,7 @@ import time
 import pytest
 from processes import ROOT, environment
 
-from trainer.config import UserError
+from trainer.errors import UserError
 from trainer.safety import lock_holder, run_lock
 from trainer.safety.process_identity import Process
 

@@ -17,7 +17,8 @@ import test_update
 import tiny
 
 from trainer import distributed, evaluate, graph, session
-from trainer.config import Config, UserError
+from trainer.config import Config
+from trainer.errors import UserError
 from trainer.evaluation_graph import build_evaluation_graph
 from trainer.inputs.dataset import open_dataset
 

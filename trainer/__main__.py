@@ -16,7 +16,8 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from trainer import allocator, launcher
-from trainer.config import Config, UserError
+from trainer.config import Config
+from trainer.errors import UserError
 from trainer.safety import keeper
 
 try:

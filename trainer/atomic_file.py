@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from trainer.config import UserError
+from trainer.errors import UserError
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

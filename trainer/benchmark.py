@@ -12,8 +12,9 @@ from trainer.benchmarks import allreduce, peak, record, sweep, targets
 from trainer.benchmarks.record import Result
 from trainer.benchmarks.result import PassResult, Sweep, achieved_gflops, create_result
 from trainer.benchmarks.runs import Say, time_runs
-from trainer.config import Config, ConfigError, UserError
+from trainer.config import Config
 from trainer.distributed import Group
+from trainer.errors import ConfigError, UserError
 from trainer.inputs.dataset import AnyDataset, SyntheticDataset, open_dataset
 from trainer.network import find_network
 

@@ -17,7 +17,8 @@ from trainer import (
     checkpoints,
 )
 from trainer.checkpoint_manifest import ASIDE, BEST, Entry, Manifest, RunFacts
-from trainer.config import RunConfig, UserError
+from trainer.config import RunConfig
+from trainer.errors import UserError
 
 
 def _in_one_line(error: tf.errors.OpError) -> str:

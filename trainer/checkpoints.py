@@ -16,7 +16,8 @@ import tensorflow.compat.v1 as tf1
 
 from trainer import checkpoint_manifest
 from trainer.checkpoint_manifest import Entry, Manifest
-from trainer.config import RunConfig, UserError
+from trainer.config import RunConfig
+from trainer.errors import UserError
 
 _INDEX = re.compile(r"model\.ckpt-(\d+)\.index")
 

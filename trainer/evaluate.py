@@ -11,8 +11,9 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
 from trainer import checkpoints, distributed, results
-from trainer.config import Config, UserError
+from trainer.config import Config
 from trainer.distributed import Group
+from trainer.errors import UserError
 from trainer.evaluation_graph import EvaluationGraph, build_evaluation_graph
 from trainer.inputs.dataset import open_dataset
 from trainer.session import create_config

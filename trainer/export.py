@@ -8,7 +8,8 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
 from trainer import atomic_file, checkpoints, launcher, results, session
-from trainer.config import Config, UserError
+from trainer.config import Config
+from trainer.errors import UserError
 from trainer.inputs.device import normalize
 from trainer.network import build_logits
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from trainer.config import ConfigError
+from trainer.errors import ConfigError
 
 
 class Launched(NamedTuple):

@@ -6,7 +6,8 @@ import tensorflow.compat.v1 as tf1
 import models
 from models.slim_compat import slim
 from trainer import precision
-from trainer.config import ConfigError, ModelConfig
+from trainer.config import ModelConfig
+from trainer.errors import ConfigError
 from trainer.step import cpu_gradients
 
 

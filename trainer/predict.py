@@ -12,8 +12,9 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
 from trainer import checkpoints, launcher, results, session
-from trainer.config import Config, ConfigError
+from trainer.config import Config
 from trainer.distributed import Worker
+from trainer.errors import ConfigError
 from trainer.inputs.dataset import Dataset, DatasetInfo
 from trainer.inputs.device import normalize
 from trainer.inputs.encoded import BadImageError

@@ -8,7 +8,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from trainer import launcher
-from trainer.config import UserError
+from trainer.errors import UserError
 from trainer.step import cpu_kernels
 
 # Where it is set, each worker of this host has been bound to its own cores.

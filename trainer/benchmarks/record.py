@@ -11,8 +11,9 @@ from typing import Any
 from trainer import atomic_file, environment
 from trainer.benchmarks.allreduce import AllreduceResult
 from trainer.benchmarks.result import PassResult, Sweep
-from trainer.config import Config, ConfigError
+from trainer.config import Config
 from trainer.distributed import Worker
+from trainer.errors import ConfigError
 from trainer.telemetry.background import BackgroundWriter
 from trainer.telemetry.event_file import EventFileWriter
 

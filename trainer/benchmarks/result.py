@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainer import session, timing
-from trainer.config import UserError
+from trainer.errors import UserError
 
 # Two measurements of the same rate differ by this much on a quiet machine.
 _PEAK_TOLERANCE = 1.02

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 from trainer.benchmarks.result import PassResult, Sweep
 from trainer.benchmarks.runs import Say
-from trainer.config import Config, RunConfig, TelemetryConfig, UserError
+from trainer.config import Config, RunConfig, TelemetryConfig
+from trainer.errors import UserError
 
 _INTERRUPTED = 130  # Exit status of a benchmark that Ctrl-C ended.
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import tqdm
 
-from trainer.config import UserError
+from trainer.errors import UserError
 from trainer.inputs import folder, manifest, storage
 from trainer.inputs.shard_writer import Receipt, Task, convert_shard, find_receipt, receipt_path
 

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trainer.config import ConfigError, DataConfig, UserError
+from trainer.config import DataConfig
 from trainer.distributed import Worker
+from trainer.errors import ConfigError, UserError
 from trainer.inputs import manifest, storage, synthetic
 from trainer.inputs.folder import open_folder
 from trainer.inputs.pipeline import Stream, build_stream

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.config import DataConfig, UserError
+from trainer.config import DataConfig
+from trainer.errors import UserError
 from trainer.inputs import encoded, storage
 from trainer.inputs.source import Source
 

@@ -9,8 +9,9 @@ import numpy.typing as npt
 from absl import logging
 
 from trainer import memory
-from trainer.config import ConfigError, DataConfig, UserError
+from trainer.config import DataConfig
 from trainer.distributed import Worker
+from trainer.errors import ConfigError, UserError
 from trainer.inputs.decoder import Decoder
 from trainer.inputs.encoded import RAW, BadImageError, ImageHeader, read_header
 from trainer.inputs.source import Split

@@ -5,7 +5,7 @@ import json
 import os
 from typing import Any
 
-from trainer.config import UserError
+from trainer.errors import UserError
 from trainer.inputs import storage
 
 FILE_NAME = "dataset.json"

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from trainer import session
-from trainer.config import DataConfig, UserError
+from trainer.config import DataConfig
 from trainer.distributed import Worker
+from trainer.errors import UserError
 from trainer.inputs.pixels import ROW_SHAPES, ROW_TYPES, Rows, build_pixels
 from trainer.inputs.reader import EvaluationRows, GuardedRows, TrainRows
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.config import DataConfig, UserError
+from trainer.config import DataConfig
 from trainer.distributed import Worker
+from trainer.errors import UserError
 from trainer.inputs import augmentation, storage
 from trainer.inputs.encoded import RAW, ImageHeader
 from trainer.inputs.images import Image, ImageReader

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import google_crc32c
 
-from trainer.config import UserError
+from trainer.errors import UserError
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4

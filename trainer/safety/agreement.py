@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer import environment
-from trainer.config import Config, UserError
+from trainer.config import Config
 from trainer.distributed import Group
+from trainer.errors import UserError
 from trainer.inputs.dataset import DatasetInfo
 
 _OWN_PACKAGES = ("flags", "models", "trainer")

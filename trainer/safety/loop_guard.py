@@ -3,8 +3,8 @@
 import contextlib
 
 from trainer import graph
-from trainer.config import UserError
 from trainer.distributed import Group
+from trainer.errors import UserError
 from trainer.run_setup import Setup
 from trainer.safety import nonfinite
 from trainer.safety.nonfinite import Decision

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from trainer.config import UserError
+from trainer.errors import UserError
 from trainer.safety import lock_holder
 from trainer.safety.lock_holder import FILE_NAME
 

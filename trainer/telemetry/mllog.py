@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainer.config import Config, UserError
+from trainer.config import Config
+from trainer.errors import UserError
 from trainer.plan import Plan
 from trainer.telemetry.growing_file import GrowingFile
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from trainer.config import UserError
+from trainer.errors import UserError
 from trainer.telemetry.background import BackgroundWriter
 from trainer.telemetry.event_file import EventFileWriter
 from trainer.telemetry.json_lines import JsonLinesWriter
