@@ -8,7 +8,7 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-KERNELS = "trainer/step/kernels"
+KERNELS = "trainer/cpu_kernels/src"
 
 
 class BuildForTensorFlow(build_ext):
@@ -28,7 +28,7 @@ class BuildForTensorFlow(build_ext):
 
 # Faster operations for some CPUs. Optional: where they can't be built, TensorFlow's own are taken.
 kernels = Extension(
-    "trainer.step._kernels",
+    "trainer.cpu_kernels._kernels",
     sorted(glob.glob(f"{KERNELS}/*.cc")),
     depends=sorted(glob.glob(f"{KERNELS}/*.h")),
     extra_compile_args=["-O3", "-g0", "-w"],

@@ -105,11 +105,11 @@ fingerprint() {
   {
     cat "${requirements[@]}" "$repository"/{requirements/horovod.txt,setup.py,pyproject.toml} \
       "$repository"/scripts/{build_horovod.py,source_edits.py,shared_memory_allreduce.h,setup.sh} \
-      "$repository"/trainer/step/kernels/*
+      "$repository"/trainer/cpu_kernels/src/*
     mpicc -show 2>/dev/null || true
     echo "$mode $repository"
     ls -d "$venv/lib/python$version"/site-packages/*.dist-info \
-      "$repository"/trainer/step/_kernels.*-"${version/./}"-*.so 2>/dev/null || true
+      "$repository"/trainer/cpu_kernels/_kernels.*-"${version/./}"-*.so 2>/dev/null || true
   } | sha256sum
 }
 if [[ $made_for == "$wanted_for" && $made_from == "$(fingerprint)" ]]; then

@@ -7,10 +7,11 @@ import tensorflow.compat.v1 as tf1
 from processes import check_with_and_without_onednn
 
 from trainer import session
-from trainer.step import cpu_gradients, cpu_kernels
+from trainer.cpu_kernels import gradients as cpu_gradients
+from trainer.cpu_kernels import library
 
 needs_kernels = pytest.mark.skipif(
-    bool(cpu_kernels.reason_for_none()), reason=f"kernels: {cpu_kernels.reason_for_none()}"
+    bool(library.reason_for_none()), reason=f"kernels: {library.reason_for_none()}"
 )
 DTYPES = [tf.float32, tf.bfloat16]
 EPSILON = 1e-3  # Of BN.
@@ -151,7 +152,7 @@ def test_convolutions_and_their_gradients_are_right(name, dtype):
     outputs, by_inputs, kinds = case.run()
     case.check(outputs, case.outputs)
     case.check(by_inputs, case.by_inputs)
-    is_ours = cpu_kernels.find() is not None
+    is_ours = library.find() is not None
     assert (kinds.count(OURS), count_tensorflows(kinds)) == ((2, 0) if is_ours else (0, 2))
 
 
@@ -249,7 +250,7 @@ def test_what_comes_behind_is_computed_with_it(behind, name, dtype):
     build, expect = BEHIND[behind]
     found, _, kinds = case.run(build)
     case.check(found, expect(case))
-    if cpu_kernels.find() is not None:
+    if library.find() is not None:
         # TensorFlow adds what is 3 x 3 and what comes behind in one operation, which ours does not.
         is_ours = (behind, name) != ("bias, addend", "3 x 3")
         assert (kinds.count(OURS), count_tensorflows(kinds)) == ((2, 0) if is_ours else (1, 1))
@@ -324,7 +325,7 @@ def convolve(inputs, filters, *, bias=(), norm=(), addends=(), padding=(0, 0, 0,
     def zeros(shape):
         return tf1.placeholder_with_default(np.zeros(shape, np.float32), None)
 
-    return cpu_kernels.find().slim_horovod_convolution(
+    return library.find().slim_horovod_convolution(
         inputs=zeros(inputs),
         filter=zeros(filters),
         bias=[zeros(shape) for shape in bias],
@@ -380,7 +381,7 @@ def test_what_does_not_fit_is_refused(wrong):
 )
 def test_its_sizes_are_known_before(maps, padding, sizes):
     with tf.Graph().as_default():
-        result = cpu_kernels.find().slim_horovod_convolution(
+        result = library.find().slim_horovod_convolution(
             inputs=tf1.placeholder(tf.float32, maps),
             filter=tf.zeros([3, 3, 32, 64]),
             bias=[],

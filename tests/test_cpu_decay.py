@@ -7,10 +7,10 @@ import tensorflow.compat.v1 as tf1
 
 from trainer import losses, session
 from trainer.config import ModelConfig
-from trainer.step import cpu_kernels
+from trainer.cpu_kernels import library
 
 pytestmark = pytest.mark.skipif(
-    bool(cpu_kernels.reason_for_none()), reason=f"kernels: {cpu_kernels.reason_for_none()}"
+    bool(library.reason_for_none()), reason=f"kernels: {library.reason_for_none()}"
 )
 OURS = "SlimHorovodDecayedGradient"
 # Less than a vector; one task with lanes left over; several tasks.
@@ -129,7 +129,7 @@ def test_what_the_terms_wait_for_comes_first():
 def test_what_does_not_fit_is_refused(wrong):
     inputs = {"gradient": tf.zeros([3, 4]), "weights": tf.zeros([3, 4]), "factor": tf.zeros([])}
     with pytest.raises(tf.errors.InvalidArgumentError, match="must"):
-        cpu_kernels.find().slim_horovod_decayed_gradient(**inputs | {wrong: tf.zeros([2])})
+        library.find().slim_horovod_decayed_gradient(**inputs | {wrong: tf.zeros([2])})
 
 
 @pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16], ids=lambda dtype: dtype.name)

@@ -13,7 +13,8 @@ from processes import check_with_and_without_onednn
 from models import resnet_utils, resnet_v2
 from models.slim_compat import slim
 from trainer import flops
-from trainer.step import cpu_gradients, cpu_kernels
+from trainer.cpu_kernels import gradients as cpu_gradients
+from trainer.cpu_kernels import library as cpu_kernels
 
 needs_kernels = pytest.mark.skipif(
     bool(cpu_kernels.reason_for_none()), reason=f"kernels: {cpu_kernels.reason_for_none()}"

@@ -9,10 +9,11 @@ from processes import check_with_and_without_onednn
 from models import resnet_utils, resnet_v2
 from models.slim_compat import slim
 from trainer import session
-from trainer.step import cpu_gradients, cpu_kernels
+from trainer.cpu_kernels import gradients as cpu_gradients
+from trainer.cpu_kernels import library
 
 needs_kernels = pytest.mark.skipif(
-    bool(cpu_kernels.reason_for_none()), reason=f"kernels: {cpu_kernels.reason_for_none()}"
+    bool(library.reason_for_none()), reason=f"kernels: {library.reason_for_none()}"
 )
 DTYPES = [tf.float32, tf.bfloat16]
 EPSILON = 1e-3
@@ -100,7 +101,7 @@ def check_norm(dtype, shape, *, relu=True, is_training=True):
 )
 def test_batch_norm_equals_numpys(dtype, shape, relu, is_training):
     kinds = check_norm(dtype, shape, relu=relu, is_training=is_training)
-    assert (OURS in kinds) == (cpu_kernels.find() is not None)
+    assert (OURS in kinds) == (library.find() is not None)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
@@ -223,7 +224,7 @@ ADDITIONS = {
 
 
 def norm_gradient(gradient, inputs, mean, variance, addends=()):
-    return cpu_kernels.find().slim_horovod_norm_gradient(
+    return library.find().slim_horovod_norm_gradient(
         gradient=gradient,
         inputs=inputs,
         scale=tf.fill(mean.shape, 2.0),
@@ -237,7 +238,7 @@ def norm_gradient(gradient, inputs, mean, variance, addends=()):
 
 
 def with_sum(gradient):
-    return [gradient, cpu_kernels.find().slim_horovod_bias_gradient(gradient=gradient)]
+    return [gradient, library.find().slim_horovod_bias_gradient(gradient=gradient)]
 
 
 @needs_kernels
@@ -289,7 +290,7 @@ def parts():
 def test_the_sum_of_what_is_fed_is_the_feeds(parts, has_addition):
     of_norm, other = parts
     gradient = tf.add_n([of_norm.inputs_gradient, other]) if has_addition else of_norm[0]
-    summed = cpu_kernels.find().slim_horovod_bias_gradient(gradient=gradient)
+    summed = library.find().slim_horovod_bias_gradient(gradient=gradient)
     (found, _), _ = run([summed, of_norm.scale_gradient], {gradient: np.full((2, 3, 4, 16), 7)})
     np.testing.assert_array_equal(found, 2 * 3 * 4 * 7)
 
@@ -300,7 +301,7 @@ def test_what_the_sum_waits_for_comes_first(parts):
     variable = tf1.get_variable("v", initializer=0.0, use_resource=True)
     with tf.control_dependencies([variable.assign_add(1)]):
         gradient = tf.add_n([of_norm.inputs_gradient, other])
-    summed = cpu_kernels.find().slim_horovod_bias_gradient(gradient=gradient)
+    summed = library.find().slim_horovod_bias_gradient(gradient=gradient)
     with tf.control_dependencies([summed]):
         after = variable.read_value()
     with tf1.Session(config=session.create_config()) as order_session:

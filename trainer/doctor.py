@@ -40,10 +40,10 @@ import json
 def tensorflow():
     import tensorflow as tf
     from trainer import session
-    from trainer.step import cpu_kernels
+    from trainer.cpu_kernels import library
     gpus = len(tf.config.list_physical_devices("GPU"))
-    reason = cpu_kernels.reason_for_none()
-    kernels = {"missing": reason, "broken": reason.startswith(cpu_kernels.NOT_LOADED)}
+    reason = library.reason_for_none()
+    kernels = {"missing": reason, "broken": reason.startswith(library.NOT_LOADED)}
     return {"cores": session.available_cores(), "gpus": gpus, "kernels": kernels}
 
 def slim():

@@ -10,7 +10,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from trainer import session
-from trainer.step import cpu_kernels
+from trainer.cpu_kernels import library
 
 PACKAGES = ("tensorflow", "tf-slim", "horovod", "tensorboard", "absl-py", "numpy")
 
@@ -26,7 +26,7 @@ class Environment:
       cpu: the CPU's name.
       cores: that this process may use.
       threads: of this worker's session.
-      compiled_operations: whether those in step/kernels take the place of some of TensorFlow's.
+      compiled_operations: whether those in cpu_kernels take the place of some of TensorFlow's.
       host: its name.
     """
 
@@ -83,6 +83,6 @@ def describe(local_rank: int = 0, local_size: int = 1) -> Environment:
         cpu=cpu,
         cores=session.available_cores(),
         threads=session.worker_cores(local_size),
-        compiled_operations=cpu_kernels.find() is not None,
+        compiled_operations=library.find() is not None,
         host=platform.node(),
     )

@@ -1,7 +1,7 @@
 """Floating-point operations of a graph's convolutions and matrix products, from its static shapes.
 
 A multiplication and the addition that follows count as two, and as many as the definition has: an
-operation may do its work with fewer (step/kernels/winograd.h). Everything else in a network (BN,
+operation may do its work with fewer (cpu_kernels/src/winograd.h). Everything else in a network (BN,
 ReLU, pools, sums) is left out: it is limited by memory, not by arithmetic.
 """
 

@@ -7,8 +7,8 @@ import models
 from models.slim_compat import slim
 from trainer import precision
 from trainer.config import ModelConfig
+from trainer.cpu_kernels import gradients
 from trainer.errors import ConfigError
-from trainer.step import cpu_gradients
 
 
 def find_network(config: ModelConfig, image_size: int) -> models.Network:
@@ -56,7 +56,7 @@ def build_logits(
     with (
         tf1.variable_scope("", custom_getter=getter, reuse=tf1.AUTO_REUSE),
         slim.arg_scope(arg_scope),
-        cpu_gradients.faster_gradients(),
+        gradients.faster_gradients(),
     ):
         logits, _ = network.fn(
             tf.cast(images, dtype), num_classes=num_classes, is_training=is_training

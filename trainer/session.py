@@ -8,8 +8,8 @@ from pathlib import Path
 import tensorflow as tf
 
 from trainer import launcher
+from trainer.cpu_kernels import library
 from trainer.errors import UserError
-from trainer.step import cpu_kernels
 
 # Where it is set, each worker of this host has been bound to its own cores.
 _BOUND = "SLIM_HOROVOD_BOUND"
@@ -122,6 +122,6 @@ def create_config(
         config.gpu_options.allow_growth = True
     if xla:
         config.graph_options.optimizer_options.global_jit_level = tf.compat.v1.OptimizerOptions.ON_1
-    elif cpu_kernels.find() is not None:  # XLA fuses BN itself, and would have to leave ours out.
-        config.graph_options.rewrite_options.custom_optimizers.add(name=cpu_kernels.OPTIMIZER)
+    elif library.find() is not None:  # XLA fuses BN itself, and would have to leave ours out.
+        config.graph_options.rewrite_options.custom_optimizers.add(name=library.OPTIMIZER)
     return config

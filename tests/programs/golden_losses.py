@@ -26,8 +26,8 @@ import tensorflow.compat.v1 as tf1
 
 from trainer import distributed, graph, session
 from trainer.config import Config, DataConfig, ModelConfig
+from trainer.cpu_kernels import library
 from trainer.inputs.dataset import open_dataset
-from trainer.step import cpu_kernels
 
 FILE = Path(__file__).resolve().parent.parent / "golden_losses.json"
 PRECISIONS = ("float32", "bfloat16")
@@ -52,19 +52,19 @@ NETWORKS = {
 
 def kernel_settings():
     """Whether the compiled kernels are used: without and, where this machine has them, with."""
-    return ("off", "on") if cpu_kernels.find() is not None else ("off",)
+    return ("off", "on") if library.find() is not None else ("off",)
 
 
 @contextlib.contextmanager
 def kernels(setting):
     """Builds graphs and sessions inside with or without the compiled kernels."""
-    find = cpu_kernels.find
+    find = library.find
     if setting == "off":
-        cpu_kernels.find = lambda: None
+        library.find = lambda: None
     try:
         yield
     finally:
-        cpu_kernels.find = find
+        library.find = find
 
 
 def initial_value(variable):

@@ -1,7 +1,7 @@
 // Vectors of 16 float32, to and from memory that holds float32 or bfloat16 (as uint16_t).
 
-#ifndef TRAINER_STEP_KERNELS_VECTORS_H_
-#define TRAINER_STEP_KERNELS_VECTORS_H_
+#ifndef TRAINER_CPU_KERNELS_VECTORS_H_
+#define TRAINER_CPU_KERNELS_VECTORS_H_
 
 #include <immintrin.h>
 
@@ -80,4 +80,4 @@ AVX512 void AddParts(const float* sums, int parts, int64_t elements, int64_t beg
   }
 }
 
-#endif  // TRAINER_STEP_KERNELS_VECTORS_H_
+#endif  // TRAINER_CPU_KERNELS_VECTORS_H_

@@ -2,7 +2,7 @@
 
 These are what a graph has to be built with: by filters and biases, and of BN with the ReLU behind
 it. Gradients by the inputs of convolutions are TensorFlow's here; the optimizer of graphs, see
-`cpu_kernels`, replaces them as it does convolutions.
+`library`, replaces them as it does convolutions.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer.step import cpu_kernels
+from trainer.cpu_kernels import library
 
 _DTYPES = (tf.float32, tf.bfloat16)
 _CHANNELS_OF_FILTERS = 32
@@ -24,7 +24,7 @@ _BIAS, _CONVOLUTION, _NORM = (f"{name}OnCpu" for name in ("BiasAdd", "Conv2D", "
 def faster_gradients() -> Iterator[None]:
     """Layers built inside get these gradients, where they are there; they have none themselves."""
     names = {}
-    if cpu_kernels.find() is not None:
+    if library.find() is not None:
         names = {"BiasAdd": _BIAS, "Conv2D": _CONVOLUTION, "FusedBatchNormV3": _NORM}
     with tf1.get_default_graph().gradient_override_map(names):
         yield
@@ -86,7 +86,7 @@ def _conv2d_gradient(op: tf.Operation, gradient: tf.Tensor) -> tuple[tf.Tensor, 
             input=inputs, filter_sizes=tf.shape(filters), out_backprop=gradient, **settings
         )
     else:
-        of_filters = cpu_kernels.find().slim_horovod_filter_gradient(
+        of_filters = library.find().slim_horovod_filter_gradient(
             inputs=inputs, gradient=gradient, **geometry._asdict()
         )
     return of_inputs, of_filters
@@ -120,7 +120,7 @@ def _batch_norm_gradient(
     if is_training and data_format == b"NHWC" and _can_be_summed(inputs):
         # The kernel does the ReLU's part in passing; the ReluGrad, which nothing needs, won't run.
         by_relu = _before_relu(gradient, op.outputs[0])
-        gradients = cpu_kernels.find().slim_horovod_norm_gradient(
+        gradients = library.find().slim_horovod_norm_gradient(
             gradient=gradient if by_relu is None else by_relu,
             inputs=inputs,
             scale=scale,
@@ -150,5 +150,5 @@ def _batch_norm_gradient(
 def _bias_gradient(op: tf.Operation, gradient: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     data_format = op.get_attr("data_format")
     if data_format == b"NHWC" and _can_be_summed(gradient):
-        return gradient, cpu_kernels.find().slim_horovod_bias_gradient(gradient=gradient)
+        return gradient, library.find().slim_horovod_bias_gradient(gradient=gradient)
     return gradient, tf.raw_ops.BiasAddGrad(out_backprop=gradient, data_format=data_format)

@@ -1,11 +1,11 @@
-"""The compiled operations in kernels/, where they were built and this machine can run them.
+"""The compiled operations in src/, where they were built and this machine can run them.
 
 They are for CPUs that have AVX-512 with bfloat16 but no matrix unit. Gradients are built with them,
 see `cpu_gradients`; a session that has `OPTIMIZER` takes them for convolutions and BN, too, with
 what is next to these, and to add weight decay to gradients.
 
 Convolutions 3 x 3 take fewer multiplications than their definition has, and are rounded otherwise,
-see kernels/winograd.h: their errors (rms) are 0.6e-6 to 1.7e-6 of the values in float32, twice
+see src/winograd.h: their errors (rms) are 0.6e-6 to 1.7e-6 of the values in float32, twice
 TensorFlow's, and 4e-3 to 5e-3 in bfloat16, where TensorFlow's are 1.7e-3.
 """
 
@@ -18,7 +18,7 @@ import tensorflow as tf
 
 # What setup.py builds, under the name that this Python's extensions have.
 LIBRARY = Path(__file__).with_name(f"_kernels{importlib.machinery.EXTENSION_SUFFIXES[0]}")
-# Of graphs: see kernels/graph_optimizer.cc.
+# Of graphs: see src/graph_optimizer.cc.
 OPTIMIZER = "SlimHorovodGraphOptimizer"
 _CPUINFO = Path("/proc/cpuinfo")
 _INSTRUCTIONS = {"avx512f", "avx512bw", "avx512vl", "avx512_bf16"}

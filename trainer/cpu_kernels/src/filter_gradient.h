@@ -9,8 +9,8 @@
 // two of a pair come from the same pixel of two images, so that padding and stride shift whole
 // pairs.
 
-#ifndef TRAINER_STEP_KERNELS_FILTER_GRADIENT_H_
-#define TRAINER_STEP_KERNELS_FILTER_GRADIENT_H_
+#ifndef TRAINER_CPU_KERNELS_FILTER_GRADIENT_H_
+#define TRAINER_CPU_KERNELS_FILTER_GRADIENT_H_
 
 #include <algorithm>
 #include <cstdint>
@@ -230,4 +230,4 @@ void SumBands(const Shape& shape, const T* inputs, const T* gradient, Range whic
 
 }  // namespace filter_gradient
 
-#endif  // TRAINER_STEP_KERNELS_FILTER_GRADIENT_H_
+#endif  // TRAINER_CPU_KERNELS_FILTER_GRADIENT_H_

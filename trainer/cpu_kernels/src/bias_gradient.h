@@ -1,7 +1,7 @@
 // The gradient by a bias, on CPUs with AVX-512: sums over rows, in float32.
 
-#ifndef TRAINER_STEP_KERNELS_BIAS_GRADIENT_H_
-#define TRAINER_STEP_KERNELS_BIAS_GRADIENT_H_
+#ifndef TRAINER_CPU_KERNELS_BIAS_GRADIENT_H_
+#define TRAINER_CPU_KERNELS_BIAS_GRADIENT_H_
 
 #include <algorithm>
 #include <cstdint>
@@ -27,4 +27,4 @@ AVX512 void AddRows(const T* gradient, int64_t rows, int channels, float* sum) {
 
 }  // namespace bias_gradient
 
-#endif  // TRAINER_STEP_KERNELS_BIAS_GRADIENT_H_
+#endif  // TRAINER_CPU_KERNELS_BIAS_GRADIENT_H_

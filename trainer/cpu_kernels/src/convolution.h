@@ -1,7 +1,7 @@
 // What kernels of convolutions share, on CPUs with AVX-512, in float32 or bfloat16.
 
-#ifndef TRAINER_STEP_KERNELS_CONVOLUTION_H_
-#define TRAINER_STEP_KERNELS_CONVOLUTION_H_
+#ifndef TRAINER_CPU_KERNELS_CONVOLUTION_H_
+#define TRAINER_CPU_KERNELS_CONVOLUTION_H_
 
 #include <algorithm>
 #include <cstdint>
@@ -198,4 +198,4 @@ AVX512 inline __attribute__((always_inline)) void StorePanel(const __m512* panel
   }
 }
 
-#endif  // TRAINER_STEP_KERNELS_CONVOLUTION_H_
+#endif  // TRAINER_CPU_KERNELS_CONVOLUTION_H_

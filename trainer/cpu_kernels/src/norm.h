@@ -1,7 +1,7 @@
 // Batch normalization, or BN and the ReLU behind it, on CPUs with AVX-512.
 
-#ifndef TRAINER_STEP_KERNELS_NORM_H_
-#define TRAINER_STEP_KERNELS_NORM_H_
+#ifndef TRAINER_CPU_KERNELS_NORM_H_
+#define TRAINER_CPU_KERNELS_NORM_H_
 
 #include <algorithm>
 #include <cstdint>
@@ -98,4 +98,4 @@ AVX512 void Apply(const T* x, int64_t rows, int channels, Norm norm, T* out) {
 
 }  // namespace norm
 
-#endif  // TRAINER_STEP_KERNELS_NORM_H_
+#endif  // TRAINER_CPU_KERNELS_NORM_H_

@@ -12,8 +12,8 @@
 // The gradients are the same with other matrices: by the inputs it is a convolution itself, by the
 // filter it has the transposed matrices.
 
-#ifndef TRAINER_STEP_KERNELS_WINOGRAD_H_
-#define TRAINER_STEP_KERNELS_WINOGRAD_H_
+#ifndef TRAINER_CPU_KERNELS_WINOGRAD_H_
+#define TRAINER_CPU_KERNELS_WINOGRAD_H_
 
 #include <algorithm>
 #include <array>
@@ -497,4 +497,4 @@ AVX512 void FinishGradient(const Shape& shape, const float* sums, int parts, Ran
 
 }  // namespace winograd
 
-#endif  // TRAINER_STEP_KERNELS_WINOGRAD_H_
+#endif  // TRAINER_CPU_KERNELS_WINOGRAD_H_

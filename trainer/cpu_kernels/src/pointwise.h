@@ -1,8 +1,8 @@
 // Convolutions 1 x 1 of stride 1 and their gradients by the inputs, on CPUs with AVX-512: products of
 // pixels [pixels, in_channels] and a filter [in_channels, out_channels].
 
-#ifndef TRAINER_STEP_KERNELS_POINTWISE_H_
-#define TRAINER_STEP_KERNELS_POINTWISE_H_
+#ifndef TRAINER_CPU_KERNELS_POINTWISE_H_
+#define TRAINER_CPU_KERNELS_POINTWISE_H_
 
 #include <algorithm>
 #include <cstdint>
@@ -127,4 +127,4 @@ void Convolve(const Shape& shape, const T* inputs, const float* filter, Range gr
 
 }  // namespace pointwise
 
-#endif  // TRAINER_STEP_KERNELS_POINTWISE_H_
+#endif  // TRAINER_CPU_KERNELS_POINTWISE_H_

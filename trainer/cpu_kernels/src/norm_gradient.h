@@ -3,8 +3,8 @@
 // What limits it is memory. The gradient that the ReLU lets through is never written: where it
 // does is seen from BN's input, which must be read anyway.
 
-#ifndef TRAINER_STEP_KERNELS_NORM_GRADIENT_H_
-#define TRAINER_STEP_KERNELS_NORM_GRADIENT_H_
+#ifndef TRAINER_CPU_KERNELS_NORM_GRADIENT_H_
+#define TRAINER_CPU_KERNELS_NORM_GRADIENT_H_
 
 #include <algorithm>
 #include <cstdint>
@@ -99,4 +99,4 @@ AVX512 void Apply(const T* x, const T* gradient, const T* addend, int64_t rows, 
 
 }  // namespace norm_gradient
 
-#endif  // TRAINER_STEP_KERNELS_NORM_GRADIENT_H_
+#endif  // TRAINER_CPU_KERNELS_NORM_GRADIENT_H_
