@@ -24,8 +24,9 @@ import program
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import distributed, graph, plan, train
+from trainer import distributed, plan, train
 from trainer.config import Config, DataConfig, ModelConfig, RunConfig
+from trainer.graph import train_step
 from trainer.inputs.dataset import open_dataset
 from trainer.session import create_config
 from trainer.telemetry import pauses
@@ -69,7 +70,7 @@ def create_steps(logdir: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
     )
     with tf.Graph().as_default():
         dataset = open_dataset(config.data, num_classes=_CLASSES)
-        built = graph.build_train_graph(config, group, dataset)
+        built = train_step.build_train_graph(config, group, dataset)
         session = tf1.Session(config=create_config())
         session.run(tf1.global_variables_initializer())
         session.run(built.broadcast_op)

@@ -89,7 +89,8 @@ def spoil(plan):
     """Puts the phases into the functions that make them."""
     import tensorflow.compat.v1 as tf1
 
-    from trainer import checkpoints, evaluate, graph, run_setup
+    from trainer import checkpoints, evaluate, run_setup
+    from trainer.graph import train_step
     from trainer.safety import loop_guard
 
     before(run_setup, "open_dataset", "start-up", plan)
@@ -99,7 +100,11 @@ def spoil(plan):
     else:
         before(loop_guard.LoopGuard, "save", "checkpoint", plan)
 
-    build, run, create_step = graph.build_train_graph, tf1.Session.run, graph.TrainGraph.create_step
+    build, run, create_step = (
+        train_step.build_train_graph,
+        tf1.Session.run,
+        train_step.TrainGraph.create_step,
+    )
     broadcasts = []
 
     def build_train_graph(*args, **kwargs):
@@ -126,9 +131,9 @@ def spoil(plan):
 
         return take_faulty_step
 
-    graph.build_train_graph = build_train_graph
+    train_step.build_train_graph = build_train_graph
     tf1.Session.run = session_run
-    graph.TrainGraph.create_step = create_faulty_step
+    train_step.TrainGraph.create_step = create_faulty_step
 
 
 def tell_hashes(folder, rank):

@@ -47,7 +47,11 @@ def test_workers_that_agree_send_a_digest_only():
 
 
 def test_the_first_worker_that_differs_is_named_and_what_differs():
-    facts = {"flag --seed": "0", "version of numpy": "2.5", "file trainer/graph.py": "aaaa"}
+    facts = {
+        "flag --seed": "0",
+        "version of numpy": "2.5",
+        "file trainer/graph/train_step.py": "aaaa",
+    }
     changes = other(**{"flag --seed": "1", "version of numpy": "2.4"})
     with pytest.raises(UserError) as caught:
         agreement.check(OtherWorkers(same, changes), facts)
@@ -74,7 +78,9 @@ def test_every_flag_counts():
 
 def test_the_code_of_the_program_and_of_plug_ins_counts(tmp_path, monkeypatch):
     facts = agreement.code_of(CONFIG)
-    assert {"file trainer/graph.py", "file models/resnet_v2.py", "file of tiny"} <= set(facts)
+    assert {"file trainer/graph/train_step.py", "file models/resnet_v2.py", "file of tiny"} <= set(
+        facts
+    )
     (tmp_path / "plug_in.py").write_text("x = 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     data = dataclasses.replace(CONFIG.data, dataset="plug_in:dataset")

@@ -12,10 +12,10 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 import tiny
 
-from trainer import flops
-from trainer.inputs.device import normalize
-from trainer.losses import build_losses
-from trainer.network import build_logits
+from trainer.graph import flops
+from trainer.graph.images import normalize
+from trainer.graph.losses import build_losses
+from trainer.graph.network import build_logits
 
 # The tiny network has two convolutions. The images need no gradient.
 CONVOLUTIONS = {

@@ -5,9 +5,10 @@ import pytest
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import losses, session
+from trainer import session
 from trainer.config import ModelConfig
 from trainer.cpu_kernels import library
+from trainer.graph import losses
 
 pytestmark = pytest.mark.skipif(
     bool(library.reason_for_none()), reason=f"kernels: {library.reason_for_none()}"

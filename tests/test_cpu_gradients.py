@@ -12,9 +12,9 @@ from processes import check_with_and_without_onednn
 
 from models import resnet_utils, resnet_v2
 from models.slim_compat import slim
-from trainer import flops
 from trainer.cpu_kernels import gradients as cpu_gradients
 from trainer.cpu_kernels import library as cpu_kernels
+from trainer.graph import flops
 
 needs_kernels = pytest.mark.skipif(
     bool(cpu_kernels.reason_for_none()), reason=f"kernels: {cpu_kernels.reason_for_none()}"

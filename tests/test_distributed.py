@@ -15,8 +15,8 @@ from trainer import allocator, distributed, session
 from trainer.config import Config
 from trainer.distributed import Group, Worker
 from trainer.errors import UserError
-from trainer.inputs.device import normalize
-from trainer.network import build_logits
+from trainer.graph.images import normalize
+from trainer.graph.network import build_logits
 
 pytestmark = pytest.mark.processes
 

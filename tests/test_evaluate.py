@@ -8,7 +8,7 @@ import tiny
 from trainer import evaluate
 from trainer.config import Config
 from trainer.distributed import Group
-from trainer.evaluation_graph import build_evaluation_graph
+from trainer.graph.evaluation import build_evaluation_graph
 from trainer.inputs.dataset import open_dataset
 
 

@@ -8,11 +8,11 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 import tiny
 
-from trainer import graph
 from trainer.config import Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig
 from trainer.distributed import Group
+from trainer.graph import train_step
+from trainer.graph.losses import build_cross_entropy
 from trainer.inputs.dataset import open_dataset
-from trainer.losses import build_cross_entropy
 from trainer.session import create_config
 
 DECAY = 0.9
@@ -22,7 +22,7 @@ def run_steps(config, steps, *, fetch=(), learning_rate=0.1):
     """Takes steps of the trainer's own graph; returns initial and final variables, and fetches."""
     with tf.Graph().as_default():
         tf1.set_random_seed(1)
-        train = graph.build_train_graph(config, Group(), open_dataset(config.data))
+        train = train_step.build_train_graph(config, Group(), open_dataset(config.data))
         fetches = [tf1.get_default_graph().get_tensor_by_name(name) for name in fetch]
         variables = {variable.op.name: variable for variable in tf1.global_variables()}
         with tf1.Session() as session:
@@ -169,7 +169,7 @@ def test_gradients_are_averaged_while_the_backward_pass_still_runs(monkeypatch):
     session_config = create_config(local_size=2)
     session_config.use_per_session_threads = True  # Else they are those of the tests before.
     with tf.Graph().as_default():
-        train = graph.build_train_graph(config, group, open_dataset(config.data))
+        train = train_step.build_train_graph(config, group, open_dataset(config.data))
         with tf1.Session(config=session_config) as worker:
             worker.run(tf1.global_variables_initializer())
             worker.run(train.stream.initializer, {train.stream.start_step: 0})

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from trainer.config import OptimizerConfig
-from trainer.learning_rate import create_schedule
+from trainer.graph.learning_rate import create_schedule
 
 
 def schedule(lr_schedule="constant", *, global_batch_size=256, total_steps=90, warmup_epochs=0.0):

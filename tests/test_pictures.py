@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from trainer.distributed import Group
-from trainer.evaluation_graph import Answers
+from trainer.graph.evaluation import Answers
 from trainer.telemetry import pictures, writers
 from trainer.telemetry.evaluation_views import (
     CONFUSION_TAG,

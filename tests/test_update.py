@@ -9,11 +9,10 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 import tiny
 
-from trainer import graph
 from trainer.config import Config, OptimizerConfig
 from trainer.distributed import Group
+from trainer.graph import loss_scale, train_step
 from trainer.inputs.dataset import open_dataset
-from trainer.step import loss_scale
 
 LEARNING_RATE = 0.1
 
@@ -34,7 +33,7 @@ class Run:
         self.graph = tf.Graph()
         with self.graph.as_default():
             tf1.set_random_seed(1)
-            self.train = graph.build_train_graph(config, Group(), open_dataset(config.data))
+            self.train = train_step.build_train_graph(config, Group(), open_dataset(config.data))
             self.variables = {v.op.name: v for v in tf1.global_variables()}
             initializer = tf1.global_variables_initializer()
         self.session = tf1.Session(graph=self.graph)

@@ -16,10 +16,11 @@ import tensorflow.compat.v1 as tf1
 import test_update
 import tiny
 
-from trainer import distributed, evaluate, graph, session
+from trainer import distributed, evaluate, session
 from trainer.config import Config
 from trainer.errors import UserError
-from trainer.evaluation_graph import build_evaluation_graph
+from trainer.graph import train_step
+from trainer.graph.evaluation import build_evaluation_graph
 from trainer.inputs.dataset import open_dataset
 
 STEPS = 5
@@ -43,7 +44,7 @@ def train(group, folder, name):
     worker = group.worker
     with tf.Graph().as_default():
         tf1.set_random_seed(worker.rank)  # Other initial values on each: the broadcast is needed.
-        train_graph = graph.build_train_graph(config, group, dataset)
+        train_graph = train_step.build_train_graph(config, group, dataset)
         evaluation = build_evaluation_graph(config, group, dataset)
         variables = tf1.global_variables()
         initializer = tf1.global_variables_initializer()
@@ -80,7 +81,7 @@ def take_steps(group, config, feeds_of_steps):
     """
     with tf.Graph().as_default():
         tf1.set_random_seed(1)
-        train_graph = graph.build_train_graph(config, group, open_dataset(config.data))
+        train_graph = train_step.build_train_graph(config, group, open_dataset(config.data))
         variables = {variable.op.name: variable for variable in tf1.global_variables()}
         initializer = tf1.global_variables_initializer()
         threads = session.create_config(local_size=group.worker.local_size)

@@ -7,7 +7,7 @@ import time
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import atomic_file, distributed, launcher, memory, precision, results, session
+from trainer import atomic_file, distributed, launcher, memory, results, session
 from trainer.benchmarks import allreduce, peak, record, sweep, targets
 from trainer.benchmarks.record import Result
 from trainer.benchmarks.result import PassResult, Sweep, achieved_gflops, create_result
@@ -15,8 +15,9 @@ from trainer.benchmarks.runs import Say, time_runs
 from trainer.config import Config
 from trainer.distributed import Group
 from trainer.errors import ConfigError, UserError
+from trainer.graph import precision
+from trainer.graph.network import find_network
 from trainer.inputs.dataset import AnyDataset, SyntheticDataset, open_dataset
-from trainer.network import find_network
 
 _INTERRUPTED = 130  # As a shell says it of a program that Ctrl-C ended.
 _PEAK_TRIES = 3

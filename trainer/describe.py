@@ -8,10 +8,11 @@ import tensorflow as tf
 
 import models
 from models.slim_compat import slim
-from trainer import flops, results
+from trainer import results
 from trainer.config import Config
 from trainer.distributed import Worker
-from trainer.network import find_network
+from trainer.graph import flops
+from trainer.graph.network import find_network
 
 tf1 = tf.compat.v1
 

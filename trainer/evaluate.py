@@ -14,7 +14,7 @@ from trainer import checkpoints, distributed, results
 from trainer.config import Config
 from trainer.distributed import Group
 from trainer.errors import UserError
-from trainer.evaluation_graph import EvaluationGraph, build_evaluation_graph
+from trainer.graph.evaluation import EvaluationGraph, build_evaluation_graph
 from trainer.inputs.dataset import open_dataset
 from trainer.session import create_config
 from trainer.telemetry.evaluation_views import (

@@ -10,8 +10,8 @@ import tensorflow.compat.v1 as tf1
 from trainer import atomic_file, checkpoints, launcher, results, session
 from trainer.config import Config
 from trainer.errors import UserError
-from trainer.inputs.device import normalize
-from trainer.network import build_logits
+from trainer.graph.images import normalize
+from trainer.graph.network import build_logits
 
 
 def run(config: Config) -> int:

@@ -15,11 +15,11 @@ from trainer import checkpoints, launcher, results, session
 from trainer.config import Config
 from trainer.distributed import Worker
 from trainer.errors import ConfigError
+from trainer.graph.images import normalize
+from trainer.graph.network import build_logits
 from trainer.inputs.dataset import Dataset, DatasetInfo
-from trainer.inputs.device import normalize
 from trainer.inputs.encoded import BadImageError
 from trainer.inputs.source import Source
-from trainer.network import build_logits
 
 _BEST = 5
 

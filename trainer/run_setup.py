@@ -6,11 +6,12 @@ from typing import NamedTuple
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import checkpoint_store, environment, graph, results
+from trainer import checkpoint_store, environment, results
 from trainer.checkpoint_manifest import RunFacts
 from trainer.config import Config
 from trainer.distributed import Group
-from trainer.evaluation_graph import EvaluationGraph, build_evaluation_graph
+from trainer.graph import train_step
+from trainer.graph.evaluation import EvaluationGraph, build_evaluation_graph
 from trainer.inputs.dataset import DatasetInfo, open_dataset
 from trainer.plan import Plan, create_plan
 from trainer.safety import nonfinite
@@ -36,7 +37,7 @@ class Setup(NamedTuple):
 
     info: DatasetInfo
     plan: Plan
-    train: graph.TrainGraph
+    train: train_step.TrainGraph
     evaluation: EvaluationGraph | None
     samples: input_samples.InputSamples
     store: checkpoint_store.Store
@@ -62,7 +63,7 @@ def set_up(config: Config, group: Group) -> Setup:
     )
     with tf.Graph().as_default() as main_graph:
         tf1.set_random_seed(config.run.seed)
-        train = graph.build_train_graph(config, group, dataset)
+        train = train_step.build_train_graph(config, group, dataset)
         evaluation = None
         if plan.evaluate_every is not None:
             evaluation = build_evaluation_graph(config, group, dataset)

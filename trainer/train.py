@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from trainer import distributed, evaluate, graph, learning_rate, results, run_result
+from trainer import distributed, evaluate, results, run_result
 from trainer.config import Config
 from trainer.distributed import Group
+from trainer.graph import learning_rate, train_step
 from trainer.run_result import RunTimes
 from trainer.run_setup import Setup, set_up
 from trainer.safety import agreement, exit_status, run_folder, watchdog
@@ -181,7 +182,7 @@ def _loop(
     return times, evaluation, Ending.FINISHED
 
 
-def as_step(number: int, duration_sec: float, rate: float, metrics: graph.StepMetrics) -> Step:
+def as_step(number: int, duration_sec: float, rate: float, metrics: train_step.StepMetrics) -> Step:
     """A step's numbers, once it is over: called at its end, since it looks at the clock."""
     waited_sec = max(0.0, time.time() - float(metrics.gradients_ready_sec))
     return Step(

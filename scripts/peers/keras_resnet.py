@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 from protocol import Case, Prepared, serve
 
-from trainer import flops
+from trainer.graph import flops
 
 
 def prepare(case: Case, *, jit: bool) -> Prepared:

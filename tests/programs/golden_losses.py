@@ -24,9 +24,10 @@ import processes
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import distributed, graph, session
+from trainer import distributed, session
 from trainer.config import Config, DataConfig, ModelConfig
 from trainer.cpu_kernels import library
+from trainer.graph import train_step
 from trainer.inputs.dataset import open_dataset
 
 FILE = Path(__file__).resolve().parent.parent / "golden_losses.json"
@@ -92,7 +93,7 @@ def compute_losses(group, network, precision):
         ),
     )
     with tf.Graph().as_default():
-        train = graph.build_train_graph(config, group, open_dataset(config.data))
+        train = train_step.build_train_graph(config, group, open_dataset(config.data))
         variables = tf1.global_variables()
         initializer = tf1.global_variables_initializer()
         feeds = {

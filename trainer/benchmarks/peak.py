@@ -6,7 +6,7 @@ from collections.abc import Callable
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import flops
+from trainer.graph import flops
 
 # A run takes at least this long, so that launching it does not count.
 _LEAST_SEC = 0.03

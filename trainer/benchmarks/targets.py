@@ -6,14 +6,14 @@ from typing import NamedTuple
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import flops, graph
 from trainer.config import Config
 from trainer.distributed import Group
+from trainer.graph import flops, train_step
+from trainer.graph.images import normalize
+from trainer.graph.losses import build_losses
+from trainer.graph.network import build_logits
 from trainer.inputs.dataset import AnyDataset
-from trainer.inputs.device import normalize
 from trainer.inputs.pipeline import Stream
-from trainer.losses import build_losses
-from trainer.network import build_logits
 
 # Too small to move the loss far within a benchmark; the step's work does not depend on it.
 _LEARNING_RATE = 1e-3
@@ -84,7 +84,7 @@ def build_forward_backward(config: Config, group: Group, dataset: AnyDataset) ->
 
 def build_train_step(config: Config, group: Group, dataset: AnyDataset) -> Target:
     """The trainer's own step: gradients, update, BN's moving statistics, all metrics."""
-    train = graph.build_train_graph(config, group, dataset)
+    train = train_step.build_train_graph(config, group, dataset)
     with tf.control_dependencies([train.train_op]):
         fetch = tf.add_n([tf.cast(metric, tf.float32) for metric in train.metrics])
     feeds = {train.learning_rate: _LEARNING_RATE}

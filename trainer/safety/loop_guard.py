@@ -2,9 +2,9 @@
 
 import contextlib
 
-from trainer import graph
 from trainer.distributed import Group
 from trainer.errors import UserError
+from trainer.graph import train_step
 from trainer.run_setup import Setup
 from trainer.safety import nonfinite
 from trainer.safety.nonfinite import Decision
@@ -111,7 +111,7 @@ class LoopGuard:
         # Whoever ends first makes the launcher end the others: not before rank 0 is done.
         self._group.gather(step)
 
-    def judge(self, step: int, metrics: graph.StepMetrics) -> bool:
+    def judge(self, step: int, metrics: train_step.StepMetrics) -> bool:
         """Does what --on_nonfinite says after a step that was not applied. A collective.
 
         Args:

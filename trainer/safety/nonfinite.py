@@ -3,7 +3,7 @@
 import enum
 
 from trainer.distributed import Group
-from trainer.graph import StepMetrics, TrainGraph
+from trainer.graph.train_step import StepMetrics, TrainGraph
 
 # Nobody wants days of skipped steps.
 MAX_SKIPPED_IN_A_ROW = 100

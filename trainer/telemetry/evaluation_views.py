@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.distributed import Group, Worker
-from trainer.evaluation_graph import Answers, EvaluationGraph
+from trainer.graph.evaluation import Answers, EvaluationGraph
 from trainer.telemetry import pictures
 from trainer.telemetry.writers import NullWriter, Writer
 

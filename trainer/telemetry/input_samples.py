@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
 from trainer.config import Config
-from trainer.inputs import device
+from trainer.graph import images as device
 from trainer.inputs.pipeline import Stream
 from trainer.telemetry import pictures
 from trainer.telemetry.writers import Writer

@@ -7,7 +7,7 @@ import tensorflow.compat.v1 as tf1
 
 from trainer.config import Config
 from trainer.distributed import Group
-from trainer.graph import TrainGraph
+from trainer.graph.train_step import TrainGraph
 from trainer.plan import Plan
 from trainer.telemetry import pauses
 from trainer.telemetry.console import Console

@@ -7,17 +7,16 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import optimizers
 from trainer.config import Config
 from trainer.distributed import Group
-from trainer.inputs import device
+from trainer.graph import images, optimizers
+from trainer.graph.accumulation import Accumulator
+from trainer.graph.loss_scale import LossScale
+from trainer.graph.losses import build_losses
+from trainer.graph.moving_statistics import Statistics
+from trainer.graph.network import build_logits
 from trainer.inputs.dataset import AnyDataset
 from trainer.inputs.pipeline import Batch, Stream
-from trainer.losses import build_losses
-from trainer.network import build_logits
-from trainer.step.accumulation import Accumulator
-from trainer.step.loss_scale import LossScale
-from trainer.step.statistics import Statistics
 from trainer.telemetry.histograms import HistogramGraph, build_histograms
 
 
@@ -113,7 +112,7 @@ def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> Trai
     stream, batch, wait_sec = _build_timed_input(config, group, dataset)
     logits = build_logits(
         config.model,
-        device.network_input(batch, config.data),
+        images.network_input(batch, config.data),
         num_classes=dataset.info.num_classes,
         is_training=True,
     )

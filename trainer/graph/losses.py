@@ -6,7 +6,7 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
 from trainer.config import Config, ModelConfig
-from trainer.inputs import device
+from trainer.graph import images
 from trainer.inputs.pipeline import Batch
 
 
@@ -46,7 +46,7 @@ def build_losses(config: Config, logits: tf.Tensor, batch: Batch) -> Losses:
     The total has whatever else the network put into REGULARIZATION_LOSSES, too.
     """
     smoothing = config.optimizer.label_smoothing
-    targets = device.targets(batch, logits.shape[-1])
+    targets = images.targets(batch, logits.shape[-1])
     cross_entropy = tf.reduce_mean(build_cross_entropy(logits, targets, smoothing))
     weight_decay = build_weight_decay(config.model)
     others = [tf.cast(term, tf.float32) for term in tf1.losses.get_regularization_losses()]

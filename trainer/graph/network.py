@@ -5,10 +5,10 @@ import tensorflow.compat.v1 as tf1
 
 import models
 from models.slim_compat import slim
-from trainer import precision
 from trainer.config import ModelConfig
 from trainer.cpu_kernels import gradients
 from trainer.errors import ConfigError
+from trainer.graph import precision
 
 
 def find_network(config: ModelConfig, image_size: int) -> models.Network:

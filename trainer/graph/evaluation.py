@@ -6,11 +6,11 @@ import tensorflow as tf
 
 from trainer.config import Config
 from trainer.distributed import Group
-from trainer.inputs import device
+from trainer.graph import images
+from trainer.graph.losses import build_cross_entropy
+from trainer.graph.network import build_logits
 from trainer.inputs.dataset import AnyDataset
 from trainer.inputs.pipeline import Stream
-from trainer.losses import build_cross_entropy
-from trainer.network import build_logits
 
 
 class Answers(NamedTuple):
@@ -51,7 +51,7 @@ def build_evaluation_graph(config: Config, group: Group, dataset: AnyDataset) ->
     batch = stream.batch
     logits = build_logits(
         config.model,
-        device.normalize(batch.images, config.data),
+        images.normalize(batch.images, config.data),
         num_classes=dataset.info.num_classes,
         is_training=False,
     )

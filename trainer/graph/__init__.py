@@ -1,0 +1,1 @@
+"""Batches -> the tensors of a step: no files, no console, no telemetry."""

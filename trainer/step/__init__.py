@@ -1,1 +1,0 @@
-"""The parts of the training step that `trainer.graph` puts together."""
