@@ -29,7 +29,7 @@ import process_tree
 from launch import Launch
 
 from flags import command_line
-from trainer import checkpoint_manifest
+from trainer.checkpoints import manifest
 from trainer.errors import UserError
 from trainer.safety import exit_status, lock_holder
 from trainer.status import FILE_NAME, Status
@@ -109,7 +109,7 @@ def _clear_up(story: Story) -> None:
 
 def _examples(logdir: Path) -> int:
     """Where the newest checkpoint stands; -1: there is none."""
-    entries = checkpoint_manifest.read(logdir).entries
+    entries = manifest.read(logdir).entries
     return max((entry.examples for entry in entries), default=-1)
 
 

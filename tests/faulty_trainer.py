@@ -89,14 +89,15 @@ def spoil(plan):
     """Puts the phases into the functions that make them."""
     import tensorflow.compat.v1 as tf1
 
-    from trainer import checkpoints, evaluate, run_setup
+    from trainer import evaluate, run_setup
+    from trainer.checkpoints import restore
     from trainer.graph import train_step
     from trainer.safety import loop_guard
 
     before(run_setup, "open_dataset", "start-up", plan)
     before(evaluate, "evaluate", "evaluation", plan)
     if plan._rank == 0:
-        before(checkpoints, "damage", "checkpoint", plan)
+        before(restore, "damage", "checkpoint", plan)
     else:
         before(loop_guard.LoopGuard, "save", "checkpoint", plan)
 

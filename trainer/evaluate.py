@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import checkpoints, distributed, results
+from trainer import distributed, results
+from trainer.checkpoints import restore
 from trainer.config import Config
 from trainer.distributed import Group
 from trainer.errors import UserError
@@ -111,12 +112,12 @@ def run(config: Config) -> int:
     group = distributed.connect(config.communication)
     with group.fail_together():
         config = results.as_trained(config)
-        prefix = checkpoints.choose(config.run)
+        prefix = restore.choose(config.run)
     with group.explain_loss():
         prefix = group.gather(prefix)[0]  # A run may save another one at this moment.
     with group.fail_together():
         results.check_places(config, group.worker)
-        num_classes = config.model.num_classes or checkpoints.count_classes(prefix)
+        num_classes = config.model.num_classes or restore.count_classes(prefix)
         dataset = open_dataset(config.data, num_classes=num_classes)
         if not dataset.info.num_validation_examples:
             raise UserError(f"--data_dir: {dataset.info.name} has no validation examples")
@@ -129,9 +130,7 @@ def run(config: Config) -> int:
                     xla=config.model.xla,
                 )
             )
-            checkpoints.restore_weights(
-                session, prefix, checkpoints.network_variables(), new_logits=False
-            )
+            restore.restore_weights(session, prefix, restore.network_variables(), new_logits=False)
             session.graph.finalize()
     # Weights from elsewhere say nothing of the run in --logdir.
     logdir = config.run.logdir if config.run.init_checkpoint is None else None
@@ -143,7 +142,7 @@ def run(config: Config) -> int:
         names = results.class_names(config, num_classes)
         views = create_evaluation_views(logdir, group.worker, writer, names)
         result = evaluate(session, evaluation, group, views)
-        step = checkpoints.step_of(prefix)
+        step = restore.step_of(prefix)
         text = f"{prefix}: {result}"
         latest = max(group.gather(_latest_evaluation(logdir)))
         if latest > step:

@@ -7,7 +7,8 @@ from pathlib import Path
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import atomic_file, checkpoints, launcher, results, session
+from trainer import atomic_file, launcher, results, session
+from trainer.checkpoints import restore
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.graph.images import normalize
@@ -18,9 +19,9 @@ def run(config: Config) -> int:
     """Writes the SavedModel of a checkpoint to --export_dir, whole or not at all."""
     config = results.as_trained(config)
     launcher.refuse(config.mode)
-    prefix = checkpoints.choose(config.run)
+    prefix = restore.choose(config.run)
     target = _find_target(config)
-    num_classes = checkpoints.count_classes(prefix)
+    num_classes = restore.count_classes(prefix)
     size = config.data.image_size
     with tf.Graph().as_default():
         images = tf1.placeholder(tf.uint8, [None, size, size, 3], name="images")
@@ -38,8 +39,8 @@ def run(config: Config) -> int:
         aside = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             with tf1.Session(config=session.create_config()) as export_session:
-                checkpoints.restore_weights(
-                    export_session, prefix, checkpoints.network_variables(), new_logits=False
+                restore.restore_weights(
+                    export_session, prefix, restore.network_variables(), new_logits=False
                 )
                 tf1.saved_model.simple_save(
                     export_session, str(aside), inputs={"images": images}, outputs=outputs

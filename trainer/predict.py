@@ -11,7 +11,8 @@ import numpy.typing as npt
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import checkpoints, launcher, results, session
+from trainer import launcher, results, session
+from trainer.checkpoints import restore
 from trainer.config import Config
 from trainer.distributed import Worker
 from trainer.errors import ConfigError
@@ -51,9 +52,9 @@ def run(config: Config) -> int:
         raise ConfigError("--mode=predict: must be followed by image files, got none")
     launcher.refuse(config.mode)
     config = results.as_trained(config)
-    prefix = checkpoints.choose(config.run)
+    prefix = restore.choose(config.run)
     results.check_places(config, Worker())
-    num_classes = checkpoints.count_classes(prefix)
+    num_classes = restore.count_classes(prefix)
     names = results.class_names(config, num_classes)
     found = _classify(config, prefix, num_classes)
     predictions = []
@@ -91,8 +92,8 @@ def _classify(config: Config, prefix: str, num_classes: int) -> dict[int, npt.ND
         )
         fetches = (tf.nn.softmax(logits), stream.batch.labels, stream.batch.weights)
         with tf1.Session(config=session.create_config()) as predict_session:
-            checkpoints.restore_weights(
-                predict_session, prefix, checkpoints.network_variables(), new_logits=False
+            restore.restore_weights(
+                predict_session, prefix, restore.network_variables(), new_logits=False
             )
             predict_session.run(stream.initializer, {stream.start_step: 0})
             for _ in range(stream.steps or 0):

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import checkpoint_store, environment, results
-from trainer.checkpoint_manifest import RunFacts
+from trainer import environment, results
+from trainer.checkpoints import store as checkpoint_store
+from trainer.checkpoints.manifest import RunFacts
 from trainer.config import Config
 from trainer.distributed import Group
 from trainer.graph import train_step

@@ -4,7 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
-from trainer.checkpoint_manifest import ASIDE, BEST
+from trainer.checkpoints.manifest import ASIDE, BEST
 
 # What `atomic_file` and `run_lock` write aside: a name of ours, and who wrote it.
 _ASIDE_FILE = re.compile(

@@ -9,14 +9,11 @@ from pathlib import Path
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import (
-    atomic_file,
-    checkpoint_changes,
-    checkpoint_files,
-    checkpoint_manifest,
-    checkpoints,
-)
-from trainer.checkpoint_manifest import ASIDE, BEST, Entry, Manifest, RunFacts
+from trainer import atomic_file
+from trainer.checkpoints import changes, layout, restore
+from trainer.checkpoints import manifest as checkpoint_manifest
+from trainer.checkpoints.manifest import ASIDE, BEST, Entry, Manifest, RunFacts
+from trainer.checkpoints.restore import Found
 from trainer.config import RunConfig
 from trainer.errors import UserError
 
@@ -50,7 +47,7 @@ class Store:
         self._logdir = Path(logdir)
         self._variables = variables
         self._facts = facts
-        self._network = checkpoints.network_variables()
+        self._network = restore.network_variables()
         self._saver = tf1.train.Saver(variables, max_to_keep=None)
         self._is_left_alone = False
         self.story: tuple[str, ...] = ()
@@ -75,7 +72,7 @@ class Store:
         Raises:
           UserError: --resume forbids what is there, or a checkpoint can't be loaded.
         """
-        found = checkpoints.find_newest(str(self._logdir))
+        found = restore.find_newest(str(self._logdir))
         if found.prefix is not None and self._config.resume == "never":
             raise UserError(
                 f"--resume: must not be never where --logdir has a checkpoint, got {found.prefix}"
@@ -85,7 +82,7 @@ class Store:
                 f"--resume: must not be must where --logdir has no checkpoint, got {self._logdir}"
             )
         if found.prefix is None:
-            started = checkpoints.initialize(session, self._config.init_checkpoint, self._network)
+            started = restore.initialize(session, self._config.init_checkpoint, self._network)
             self.story = (*found.skipped, *started)
         else:
             self._load(session, found, found.prefix)
@@ -96,20 +93,20 @@ class Store:
         Raises:
           UserError: there is none.
         """
-        found = checkpoints.find_newest(str(self._logdir))
+        found = restore.find_newest(str(self._logdir))
         if found.prefix is None:
             raise UserError("--on_nonfinite: rollback needs a checkpoint to go back to, got none")
         self._load(session, found, found.prefix)
 
-    def _load(self, session: tf1.Session, found: checkpoints.Found, prefix: str) -> None:
-        checkpoints.restore(session, prefix, self._variables)
+    def _load(self, session: tf1.Session, found: Found, prefix: str) -> None:
+        restore.restore(session, prefix, self._variables)
         story = [*found.skipped, f"resumed from {prefix}"]
         if found.entry is not None:
             before = found.entry.run
-            story += checkpoint_changes.describe(before, self._facts)
+            story += changes.describe(before, self._facts)
             if before.global_batch_size != self._facts.global_batch_size:
                 was_complete = found.entry.step >= before.total_steps
-                if was_complete and checkpoint_changes.is_as_long(before, self._facts):
+                if was_complete and changes.is_as_long(before, self._facts):
                     self._set_step(session, self._facts.total_steps)  # And so it stays.
                     self._is_left_alone = True
                 else:
@@ -156,7 +153,7 @@ class Store:
             manifest = checkpoint_manifest.read(self._logdir)
             if manifest.find(step) is not None:
                 checkpoint_manifest.write(self._logdir, manifest.without(step))
-            files = checkpoint_files.move(aside, self._logdir)
+            files = layout.move(aside, self._logdir)
             entry = self._create_entry(step, files)
             checkpoint_manifest.write(self._logdir, manifest.with_entry(entry))
         finally:
@@ -168,13 +165,13 @@ class Store:
         Raises:
           OSError: it could not be written.
         """
-        if step - 1 not in checkpoints.steps_in(str(self._logdir)):
+        if step - 1 not in restore.steps_in(str(self._logdir)):
             self._set_step(session, step - 1)
             self.save(session, step - 1)
 
     def _set_step(self, session: tf1.Session, step: int) -> None:
         counter = next(v for v in self._variables if v.op.name == "global_step")
-        checkpoints.assign(session, [(counter, step)])
+        restore.assign(session, [(counter, step)])
 
     def _write_aside(self, session: tf1.Session, step: int) -> Path:
         """Writes and verifies the files in a folder of their own."""
@@ -185,7 +182,7 @@ class Store:
             prefix = str(aside / f"model.ckpt-{step}")
             with session.graph.as_default():  # In another one, the saver would build itself anew.
                 self._saver.save(session, prefix, write_meta_graph=False, write_state=False)
-            reason = checkpoints.damage(prefix)
+            reason = restore.damage(prefix)
             if reason is not None:
                 raise OSError(f"it reads back damaged: {reason}")
             for path in aside.iterdir():
@@ -214,7 +211,7 @@ class Store:
         Where there are greater numbers, they are of damaged checkpoints, which were skipped and
         stay until the run comes to their steps, or of another numbering: `newer_too`.
         """
-        steps = checkpoints.steps_in(str(self._logdir))
+        steps = restore.steps_in(str(self._logdir))
         kept = [old for old in steps if old <= step][: self._config.keep_checkpoints]
         left = [*kept, *(newer for newer in steps if newer > step and not newer_too)]
         for removed in set(steps) - set(left):
@@ -225,7 +222,7 @@ class Store:
         gone = [entry.step for entry in manifest.entries if entry.step not in left]
         if gone:
             checkpoint_manifest.write(self._logdir, manifest.without(*gone))
-        checkpoint_files.write_state(self._logdir, kept)
+        layout.write_state(self._logdir, kept)
 
     def lacks_evaluation(self, step: int) -> bool:
         """Whether the run ended between the checkpoint of a step and the evaluation after it."""
@@ -259,15 +256,15 @@ class Store:
         if entry is None:
             aside = self._write_aside(session, step)
         else:
-            aside = checkpoint_files.link_aside(self._logdir, entry)
+            aside = layout.link_aside(self._logdir, entry)
         try:
             folder.mkdir(exist_ok=True)
-            files = checkpoint_files.move(aside, folder)
+            files = layout.move(aside, folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         best = dataclasses.replace(self._create_entry(step, files), top1=top1)
         checkpoint_manifest.write(folder, Manifest((best,)))
-        checkpoint_files.write_state(folder, [step])
+        layout.write_state(folder, [step])
         kept = {file.name for file in files}
         for path in folder.glob("model.ckpt-*"):
             if path.name not in kept:
@@ -279,14 +276,14 @@ class NullStore(Store):
 
     def __init__(self, init_checkpoint: str | None = None) -> None:
         self._init_checkpoint = init_checkpoint
-        self._network = checkpoints.network_variables()
+        self._network = restore.network_variables()
         self.story = ()
 
     def check_room(self) -> None:
         pass
 
     def restore(self, session: tf1.Session) -> None:
-        self.story = checkpoints.initialize(session, self._init_checkpoint, self._network)
+        self.story = restore.initialize(session, self._init_checkpoint, self._network)
 
     def roll_back(self, session: tf1.Session) -> None:
         del session

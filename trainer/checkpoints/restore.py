@@ -14,8 +14,8 @@ from typing import Any
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import checkpoint_manifest
-from trainer.checkpoint_manifest import Entry, Manifest
+from trainer.checkpoints import manifest as checkpoint_manifest
+from trainer.checkpoints.manifest import Entry, Manifest
 from trainer.config import RunConfig
 from trainer.errors import UserError
 

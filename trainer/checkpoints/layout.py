@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer import atomic_file
-from trainer.checkpoint_manifest import ASIDE, Entry, SavedFile, describe_file
+from trainer.checkpoints.manifest import ASIDE, Entry, SavedFile, describe_file
 
 
 def move(aside: Path, folder: Path) -> list[SavedFile]:

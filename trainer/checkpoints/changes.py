@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trainer.checkpoint_manifest import RunFacts
+from trainer.checkpoints.manifest import RunFacts
 
 # Flags that may change without a word: they change nothing of what is computed.
 _SILENT = frozenset(
