@@ -28,7 +28,7 @@ from trainer import distributed, plan, train
 from trainer.config import Config, DataConfig, ModelConfig, RunConfig
 from trainer.graph import train_step
 from trainer.inputs.dataset import open_dataset
-from trainer.session import create_config
+from trainer.machine.session import create_config
 from trainer.telemetry import pauses
 from trainer.telemetry.console import TextConsole
 from trainer.telemetry.mllog import NullMLPerfLog

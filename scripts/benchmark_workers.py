@@ -36,8 +36,9 @@ import program
 
 import process_tree
 
-from trainer import session, timing
+from trainer import timing
 from trainer.errors import UserError
+from trainer.machine import session
 
 _HOROVODRUN = str(Path(sys.executable).with_name("horovodrun"))
 _TRAINER = (sys.executable, "-m", "trainer", "--dataset=synthetic")

@@ -7,8 +7,7 @@ import signal
 from collections.abc import Iterable
 from pathlib import Path
 
-from trainer import launcher
-from trainer.safety import process_identity
+from trainer.process import identity, launcher
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -16,14 +15,14 @@ _PR_SET_CHILD_SUBREAPER = 36
 def below(pid: int) -> list[int]:
     """The children of a process, their children, and so on; those that have ended are left out."""
     parents = {
-        int(path.name): process_identity.parent_of(int(path.name))
+        int(path.name): identity.parent_of(int(path.name))
         for path in Path("/proc").iterdir()
         if path.name.isdigit()
     }
     return [
         child
         for child in parents
-        if child != pid and _is_below(child, pid, parents) and process_identity.find(child)
+        if child != pid and _is_below(child, pid, parents) and identity.find(child)
     ]
 
 
@@ -35,7 +34,7 @@ def _is_below(child: int, pid: int, parents: dict[int, int]) -> bool:
 
 def children_of(pid: int) -> list[int]:
     """The processes that a process has started itself, and that have not ended."""
-    return [child for child in below(pid) if process_identity.parent_of(child) == pid]
+    return [child for child in below(pid) if identity.parent_of(child) == pid]
 
 
 def workers_below(pid: int) -> dict[int, int]:
@@ -46,8 +45,8 @@ def workers_below(pid: int) -> dict[int, int]:
     """
     found = {}
     for child in below(pid):
-        launched = launcher.find(process_identity.environ_of(child))
-        if launched is not None and process_identity.name_of(child).startswith("python"):
+        launched = launcher.find(identity.environ_of(child))
+        if launched is not None and identity.name_of(child).startswith("python"):
             found[launched.rank] = child
     return found
 

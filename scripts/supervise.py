@@ -32,7 +32,7 @@ from flags import command_line
 from trainer.checkpoints import manifest
 from trainer.errors import UserError
 from trainer.safety import exit_status, lock_holder
-from trainer.status import FILE_NAME, Status
+from trainer.safety.status import FILE_NAME, Status
 
 # Ends of a launcher that nobody has asked for. Its workers save then, and call it a preemption.
 _CRASHES = ("SIGKILL", "SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL")

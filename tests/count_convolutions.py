@@ -14,10 +14,11 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 import tiny
 
-from trainer import distributed, session
+from trainer import distributed
 from trainer.benchmarks import targets
 from trainer.config import Config, DataConfig
 from trainer.inputs.dataset import open_dataset
+from trainer.machine import session
 
 IMAGE_SIZE = 16
 RUNS = 4  # XLA compiles what has been run before.

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from trainer import __main__ as main
-from trainer import launcher
+from trainer.process import launcher
 
 PHASES = ("start-up", "broadcast", "mid-step", "checkpoint", "evaluation", "last step")
 ACTIONS = ("KILL", "TERM", "STOP", "exception", "exit 0")

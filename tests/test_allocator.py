@@ -5,7 +5,7 @@ import sys
 import pytest
 from processes import run
 
-from trainer import allocator
+from trainer.process import settings
 
 # Tells its settings and its number, starts again, and tells them once more.
 PROGRAM = """
@@ -19,15 +19,15 @@ allocator.restart_with_settings()
 def start(monkeypatch, value):
     """What the program prints where the variable has a value."""
     if value is None:
-        monkeypatch.delenv(allocator.VARIABLE, raising=False)
+        monkeypatch.delenv(settings.VARIABLE, raising=False)
     else:
-        monkeypatch.setenv(allocator.VARIABLE, value)
+        monkeypatch.setenv(settings.VARIABLE, value)
     done = run([sys.executable, "-c", PROGRAM, "two words"])
     assert done.returncode == 0, done.stderr
     return [line.split(maxsplit=2) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.skipif(allocator.has_gpu(), reason="tensors live on the GPU")
+@pytest.mark.skipif(settings.has_gpu(), reason="tensors live on the GPU")
 def test_it_starts_once_more_as_the_same_process_with_the_same_arguments(monkeypatch):
     (before, number, rest), (after, same_number, same_rest) = start(monkeypatch, None)
     assert before == "None"

@@ -14,7 +14,7 @@ import pytest
 from processes import ROOT, environment
 
 from trainer.errors import UserError
-from trainer.safety import process_identity
+from trainer.process import identity
 
 pytestmark = pytest.mark.processes
 
@@ -108,9 +108,9 @@ def overlap(some, others):
 def ends(pid):
     """Whether it ends soon: what is killed takes a moment."""
     end_sec = time.monotonic() + 10
-    while process_identity.find(int(pid)) and time.monotonic() < end_sec:
+    while identity.find(int(pid)) and time.monotonic() < end_sec:
         time.sleep(0.01)
-    return process_identity.find(int(pid)) is None
+    return identity.find(int(pid)) is None
 
 
 def test_alone_and_together_take_turns(contest, tmp_path):

@@ -9,13 +9,13 @@ import pytest
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import atomic_file
 from trainer.checkpoints import manifest as checkpoint_manifest
 from trainer.checkpoints import restore
 from trainer.checkpoints import store as checkpoint_store
 from trainer.checkpoints.manifest import RunFacts
 from trainer.config import RunConfig
 from trainer.errors import UserError
+from trainer.process import files
 
 FACTS = RunFacts(
     workers=1,
@@ -157,7 +157,7 @@ def test_a_save_that_fails_leaves_the_earlier_ones(logdir, monkeypatch):
         def no_space(path):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(atomic_file, "sync", no_space)
+        monkeypatch.setattr(files, "sync", no_space)
         with pytest.raises(OSError, match="No space left"):
             store.save(session, 4)
     assert restore.find_newest(str(logdir)).step == 3
@@ -218,14 +218,14 @@ def test_another_networks_checkpoint_is_refused_by_name(logdir, name, shape, rea
 
 def test_atomic_file_replaces_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "status.json"
-    atomic_file.write_text(path, json.dumps({"step": 1}))
+    files.write_text(path, json.dumps({"step": 1}))
 
     def no_space(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(atomic_file, "sync", no_space)
+    monkeypatch.setattr(files, "sync", no_space)
     with pytest.raises(OSError, match="No space"):
-        atomic_file.write_text(path, json.dumps({"step": 2}))
+        files.write_text(path, json.dumps({"step": 2}))
     assert json.loads(path.read_text()) == {"step": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["status.json"]
 

@@ -6,9 +6,9 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 from processes import check_with_and_without_onednn
 
-from trainer import session
 from trainer.cpu_kernels import gradients as cpu_gradients
 from trainer.cpu_kernels import library
+from trainer.machine import session
 
 needs_kernels = pytest.mark.skipif(
     bool(library.reason_for_none()), reason=f"kernels: {library.reason_for_none()}"

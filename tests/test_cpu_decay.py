@@ -5,10 +5,10 @@ import pytest
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import session
 from trainer.config import ModelConfig
 from trainer.cpu_kernels import library
 from trainer.graph import losses
+from trainer.machine import session
 
 pytestmark = pytest.mark.skipif(
     bool(library.reason_for_none()), reason=f"kernels: {library.reason_for_none()}"

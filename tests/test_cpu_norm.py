@@ -8,9 +8,9 @@ from processes import check_with_and_without_onednn
 
 from models import resnet_utils, resnet_v2
 from models.slim_compat import slim
-from trainer import session
 from trainer.cpu_kernels import gradients as cpu_gradients
 from trainer.cpu_kernels import library
+from trainer.machine import session
 
 needs_kernels = pytest.mark.skipif(
     bool(library.reason_for_none()), reason=f"kernels: {library.reason_for_none()}"

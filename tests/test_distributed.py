@@ -11,12 +11,14 @@ import tiny
 import two_workers
 from processes import horovodrun
 
-from trainer import allocator, distributed, session
+from trainer import distributed
 from trainer.config import Config
 from trainer.distributed import Group, Worker
 from trainer.errors import UserError
 from trainer.graph.images import normalize
 from trainer.graph.network import build_logits
+from trainer.machine import session
+from trainer.process import settings
 
 pytestmark = pytest.mark.processes
 
@@ -195,7 +197,7 @@ def test_gather_gives_every_worker_everything(folder):
 
 
 @pytest.mark.skipif(
-    allocator.has_gpu() or not 2 <= len(os.sched_getaffinity(0)) == session.available_cores(),
+    settings.has_gpu() or not 2 <= len(os.sched_getaffinity(0)) == session.available_cores(),
     reason="only workers with cores to themselves are bound to them",
 )
 def test_all_threads_of_a_worker_stay_on_its_own_cores(folder):

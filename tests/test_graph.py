@@ -13,7 +13,7 @@ from trainer.distributed import Group
 from trainer.graph import train_step
 from trainer.graph.losses import build_cross_entropy
 from trainer.inputs.dataset import open_dataset
-from trainer.session import create_config
+from trainer.machine.session import create_config
 
 DECAY = 0.9
 

@@ -19,11 +19,11 @@ from input_data import (
     write_folder,
 )
 
-from trainer import memory
 from trainer.distributed import Worker
 from trainer.errors import ConfigError, UserError
 from trainer.inputs import convert, dataset, folder, images, source, storage
 from trainer.inputs.source import Source
+from trainer.machine import memory
 
 
 def open_dataset(path=None, **fields):

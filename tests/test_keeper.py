@@ -13,7 +13,7 @@ WORKER = """
 import os, time
 from trainer.safety import keeper
 from trainer.safety.preemption import StopRequest
-from trainer.status import Status
+from trainer.safety.status import Status
 from trainer.safety.sudden_exit import SuddenExit
 
 keeper.stay_behind()

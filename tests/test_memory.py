@@ -5,7 +5,7 @@ import resource
 
 import pytest
 
-from trainer import memory
+from trainer.machine import memory
 
 
 def test_an_allocation_that_memory_has_no_room_for_fails():

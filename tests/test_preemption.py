@@ -12,7 +12,7 @@ from processes import ROOT, environment
 LISTENS = """
 import hashlib, sys, time
 from trainer.safety.preemption import StopRequest
-from trainer.status import Status
+from trainer.safety.status import Status
 from trainer.safety.sudden_exit import SuddenExit
 
 stop = StopRequest(SuddenExit(Status(None, rank=0), rank=0, size=1))

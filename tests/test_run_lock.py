@@ -10,8 +10,8 @@ import pytest
 from processes import ROOT, environment
 
 from trainer.errors import UserError
+from trainer.process.identity import Process
 from trainer.safety import lock_holder, run_lock
-from trainer.safety.process_identity import Process
 
 HOLDS = """
 import sys, time

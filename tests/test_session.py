@@ -5,7 +5,8 @@ import os
 import pytest
 import tensorflow as tf
 
-from trainer import launcher, session
+from trainer.machine import session
+from trainer.process import launcher
 
 
 @pytest.mark.parametrize(

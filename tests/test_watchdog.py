@@ -16,7 +16,7 @@ pytestmark = pytest.mark.processes
 
 GUARDED = """
 import os, sys, threading, time
-from trainer.status import Status
+from trainer.safety.status import Status
 from trainer.safety.sudden_exit import SuddenExit
 from trainer.safety.watchdog import create_watchdog
 
@@ -105,7 +105,7 @@ import os, time
 from trainer.safety import orphan_watch
 from trainer.safety.orphan_watch import OrphanWatch
 from trainer.safety.preemption import StopRequest
-from trainer.status import Status
+from trainer.safety.status import Status
 from trainer.safety.sudden_exit import SuddenExit
 
 exit_now = SuddenExit(Status(None, rank=0), rank=0, size=1)

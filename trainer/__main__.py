@@ -15,10 +15,9 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
-from trainer import allocator, launcher
 from trainer.config import Config
 from trainer.errors import UserError
-from trainer.safety import keeper
+from trainer.process import keeper, launcher, settings
 
 try:
     from flags import command_line
@@ -31,7 +30,7 @@ except ModuleNotFoundError as error:
 
 def main() -> None:
     """The console script: runs this process's command line and exits with its status."""
-    allocator.restart_with_settings()
+    settings.restart_with_settings()
     keeper.stay_behind()
     sys.exit(run(sys.argv))
 
@@ -82,7 +81,7 @@ def run_mode(config: Config) -> int:
         os.environ["TF_XLA_FLAGS"] = f"{given} --tf_xla_cpu_global_jit".strip()
     if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
         # Without the driver's device file, that there is no GPU is no error.
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2" if allocator.has_gpu() else "3"
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2" if settings.has_gpu() else "3"
         with _without_start_up_notes():
             importlib.import_module("tensorflow")
     return importlib.import_module(f"trainer.{config.mode}").run(config)

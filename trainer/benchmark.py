@@ -7,7 +7,7 @@ import time
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import atomic_file, distributed, launcher, memory, results, session
+from trainer import distributed, results
 from trainer.benchmarks import allreduce, peak, record, sweep, targets
 from trainer.benchmarks.record import Result
 from trainer.benchmarks.result import PassResult, Sweep, achieved_gflops, create_result
@@ -18,6 +18,8 @@ from trainer.errors import ConfigError, UserError
 from trainer.graph import precision
 from trainer.graph.network import find_network
 from trainer.inputs.dataset import AnyDataset, SyntheticDataset, open_dataset
+from trainer.machine import memory, session
+from trainer.process import files, launcher
 
 _INTERRUPTED = 130  # As a shell says it of a program that Ctrl-C ended.
 _PEAK_TRIES = 3
@@ -79,11 +81,11 @@ def _check(config: Config, group: Group) -> None:
         ("result_csv", config.benchmark.result_csv),
     ):
         if path is not None:
-            atomic_file.check_writable(path, name, is_folder=False)
+            files.check_writable(path, name, is_folder=False)
     if config.benchmark.result_csv is not None:
         record.check_csv(config.benchmark.result_csv)
     if config.run.logdir is not None:
-        atomic_file.check_writable(config.run.logdir, "logdir", is_folder=True)
+        files.check_writable(config.run.logdir, "logdir", is_folder=True)
     find_network(config.model, config.data.image_size)
     if "input" in passes and isinstance(_open_dataset(config, "input"), SyntheticDataset):
         raise ConfigError("--data_dir: must be given with --benchmark_passes=input, got none")

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from trainer import launcher, session
 from trainer.config import CommunicationConfig
 from trainer.errors import UserError
+from trainer.machine import session
+from trainer.process import launcher
 
 # Each of Horovod's cycles takes 0.2 ms of a worker's core, and more with something to average.
 CPU_CYCLE_MS = "100"

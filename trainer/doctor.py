@@ -20,8 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trainer import allocator
 from trainer.config import Config
+from trainer.process import settings
 
 _SHOWN = (
     "slim-horovod", "tensorflow", "tf-slim", "horovod", "tensorboard", "numpy", "protobuf",
@@ -189,14 +189,14 @@ def _describe_threads(cores: int) -> str:
 
 def _describe_malloc() -> str:
     """The settings of the C library's allocator, and whether the kernel grants huge pages."""
-    if allocator.has_gpu():
+    if settings.has_gpu():
         return "as it is: tensors live on the GPU"
-    tunables = os.environ.get(allocator.VARIABLE, "not set")
+    tunables = os.environ.get(settings.VARIABLE, "not set")
     modes = read_text("/sys/kernel/mm/transparent_hugepage/enabled")
     chosen = re.search(r"\[(\w+)\]", modes)
     state = chosen[1] if chosen else "unknown"
     hint = "" if state in ("always", "madvise") else ": steps take some 9 % longer without"
-    return f"{allocator.VARIABLE}={tunables}; huge pages: {state}{hint}"
+    return f"{settings.VARIABLE}={tunables}; huge pages: {state}{hint}"
 
 
 def check_slim(found: dict[str, Any]) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from trainer.distributed import Group
 from trainer.errors import UserError
 from trainer.graph.evaluation import EvaluationGraph, build_evaluation_graph
 from trainer.inputs.dataset import open_dataset
-from trainer.session import create_config
+from trainer.machine.session import create_config
 from trainer.telemetry.evaluation_views import (
     EvaluationViews,
     NullEvaluationViews,

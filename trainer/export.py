@@ -7,12 +7,14 @@ from pathlib import Path
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import atomic_file, launcher, results, session
+from trainer import results
 from trainer.checkpoints import restore
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.graph.images import normalize
 from trainer.graph.network import build_logits
+from trainer.machine import session
+from trainer.process import files, launcher
 
 
 def run(config: Config) -> int:
@@ -46,7 +48,7 @@ def run(config: Config) -> int:
                     export_session, str(aside), inputs={"images": images}, outputs=outputs
                 )
             aside.replace(target)
-            atomic_file.sync(target.parent)
+            files.sync(target.parent)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     print(f"{prefix}: exported to {target}")
@@ -64,5 +66,5 @@ def _find_target(config: Config) -> Path:
     target = Path(config.run.export_dir).absolute()
     if target.exists():
         raise UserError(f"--export_dir: must not be there yet, got {target}")
-    atomic_file.check_writable(target.parent, "export_dir", is_folder=True)
+    files.check_writable(target.parent, "export_dir", is_folder=True)
     return target

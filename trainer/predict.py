@@ -11,7 +11,7 @@ import numpy.typing as npt
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import launcher, results, session
+from trainer import results
 from trainer.checkpoints import restore
 from trainer.config import Config
 from trainer.distributed import Worker
@@ -21,6 +21,8 @@ from trainer.graph.network import build_logits
 from trainer.inputs.dataset import Dataset, DatasetInfo
 from trainer.inputs.encoded import BadImageError
 from trainer.inputs.source import Source
+from trainer.machine import session
+from trainer.process import launcher
 
 _BEST = 5
 

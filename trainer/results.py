@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer import atomic_file, environment
 from trainer.config import Config
 from trainer.distributed import Worker
+from trainer.machine import environment
+from trainer.process import files
 
 _MODEL = "model.json"
 # Group and name of the fields that training and use of a network have to agree on.
@@ -30,9 +31,9 @@ def check_places(config: Config, worker: Worker) -> None:
     if worker.rank != 0:
         return
     if config.run.logdir is not None:
-        atomic_file.check_writable(config.run.logdir, "logdir", is_folder=True)
+        files.check_writable(config.run.logdir, "logdir", is_folder=True)
     if config.run.result_json is not None:
-        atomic_file.check_writable(config.run.result_json, "result_json", is_folder=False)
+        files.check_writable(config.run.result_json, "result_json", is_folder=False)
 
 
 def report(config: Config, worker: Worker, result: dict[str, Any], *, text: str) -> None:
@@ -53,7 +54,7 @@ def report(config: Config, worker: Worker, result: dict[str, Any], *, text: str)
         }
         # NaN and Infinity, as of a run that has diverged, are no JSON.
         content = json.loads(json.dumps(content), parse_constant=lambda _: None)
-        atomic_file.write_text(config.run.result_json, json.dumps(content, indent=2) + "\n")
+        files.write_text(config.run.result_json, json.dumps(content, indent=2) + "\n")
     print(text, flush=True)
 
 
@@ -69,7 +70,7 @@ def write_model(config: Config, worker: Worker, names: Sequence[str] | None) -> 
         return
     fields = {name: getattr(getattr(config, group), name) for group, name in _OF_THE_MODEL}
     text = json.dumps({"class_names": names and list(names), **fields}, indent=2)
-    atomic_file.write_text(Path(config.run.logdir) / _MODEL, text + "\n")
+    files.write_text(Path(config.run.logdir) / _MODEL, text + "\n")
 
 
 def _read_model(config: Config) -> dict[str, Any]:

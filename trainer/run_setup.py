@@ -6,7 +6,7 @@ from typing import NamedTuple
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import environment, results
+from trainer import results
 from trainer.checkpoints import store as checkpoint_store
 from trainer.checkpoints.manifest import RunFacts
 from trainer.config import Config
@@ -14,9 +14,10 @@ from trainer.distributed import Group
 from trainer.graph import train_step
 from trainer.graph.evaluation import EvaluationGraph, build_evaluation_graph
 from trainer.inputs.dataset import DatasetInfo, open_dataset
+from trainer.machine import environment
+from trainer.machine.session import create_config
 from trainer.plan import Plan, create_plan
 from trainer.safety import nonfinite
-from trainer.session import create_config
 from trainer.telemetry import input_samples
 from trainer.telemetry.mllog import MLPerfLog, create_mllog
 

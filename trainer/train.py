@@ -16,7 +16,7 @@ from trainer.run_setup import Setup, set_up
 from trainer.safety import agreement, exit_status, run_folder, watchdog
 from trainer.safety.loop_guard import LoopGuard
 from trainer.safety.protection import Protection, protect
-from trainer.status import Status
+from trainer.safety.status import Status
 from trainer.telemetry import pauses, run_page
 from trainer.telemetry.console import create_console
 from trainer.telemetry.monitor import Monitor, create_monitor

@@ -10,10 +10,12 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 from protocol import Case, Prepared, serve
 
-from trainer import allocator, distributed, session
+from trainer import distributed
 from trainer.benchmarks import targets
 from trainer.config import Config, DataConfig, ModelConfig
 from trainer.inputs.dataset import open_dataset
+from trainer.machine import session
+from trainer.process import settings
 
 _PASSES = {"forward": "forward", "train": "train_step"}
 
@@ -41,5 +43,5 @@ def prepare(case: Case, *, xla: bool) -> Prepared:
 
 
 if __name__ == "__main__":
-    allocator.restart_with_settings()  # As `python -m trainer` does.
+    settings.restart_with_settings()  # As `python -m trainer` does.
     serve(functools.partial(prepare, xla=sys.argv[1] == "xla"))

@@ -24,11 +24,12 @@ import processes
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import distributed, session
+from trainer import distributed
 from trainer.config import Config, DataConfig, ModelConfig
 from trainer.cpu_kernels import library
 from trainer.graph import train_step
 from trainer.inputs.dataset import open_dataset
+from trainer.machine import session
 
 FILE = Path(__file__).resolve().parent.parent / "golden_losses.json"
 PRECISIONS = ("float32", "bfloat16")

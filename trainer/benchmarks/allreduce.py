@@ -9,11 +9,12 @@ import tensorflow.compat.v1 as tf1
 
 import models
 from models.slim_compat import slim
-from trainer import session, timing
+from trainer import timing
 from trainer.benchmarks.runs import Say, time_runs
 from trainer.config import Config
 from trainer.distributed import URGENT, Group
 from trainer.inputs.synthetic import DEFAULT_CLASSES
+from trainer.machine import session
 
 # Sizes of single buffers, bytes, beside the gradients as they come: Horovod fuses small tensors
 # into buffers, and the rate depends on how large these are.

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer import atomic_file, environment
 from trainer.benchmarks.allreduce import AllreduceResult
 from trainer.benchmarks.result import PassResult, Sweep
 from trainer.config import Config
 from trainer.distributed import Worker
 from trainer.errors import ConfigError
+from trainer.machine import environment
+from trainer.process import files
 from trainer.telemetry.background import BackgroundWriter
 from trainer.telemetry.event_file import EventFileWriter
 
@@ -73,7 +74,7 @@ def append_csv(config: Config, worker: Worker, results: Mapping[str, Result]) ->
             statistics = figures.pop("step_time_ms", {})
             figures |= {f"step_time_ms_{key}": value for key, value in statistics.items()}
             table.writerow({"pass": name, "workers": 1, **settings, **figures, **where})
-    atomic_file.write_text(path, text + lines.getvalue())
+    files.write_text(path, text + lines.getvalue())
 
 
 def _list_figures(result: Result) -> list[dict[str, Any]]:

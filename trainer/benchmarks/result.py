@@ -5,8 +5,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from trainer import session, timing
+from trainer import timing
 from trainer.errors import UserError
+from trainer.machine import session
 
 # Two measurements of the same rate differ by this much on a quiet machine.
 _PEAK_TOLERANCE = 1.02

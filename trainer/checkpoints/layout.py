@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer import atomic_file
 from trainer.checkpoints.manifest import ASIDE, Entry, SavedFile, describe_file
+from trainer.process import files as atomic_file
 
 
 def move(aside: Path, folder: Path) -> list[SavedFile]:

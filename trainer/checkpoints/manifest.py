@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import google_crc32c
 
-from trainer import atomic_file
+from trainer.process import files as atomic_file
 
 FILE_NAME = "checkpoints.json"
 FORMAT = "slim-horovod checkpoints 1"

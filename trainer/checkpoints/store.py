@@ -9,13 +9,13 @@ from pathlib import Path
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import atomic_file
 from trainer.checkpoints import changes, layout, restore
 from trainer.checkpoints import manifest as checkpoint_manifest
 from trainer.checkpoints.manifest import ASIDE, BEST, Entry, Manifest, RunFacts
 from trainer.checkpoints.restore import Found
 from trainer.config import RunConfig
 from trainer.errors import UserError
+from trainer.process import files as atomic_file
 
 
 def _in_one_line(error: tf.errors.OpError) -> str:

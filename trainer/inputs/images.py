@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from absl import logging
 
-from trainer import memory
 from trainer.config import DataConfig
 from trainer.distributed import Worker
 from trainer.errors import ConfigError, UserError
 from trainer.inputs.decoder import Decoder
 from trainer.inputs.encoded import RAW, BadImageError, ImageHeader, read_header
 from trainer.inputs.source import Split
+from trainer.machine import memory
 
 _SAMPLES = 64  # To estimate what a cache will need.
 

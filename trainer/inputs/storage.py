@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer import atomic_file
+from trainer.process import files
 
 # Shards that stay open. More than that many are opened for each read, which costs microseconds.
 _MAX_OPEN_FILES = 512
@@ -89,9 +89,9 @@ def atomic_path(path: str) -> Iterator[str]:
     temporary = os.path.join(folder, f".{name}.{os.getpid()}.writing")
     try:
         yield temporary
-        atomic_file.sync(Path(temporary))
+        files.sync(Path(temporary))
         os.replace(temporary, path)
-        atomic_file.sync(Path(folder or "."))
+        files.sync(Path(folder or "."))
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer import environment
 from trainer.config import Config
 from trainer.distributed import Group
 from trainer.errors import UserError
 from trainer.inputs.dataset import DatasetInfo
+from trainer.machine import environment
 
 _OWN_PACKAGES = ("flags", "models", "trainer")
 _CODE = (".py", ".cc", ".h")

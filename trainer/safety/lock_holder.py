@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trainer.safety import process_identity
-from trainer.safety.process_identity import Process
+from trainer.process import identity as process_identity
+from trainer.process.identity import Process
 
 FILE_NAME = "run.lock"
 

@@ -9,7 +9,7 @@ from trainer.run_setup import Setup
 from trainer.safety import nonfinite
 from trainer.safety.nonfinite import Decision
 from trainer.safety.protection import Protection
-from trainer.status import Status
+from trainer.safety.status import Status
 from trainer.telemetry.console import Console
 
 

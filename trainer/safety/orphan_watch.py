@@ -7,10 +7,10 @@ a rule, at the end of an ssh connection or below a process of the launcher's, an
 import os
 import threading
 
-from trainer import launcher
-from trainer.safety import exit_status, process_identity
+from trainer.process import identity, launcher
+from trainer.process.identity import Process
+from trainer.safety import exit_status
 from trainer.safety.preemption import StopRequest
-from trainer.safety.process_identity import Process
 from trainer.safety.sudden_exit import SuddenExit
 
 _POLL_SEC = 1.0
@@ -24,16 +24,16 @@ def launcher_of(pid: int) -> tuple[Process, ...]:
     Between are shells, and programs that were given the worker's rank and started the worker.
     """
     found = []
-    ancestor = process_identity.parent_of(pid)
+    ancestor = identity.parent_of(pid)
     while ancestor > 1:
-        process = process_identity.find(ancestor)
+        process = identity.find(ancestor)
         if process is None:
             break
         found.append(process)
-        has_rank = launcher.find(process_identity.environ_of(ancestor)) is not None
-        if not has_rank and not process_identity.is_shell(ancestor):
+        has_rank = launcher.find(identity.environ_of(ancestor)) is not None
+        if not has_rank and not identity.is_shell(ancestor):
             break
-        ancestor = process_identity.parent_of(ancestor)
+        ancestor = identity.parent_of(ancestor)
     return tuple(found)
 
 

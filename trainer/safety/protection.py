@@ -4,14 +4,14 @@ import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from trainer import launcher
 from trainer.config import RunConfig
 from trainer.distributed import Worker
+from trainer.process import launcher
 from trainer.safety.orphan_watch import OrphanWatch
 from trainer.safety.preemption import StopRequest
+from trainer.safety.status import Status
 from trainer.safety.sudden_exit import SuddenExit
 from trainer.safety.watchdog import Watchdog, create_watchdog
-from trainer.status import Status
 
 
 class Protection(NamedTuple):

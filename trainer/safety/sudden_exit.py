@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
-from trainer.status import Status
+from trainer.safety.status import Status
 
 _LAST_WORDS_SEC = 3.0
 

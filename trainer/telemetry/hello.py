@@ -2,8 +2,8 @@
 
 import os
 
-from trainer import environment
 from trainer.distributed import Group
+from trainer.machine import environment
 from trainer.telemetry.console import Console
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import atomic_file
+from trainer.process import files
 from trainer.telemetry.growing_file import GrowingFile
 from trainer.telemetry.writers import Scalars
 
@@ -33,7 +33,7 @@ class JsonLinesWriter:
           OSError: the file can't be written anew.
         """
         if first_step is not None and path.exists():
-            atomic_file.write_text(path, "".join(_lines_before(first_step, path)))
+            files.write_text(path, "".join(_lines_before(first_step, path)))
         self._file = GrowingFile(path)
         if _is_cut(path):
             self._file.append(b"\n")

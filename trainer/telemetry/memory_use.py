@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from trainer import memory
+from trainer.machine import memory
 
 _MIB = 2**20
 

@@ -10,9 +10,9 @@ from typing import Any
 import tensorflow as tf
 from tensorboard.plugins.text import summary as text_summary
 
-from trainer import environment
 from trainer.config import Config
 from trainer.distributed import Worker
+from trainer.machine import environment
 from trainer.plan import Plan
 from trainer.telemetry import hparams, layout
 from trainer.telemetry.writers import Writer

@@ -8,7 +8,7 @@ from typing import Any
 
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
-from trainer import atomic_file
+from trainer.process import files
 
 
 def convert(space: xplane_pb2.XSpace) -> dict[str, Any]:
@@ -51,4 +51,4 @@ def write(source: Path, target: Path) -> None:
       OSError: one of them can't be read or written.
     """
     space = xplane_pb2.XSpace.FromString(source.read_bytes())
-    atomic_file.write_bytes(target, gzip.compress(json.dumps(convert(space)).encode()))
+    files.write_bytes(target, gzip.compress(json.dumps(convert(space)).encode()))

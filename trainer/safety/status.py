@@ -6,7 +6,7 @@ import sys
 import threading
 from pathlib import Path
 
-from trainer import atomic_file
+from trainer.process import files
 
 FILE_NAME = "status.json"
 
@@ -34,7 +34,7 @@ class Status:
                 return
             text = json.dumps({"state": state, "step": self._step, "reason": reason})
             try:
-                atomic_file.write_text(self._path, text + "\n")
+                files.write_text(self._path, text + "\n")
             except OSError as error:
                 if state == "failed":
                     return  # Why a run failed is told in any case.

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from trainer import session
 from trainer.cpu_kernels import library
+from trainer.machine import session
 
 PACKAGES = ("tensorflow", "tf-slim", "horovod", "tensorboard", "absl-py", "numpy")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from trainer import launcher
 from trainer.cpu_kernels import library
 from trainer.errors import UserError
+from trainer.process import launcher
 
 # Where it is set, each worker of this host has been bound to its own cores.
 _BOUND = "SLIM_HOROVOD_BOUND"

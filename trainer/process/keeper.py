@@ -10,8 +10,7 @@ import os
 import signal
 from collections.abc import Mapping
 
-from trainer import launcher
-from trainer.safety import process_identity
+from trainer.process import identity, launcher
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -25,7 +24,7 @@ def is_needed(environ: Mapping[str, str], parent: int) -> bool:
     """
     launched = launcher.find(environ)
     by_horovodrun = launched is not None and launched.name == "horovodrun"
-    return by_horovodrun and not process_identity.is_shell(parent)
+    return by_horovodrun and not identity.is_shell(parent)
 
 
 def stay_behind() -> None:

@@ -1,0 +1,1 @@
+"""This process, before TensorFlow is loaded: nothing here imports it."""
