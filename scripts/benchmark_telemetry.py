@@ -24,15 +24,16 @@ import program
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import distributed, plan, train
+from trainer import distributed, plan
 from trainer.config import Config, DataConfig, ModelConfig, RunConfig
 from trainer.graph import train_step
 from trainer.inputs.dataset import open_dataset
 from trainer.machine.session import create_config
+from trainer.modes import train
+from trainer.run.monitor import create_monitor
 from trainer.telemetry import pauses
 from trainer.telemetry.console import TextConsole
 from trainer.telemetry.mllog import NullMLPerfLog
-from trainer.telemetry.monitor import create_monitor
 from trainer.telemetry.run_writer import create_writer
 
 _RATE = 0.01

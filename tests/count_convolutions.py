@@ -15,7 +15,7 @@ import tensorflow.compat.v1 as tf1
 import tiny
 
 from trainer import distributed
-from trainer.benchmarks import targets
+from trainer.benchmark import passes
 from trainer.config import Config, DataConfig
 from trainer.inputs.dataset import open_dataset
 from trainer.machine import session
@@ -34,7 +34,7 @@ def build(name, model="tiny:network"):
     config = create_config()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, model=model))
     dataset = open_dataset(config.data, num_classes=tiny.NUM_CLASSES)
-    return targets.PASSES[name](config, distributed.Group(), dataset)
+    return passes.PASSES[name](config, distributed.Group(), dataset)
 
 
 def trace(name, *, xla):

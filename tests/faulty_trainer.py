@@ -89,17 +89,18 @@ def spoil(plan):
     """Puts the phases into the functions that make them."""
     import tensorflow.compat.v1 as tf1
 
-    from trainer import evaluate, run_setup
     from trainer.checkpoints import restore
     from trainer.graph import train_step
-    from trainer.safety import loop_guard
+    from trainer.modes import evaluate
+    from trainer.run import guard
+    from trainer.run import setup as run_setup
 
     before(run_setup, "open_dataset", "start-up", plan)
     before(evaluate, "evaluate", "evaluation", plan)
     if plan._rank == 0:
         before(restore, "damage", "checkpoint", plan)
     else:
-        before(loop_guard.LoopGuard, "save", "checkpoint", plan)
+        before(guard.LoopGuard, "save", "checkpoint", plan)
 
     build, run, create_step = (
         train_step.build_train_graph,
@@ -139,7 +140,7 @@ def spoil(plan):
 
 def tell_hashes(folder, rank):
     """Writes a digest of each worker's variables when its training ends, however it ends."""
-    from trainer import train
+    from trainer.modes import train
 
     inner = train._train
 

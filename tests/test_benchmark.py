@@ -14,10 +14,10 @@ from absl import flags as absl_flags
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flags import command_line
-from trainer import benchmark as trainer_benchmark
-from trainer.benchmarks import peak
-from trainer.benchmarks.sweep import to_flags
+from trainer.benchmark import peak
+from trainer.benchmark.sweep import to_flags
 from trainer.config import BenchmarkConfig, Config, DataConfig, ModelConfig, RunConfig
+from trainer.modes import benchmark as trainer_benchmark
 
 NETWORK = ("--model=tiny:network", "--image_size=16", "--batch_size=4")
 PASSES = ("forward", "forward_backward", "train_step")

@@ -6,9 +6,9 @@ import dataclasses
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trainer.benchmarks import allreduce as allreduce_benchmark
-from trainer.benchmarks import record
-from trainer.benchmarks.result import Sweep, create_result
+from trainer.benchmark import allreduce as allreduce_benchmark
+from trainer.benchmark import record
+from trainer.benchmark.result import Sweep, create_result
 from trainer.config import BenchmarkConfig, Config
 from trainer.distributed import Worker
 from trainer.errors import ConfigError, UserError

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from trainer import timing
-from trainer.benchmarks import runs
+from trainer.benchmark import runs
 
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+"
 

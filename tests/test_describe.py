@@ -9,10 +9,10 @@ import tensorflow as tf
 import models
 from models import resnet_v2
 from models.slim_compat import slim
-from trainer import describe
 from trainer.config import Config, DataConfig, ModelConfig, RunConfig
 from trainer.errors import ConfigError
 from trainer.graph import flops
+from trainer.modes import describe
 
 tf1 = tf.compat.v1
 

@@ -7,7 +7,7 @@ from importlib import metadata
 
 import pytest
 
-from trainer import doctor
+from trainer.modes import doctor
 
 
 def broken(findings):

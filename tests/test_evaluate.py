@@ -5,11 +5,11 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 import tiny
 
-from trainer import evaluate
 from trainer.config import Config
 from trainer.distributed import Group
 from trainer.graph.evaluation import build_evaluation_graph
 from trainer.inputs.dataset import open_dataset
+from trainer.modes import evaluate
 
 
 class WithOther(Group):

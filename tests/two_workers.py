@@ -16,13 +16,14 @@ import tensorflow.compat.v1 as tf1
 import test_update
 import tiny
 
-from trainer import distributed, evaluate
+from trainer import distributed
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.graph import train_step
 from trainer.graph.evaluation import build_evaluation_graph
 from trainer.inputs.dataset import open_dataset
 from trainer.machine import session
+from trainer.modes import evaluate
 
 STEPS = 5
 LEARNING_RATE = 0.1

@@ -84,7 +84,7 @@ def run_mode(config: Config) -> int:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2" if settings.has_gpu() else "3"
         with _without_start_up_notes():
             importlib.import_module("tensorflow")
-    return importlib.import_module(f"trainer.{config.mode}").run(config)
+    return importlib.import_module(f"trainer.modes.{config.mode}").run(config)
 
 
 if __name__ == "__main__":

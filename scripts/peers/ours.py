@@ -11,7 +11,7 @@ import tensorflow.compat.v1 as tf1
 from protocol import Case, Prepared, serve
 
 from trainer import distributed
-from trainer.benchmarks import targets
+from trainer.benchmark import passes
 from trainer.config import Config, DataConfig, ModelConfig
 from trainer.inputs.dataset import open_dataset
 from trainer.machine import session
@@ -26,7 +26,7 @@ def prepare(case: Case, *, xla: bool) -> Prepared:
     model = ModelConfig(precision=case.precision, xla=xla)
     config = Config(mode="benchmark", data=data, model=model)
     with tf.Graph().as_default():
-        target = targets.PASSES[_PASSES[case.task]](
+        target = passes.PASSES[_PASSES[case.task]](
             config, distributed.Group(), open_dataset(data, num_classes=None)
         )
         run = tf1.Session(config=session.create_config(xla=xla))

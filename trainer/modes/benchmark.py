@@ -7,11 +7,12 @@ import time
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import distributed, results
-from trainer.benchmarks import allreduce, peak, record, sweep, targets
-from trainer.benchmarks.record import Result
-from trainer.benchmarks.result import PassResult, Sweep, achieved_gflops, create_result
-from trainer.benchmarks.runs import Say, time_runs
+from trainer import distributed
+from trainer.benchmark import allreduce, peak, record, sweep
+from trainer.benchmark import passes as targets
+from trainer.benchmark.record import Result
+from trainer.benchmark.result import PassResult, Sweep, achieved_gflops, create_result
+from trainer.benchmark.runs import Say, time_runs
 from trainer.config import Config
 from trainer.distributed import Group
 from trainer.errors import ConfigError, UserError
@@ -20,6 +21,7 @@ from trainer.graph.network import find_network
 from trainer.inputs.dataset import AnyDataset, SyntheticDataset, open_dataset
 from trainer.machine import memory, session
 from trainer.process import files, launcher
+from trainer.run import outputs
 
 _INTERRUPTED = 130  # As a shell says it of a program that Ctrl-C ended.
 _PEAK_TRIES = 3
@@ -188,7 +190,7 @@ def _record(config: Config, group: Group, measured: dict[str, Result], *, partia
         "passes": {name: part.to_json() for name, part in measured.items()},
     }
     text = f"measured: {', '.join(measured)}{'; partial' * partial}"
-    results.report(config, group.worker, result, text=text)
+    outputs.report(config, group.worker, result, text=text)
     if group.worker.rank != 0:
         return
     if config.benchmark.result_csv is not None:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import results
 from trainer.checkpoints import store as checkpoint_store
 from trainer.checkpoints.manifest import RunFacts
 from trainer.config import Config
@@ -17,6 +16,7 @@ from trainer.inputs.dataset import DatasetInfo, open_dataset
 from trainer.machine import environment
 from trainer.machine.session import create_config
 from trainer.plan import Plan, create_plan
+from trainer.run import outputs
 from trainer.safety import nonfinite
 from trainer.telemetry import input_samples
 from trainer.telemetry.mllog import MLPerfLog, create_mllog
@@ -50,7 +50,7 @@ class Setup(NamedTuple):
 
 def set_up(config: Config, group: Group) -> Setup:
     """Opens the data, builds the graph and, on rank 0, restores the checkpoint. No collectives."""
-    results.check_places(config, group.worker)
+    outputs.check_places(config, group.worker)
     mllog = create_mllog(config, rank=group.worker.rank)
     if config.run.deterministic:
         tf.config.experimental.enable_op_determinism()

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.benchmarks.allreduce import AllreduceResult
-from trainer.benchmarks.result import PassResult, Sweep
+from trainer.benchmark.allreduce import AllreduceResult
+from trainer.benchmark.result import PassResult, Sweep
 from trainer.config import Config
 from trainer.distributed import Worker
 from trainer.errors import ConfigError

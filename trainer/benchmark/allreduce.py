@@ -10,7 +10,7 @@ import tensorflow.compat.v1 as tf1
 import models
 from models.slim_compat import slim
 from trainer import timing
-from trainer.benchmarks.runs import Say, time_runs
+from trainer.benchmark.runs import Say, time_runs
 from trainer.config import Config
 from trainer.distributed import URGENT, Group
 from trainer.inputs.synthetic import DEFAULT_CLASSES

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import distributed, results
+from trainer import distributed
 from trainer.checkpoints import restore
 from trainer.config import Config
 from trainer.distributed import Group
@@ -18,6 +18,7 @@ from trainer.errors import UserError
 from trainer.graph.evaluation import EvaluationGraph, build_evaluation_graph
 from trainer.inputs.dataset import open_dataset
 from trainer.machine.session import create_config
+from trainer.run import outputs
 from trainer.telemetry.evaluation_views import (
     EvaluationViews,
     NullEvaluationViews,
@@ -111,12 +112,12 @@ def run(config: Config) -> int:
     """Evaluates --init_checkpoint, or the newest good checkpoint in --logdir."""
     group = distributed.connect(config.communication)
     with group.fail_together():
-        config = results.as_trained(config)
+        config = outputs.as_trained(config)
         prefix = restore.choose(config.run)
     with group.explain_loss():
         prefix = group.gather(prefix)[0]  # A run may save another one at this moment.
     with group.fail_together():
-        results.check_places(config, group.worker)
+        outputs.check_places(config, group.worker)
         num_classes = config.model.num_classes or restore.count_classes(prefix)
         dataset = open_dataset(config.data, num_classes=num_classes)
         if not dataset.info.num_validation_examples:
@@ -139,7 +140,7 @@ def run(config: Config) -> int:
         group.explain_loss(),
         contextlib.closing(create_writer(logdir, rank=group.worker.rank)) as writer,
     ):
-        names = results.class_names(config, num_classes)
+        names = outputs.class_names(config, num_classes)
         views = create_evaluation_views(logdir, group.worker, writer, names)
         result = evaluate(session, evaluation, group, views)
         step = restore.step_of(prefix)
@@ -151,7 +152,7 @@ def run(config: Config) -> int:
         else:
             views.publish(step, group)
             write_scalars(writer, step, result)
-    results.report(config, group.worker, dataclasses.asdict(result), text=text)
+    outputs.report(config, group.worker, dataclasses.asdict(result), text=text)
     group.shutdown()
     return 0
 

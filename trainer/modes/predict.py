@@ -11,7 +11,6 @@ import numpy.typing as npt
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import results
 from trainer.checkpoints import restore
 from trainer.config import Config
 from trainer.distributed import Worker
@@ -23,6 +22,7 @@ from trainer.inputs.encoded import BadImageError
 from trainer.inputs.source import Source
 from trainer.machine import session
 from trainer.process import launcher
+from trainer.run import outputs
 
 _BEST = 5
 
@@ -53,11 +53,11 @@ def run(config: Config) -> int:
     if not config.files:
         raise ConfigError("--mode=predict: must be followed by image files, got none")
     launcher.refuse(config.mode)
-    config = results.as_trained(config)
+    config = outputs.as_trained(config)
     prefix = restore.choose(config.run)
-    results.check_places(config, Worker())
+    outputs.check_places(config, Worker())
     num_classes = restore.count_classes(prefix)
-    names = results.class_names(config, num_classes)
+    names = outputs.class_names(config, num_classes)
     found = _classify(config, prefix, num_classes)
     predictions = []
     lines = []
@@ -71,7 +71,7 @@ def run(config: Config) -> int:
         shares = ", ".join(f"{names[index]} {probabilities[index]:.4f}" for index in best)
         lines.append(f"{config.files[number]}: {shares}")
     result = {"predictions": predictions}
-    results.report(config, Worker(), result, text="\n".join(lines) or "nothing was classified")
+    outputs.report(config, Worker(), result, text="\n".join(lines) or "nothing was classified")
     unread = [name for number, name in enumerate(config.files) if number not in found]
     for name in unread:
         print(f"slim-horovod: {name}: is not a JPEG or PNG that can be read", file=sys.stderr)

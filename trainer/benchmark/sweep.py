@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trainer.benchmarks.result import PassResult, Sweep
-from trainer.benchmarks.runs import Say
+from trainer.benchmark.result import PassResult, Sweep
+from trainer.benchmark.runs import Say
 from trainer.config import Config, RunConfig, TelemetryConfig
 from trainer.errors import UserError
 

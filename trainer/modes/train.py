@@ -7,19 +7,21 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from trainer import distributed, evaluate, results, run_result
+from trainer import distributed
 from trainer.config import Config
 from trainer.distributed import Group
 from trainer.graph import learning_rate, train_step
-from trainer.run_result import RunTimes
-from trainer.run_setup import Setup, set_up
+from trainer.modes import evaluate
+from trainer.run import outputs, summary
+from trainer.run.guard import LoopGuard
+from trainer.run.monitor import Monitor, create_monitor
+from trainer.run.setup import Setup, set_up
+from trainer.run.summary import RunTimes
 from trainer.safety import agreement, exit_status, run_folder, watchdog
-from trainer.safety.loop_guard import LoopGuard
 from trainer.safety.protection import Protection, protect
 from trainer.safety.status import Status
 from trainer.telemetry import pauses, run_page
 from trainer.telemetry.console import create_console
-from trainer.telemetry.monitor import Monitor, create_monitor
 from trainer.telemetry.run_writer import create_writer
 from trainer.telemetry.step_log import Step
 
@@ -55,8 +57,8 @@ def run(config: Config) -> int:
             while ending is Ending.ROLLED_BACK:
                 ending, result = _train(config, group, setup, status, protection)
     if ending is Ending.FINISHED:
-        text = run_result.describe_end(config, result)
-        results.report(config, group.worker, result, text=text)
+        text = summary.describe_end(config, result)
+        outputs.report(config, group.worker, result, text=text)
     group.shutdown()
     return exit_status.PREEMPTED if ending is Ending.PREEMPTED else 0
 
@@ -82,7 +84,7 @@ def _train(
     lacks_evaluation = any(group.gather(setup.store.lacks_evaluation(done)))
     logdir = None if is_complete and not lacks_evaluation else config.run.logdir
     status.set("running", step=done)
-    results.write_model(config, group.worker, setup.info.class_names)
+    outputs.write_model(config, group.worker, setup.info.class_names)
     times, evaluation, ending = RunTimes(), None, Ending.FINISHED
     with (
         contextlib.closing(create_console(rank, course, first_step=done + 1)) as console,
@@ -105,7 +107,7 @@ def _train(
             train_examples=setup.info.num_train_examples,
             eval_examples=setup.info.num_validation_examples,
         )
-        start = run_result.describe_start(config, group, setup.info, course, done)
+        start = summary.describe_start(config, group, setup.info, course, done)
         for line in (*setup.store.story, start):
             console.say(line)
         guard = LoopGuard(group, setup, console, status, protection, done=done)
@@ -117,7 +119,7 @@ def _train(
             with contextlib.closing(monitor.profiler):
                 times, evaluation, ending = _loop(config, group, setup, done, monitor, guard)
         steps = max(done, course.total_steps)
-        result = run_result.summarize(group, course, steps, times, evaluation)
+        result = summary.summarize(group, course, steps, times, evaluation)
         if ending is Ending.FINISHED:
             run_page.write_end(writer, steps, result)
             monitor.mllog.end()

@@ -8,11 +8,11 @@ import tensorflow as tf
 
 import models
 from models.slim_compat import slim
-from trainer import results
 from trainer.config import Config
 from trainer.distributed import Worker
 from trainer.graph import flops
 from trainer.graph.network import find_network
+from trainer.run import outputs
 
 tf1 = tf.compat.v1
 
@@ -184,7 +184,7 @@ def run(config: Config) -> int:
     Raises:
       ConfigError: there is no such network, or its images must be larger.
     """
-    results.check_places(config, Worker())
+    outputs.check_places(config, Worker())
     description = describe(
         find_network(config.model, config.data.image_size),
         image_size=config.data.image_size,
@@ -203,5 +203,5 @@ def run(config: Config) -> int:
         "parameters": description.parameters,
         "gflops_per_image": description.gflops_per_image,
     }
-    results.report(config, Worker(), result, text=f"{format_table(description)}\n{total}")
+    outputs.report(config, Worker(), result, text=f"{format_table(description)}\n{total}")
     return 0

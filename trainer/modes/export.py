@@ -7,7 +7,6 @@ from pathlib import Path
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import results
 from trainer.checkpoints import restore
 from trainer.config import Config
 from trainer.errors import UserError
@@ -15,6 +14,7 @@ from trainer.graph.images import normalize
 from trainer.graph.network import build_logits
 from trainer.machine import session
 from trainer.process import files, launcher
+from trainer.run import outputs as results
 
 
 def run(config: Config) -> int:

@@ -5,7 +5,7 @@ import contextlib
 from trainer.distributed import Group
 from trainer.errors import UserError
 from trainer.graph import train_step
-from trainer.run_setup import Setup
+from trainer.run.setup import Setup
 from trainer.safety import nonfinite
 from trainer.safety.nonfinite import Decision
 from trainer.safety.protection import Protection

@@ -7,8 +7,8 @@ from typing import Any
 from trainer import timing
 from trainer.config import Config
 from trainer.distributed import Group
-from trainer.evaluate import Evaluation
 from trainer.inputs.dataset import DatasetInfo
+from trainer.modes.evaluate import Evaluation
 from trainer.plan import Plan
 from trainer.telemetry.step_log import Step
 

@@ -1,0 +1,1 @@
+"""The modes of --mode: `trainer.modes.<mode>.run(config)` runs one, and returns its exit status."""
