@@ -24,9 +24,10 @@ from PIL import Image
 
 from trainer.config import DataConfig
 from trainer.distributed import Worker
-from trainer.inputs import convert, dataset
-from trainer.inputs.pixels import Rows
-from trainer.inputs.reader import TrainRows
+from trainer.inputs import dataset
+from trainer.inputs.conversion import convert
+from trainer.inputs.images.pixels import Rows
+from trainer.inputs.rows import TrainRows
 
 tf1 = tf.compat.v1
 

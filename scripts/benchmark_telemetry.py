@@ -34,7 +34,7 @@ from trainer.run.monitor import create_monitor
 from trainer.telemetry import pauses
 from trainer.telemetry.console import TextConsole
 from trainer.telemetry.mllog import NullMLPerfLog
-from trainer.telemetry.run_writer import create_writer
+from trainer.telemetry.writers.run_writer import create_writer
 
 _RATE = 0.01
 _CLASSES = 10

@@ -14,7 +14,8 @@ import os
 import program
 
 from trainer.errors import UserError
-from trainer.inputs import convert, manifest, storage
+from trainer.inputs.conversion import convert
+from trainer.inputs.sources import manifest, storage
 
 
 def _parse_arguments() -> argparse.Namespace:

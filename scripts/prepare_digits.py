@@ -12,7 +12,8 @@ import shutil
 import program
 
 from trainer.errors import UserError
-from trainer.inputs import convert, manifest
+from trainer.inputs.conversion import convert
+from trainer.inputs.sources import manifest
 
 _VALIDATION_FRACTION = 0.2
 _DEFAULT_OUT = os.path.join(

@@ -14,8 +14,8 @@ import os
 import program
 
 from trainer.errors import UserError
-from trainer.inputs import storage
-from trainer.inputs.verify import Verifier
+from trainer.inputs.conversion.verify import Verifier
+from trainer.inputs.sources import storage
 
 
 def main() -> int:

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from trainer.telemetry.growing_file import GrowingFile
+from trainer.telemetry.writers.growing_file import GrowingFile
 
 
 @contextlib.contextmanager

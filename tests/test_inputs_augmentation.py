@@ -15,7 +15,7 @@ from input_data import (
 from PIL import Image, ImageEnhance, ImageOps
 
 from trainer.graph import images as device
-from trainer.inputs import augmentation, rand_augment
+from trainer.inputs.images import augmentation, rand_augment
 from trainer.inputs.pipeline import Batch
 
 tf1 = tf.compat.v1

@@ -21,8 +21,9 @@ from input_data import (
 
 from trainer.distributed import Worker
 from trainer.errors import UserError
-from trainer.inputs import convert, dataset
-from trainer.inputs.verify import Verifier
+from trainer.inputs import dataset
+from trainer.inputs.conversion import convert
+from trainer.inputs.conversion.verify import Verifier
 
 IMAGES = 12  # One class each, so that a label says which image it is.
 BAD = 5

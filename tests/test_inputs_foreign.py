@@ -11,8 +11,9 @@ from input_data import create_config, encode, labels_of, noise, read_evaluation,
 from PIL import Image
 
 from trainer.errors import ConfigError, UserError
-from trainer.inputs import dataset, index
-from trainer.inputs.verify import Verifier
+from trainer.inputs import dataset
+from trainer.inputs.conversion.verify import Verifier
+from trainer.inputs.sources import index
 
 CLASSES = 7
 

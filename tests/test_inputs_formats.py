@@ -10,8 +10,8 @@ import tensorflow as tf
 from input_data import encode, noise
 from PIL import Image
 
-from trainer.inputs import example_proto, tfrecord
-from trainer.inputs.encoded import JPEG, PNG, BadImageError, read_header
+from trainer.inputs.images.encoded import JPEG, PNG, BadImageError, read_header
+from trainer.inputs.sources import example_proto, tfrecord
 
 
 def feature(value):

@@ -21,8 +21,11 @@ from input_data import (
 
 from trainer.distributed import Worker
 from trainer.errors import ConfigError, UserError
-from trainer.inputs import convert, dataset, folder, images, source, storage
+from trainer.inputs import dataset, source
+from trainer.inputs.conversion import convert
+from trainer.inputs.images import reader
 from trainer.inputs.source import Source
+from trainer.inputs.sources import folder, storage
 from trainer.machine import memory
 
 
@@ -259,7 +262,7 @@ def test_images_are_named_once_in_the_log(tmp_path, monkeypatch):
     write_folder(tmp_path, {"a": 4})
     (tmp_path / "a" / "2.png").write_bytes(b"")
     lines = []
-    monkeypatch.setattr(images.logging, "warning", lambda text, *args: lines.append(text % args))
+    monkeypatch.setattr(reader.logging, "warning", lambda text, *args: lines.append(text % args))
     read_train(open_dataset(tmp_path, max_bad_examples=3), steps=6)
     assert len(lines) == 1
     assert lines[0].startswith(f"{tmp_path}/a/2.png: a bad image: 0 bytes.")

@@ -16,8 +16,8 @@ from input_data import encode, noise, write_folder
 from test_inputs_damage import big_png
 
 from trainer.errors import UserError
-from trainer.inputs import convert
-from trainer.inputs.verify import Verifier
+from trainer.inputs.conversion import convert
+from trainer.inputs.conversion.verify import Verifier
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 

@@ -8,15 +8,16 @@ from PIL import Image
 
 from trainer.distributed import Group
 from trainer.graph.evaluation import Answers
-from trainer.telemetry import pictures, writers
-from trainer.telemetry.evaluation_views import (
+from trainer.telemetry.pages import pictures
+from trainer.telemetry.pages.evaluation_views import (
     CONFUSION_TAG,
     MISCLASSIFIED_TAG,
     EvaluationViews,
 )
+from trainer.telemetry.writers import protocol
 
 
-class Recorder(writers.NullWriter):
+class Recorder(protocol.NullWriter):
     def __init__(self):
         self.pictures = {}
 

@@ -12,9 +12,10 @@ from tensorboard.backend.event_processing import event_accumulator, event_file_l
 from trainer.config import RunConfig
 from trainer.distributed import Group
 from trainer.plan import create_plan
-from trainer.telemetry import background, console, json_lines, slow_worker, step_log, writers
+from trainer.telemetry import console, slow_worker, step_log
 from trainer.telemetry.memory_use import MemoryUse
-from trainer.telemetry.run_writer import create_writer
+from trainer.telemetry.writers import background, json_lines, protocol
+from trainer.telemetry.writers.run_writer import create_writer
 
 
 def read_events(logdir):
@@ -167,7 +168,7 @@ def test_json_has_no_nan(tmp_path):
     assert json.loads(line) == {"step": 1, "wall_time": 0.0, "a": None, "b": None, "c": 1.0}
 
 
-class FullDisk(writers.NullWriter):
+class FullDisk(protocol.NullWriter):
     """Has no space at first."""
 
     def __init__(self):
@@ -233,7 +234,7 @@ def step(number, *, duration_sec=0.5, own_sec=0.4):
     )
 
 
-class Recorder(writers.NullWriter):
+class Recorder(protocol.NullWriter):
     def __init__(self):
         self.steps = {}
 

@@ -13,8 +13,8 @@ from processes import run as run_process
 from processes import trainer
 from tensorflow.core.util import event_pb2
 
-from trainer.inputs import tfrecord
-from trainer.telemetry.run_writer import create_writer
+from trainer.inputs.sources import tfrecord
+from trainer.telemetry.writers.run_writer import create_writer
 
 pytestmark = pytest.mark.processes
 

@@ -15,8 +15,8 @@ from trainer.distributed import Worker
 from trainer.errors import ConfigError
 from trainer.machine import environment
 from trainer.process import files
-from trainer.telemetry.background import BackgroundWriter
-from trainer.telemetry.event_file import EventFileWriter
+from trainer.telemetry.writers.background import BackgroundWriter
+from trainer.telemetry.writers.event_file import EventFileWriter
 
 Result = Sweep | AllreduceResult
 

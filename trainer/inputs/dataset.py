@@ -9,12 +9,13 @@ import numpy as np
 from trainer.config import DataConfig
 from trainer.distributed import Worker
 from trainer.errors import ConfigError, UserError
-from trainer.inputs import manifest, storage, synthetic
-from trainer.inputs.folder import open_folder
+from trainer.inputs import synthetic
 from trainer.inputs.pipeline import Stream, build_stream
-from trainer.inputs.reader import EvaluationRows, TrainRows
-from trainer.inputs.shards import find_shards, open_tfrecord
+from trainer.inputs.rows import EvaluationRows, TrainRows
 from trainer.inputs.source import OpenFn, Source, Split
+from trainer.inputs.sources import manifest, storage
+from trainer.inputs.sources.folder import open_folder
+from trainer.inputs.sources.shards import find_shards, open_tfrecord
 
 BUILT_IN: dict[str, OpenFn] = {"tfrecord": open_tfrecord, "folder": open_folder}
 

@@ -14,8 +14,8 @@ import tensorflow as tf
 from trainer.config import DataConfig
 from trainer.distributed import Worker
 from trainer.errors import UserError
-from trainer.inputs.pixels import ROW_SHAPES, ROW_TYPES, Rows, build_pixels
-from trainer.inputs.reader import EvaluationRows, GuardedRows, TrainRows
+from trainer.inputs.images.pixels import ROW_SHAPES, ROW_TYPES, Rows, build_pixels
+from trainer.inputs.rows import EvaluationRows, GuardedRows, TrainRows
 from trainer.machine import session
 
 # Large enough to hide what a call into Python costs, small enough to keep all threads busy.

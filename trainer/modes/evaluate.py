@@ -19,14 +19,14 @@ from trainer.graph.evaluation import EvaluationGraph, build_evaluation_graph
 from trainer.inputs.dataset import open_dataset
 from trainer.machine.session import create_config
 from trainer.run import outputs
-from trainer.telemetry.evaluation_views import (
+from trainer.telemetry.pages.evaluation_views import (
     EvaluationViews,
     NullEvaluationViews,
     create_evaluation_views,
 )
-from trainer.telemetry.json_lines import newest_step
-from trainer.telemetry.run_writer import create_writer
-from trainer.telemetry.writers import Writer
+from trainer.telemetry.writers.json_lines import newest_step
+from trainer.telemetry.writers.protocol import Writer
+from trainer.telemetry.writers.run_writer import create_writer
 
 
 @dataclasses.dataclass(frozen=True)

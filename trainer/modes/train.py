@@ -20,10 +20,11 @@ from trainer.run.summary import RunTimes
 from trainer.safety import agreement, exit_status, run_folder, watchdog
 from trainer.safety.protection import Protection, protect
 from trainer.safety.status import Status
-from trainer.telemetry import pauses, run_page
+from trainer.telemetry import pauses
 from trainer.telemetry.console import create_console
-from trainer.telemetry.run_writer import create_writer
+from trainer.telemetry.pages import run_page
 from trainer.telemetry.step_log import Step
+from trainer.telemetry.writers.run_writer import create_writer
 
 
 class Ending(enum.Enum):

@@ -11,16 +11,16 @@ from trainer.graph.train_step import TrainGraph
 from trainer.plan import Plan
 from trainer.telemetry import pauses
 from trainer.telemetry.console import Console
-from trainer.telemetry.evaluation_views import EvaluationViews, create_evaluation_views
 from trainer.telemetry.hello import say_hello
 from trainer.telemetry.histograms import HistogramLog, create_histogram_log
 from trainer.telemetry.memory_use import MemoryUse
 from trainer.telemetry.mllog import MLPerfLog
+from trainer.telemetry.pages.evaluation_views import EvaluationViews, create_evaluation_views
 from trainer.telemetry.pauses import Pauses
 from trainer.telemetry.slow_worker import SlowWorkerWatch
 from trainer.telemetry.step_log import StepLog
 from trainer.telemetry.step_profiler import StepProfiler, create_step_profiler
-from trainer.telemetry.writers import Writer
+from trainer.telemetry.writers.protocol import Writer
 from trainer.timing import StepClock
 
 

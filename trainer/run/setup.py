@@ -18,8 +18,8 @@ from trainer.machine.session import create_config
 from trainer.plan import Plan, create_plan
 from trainer.run import outputs
 from trainer.safety import nonfinite
-from trainer.telemetry import input_samples
 from trainer.telemetry.mllog import MLPerfLog, create_mllog
+from trainer.telemetry.pages import input_samples
 
 
 class Setup(NamedTuple):

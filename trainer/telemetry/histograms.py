@@ -8,7 +8,7 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
 from trainer.config import TelemetryConfig
-from trainer.telemetry.writers import Writer
+from trainer.telemetry.writers.protocol import Writer
 
 
 class HistogramGraph(NamedTuple):

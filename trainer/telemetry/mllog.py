@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.plan import Plan
-from trainer.telemetry.growing_file import GrowingFile
+from trainer.telemetry.writers.growing_file import GrowingFile
 
 _START, _END, _POINT = "INTERVAL_START", "INTERVAL_END", "POINT_IN_TIME"
 

@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-from trainer.telemetry.writers import Writer
+from trainer.telemetry.writers.protocol import Writer
 from trainer.timing import StepClock
 
 CHECKPOINT = "perf/checkpoint_ms"

@@ -9,7 +9,7 @@ from trainer.distributed import Group
 from trainer.telemetry.console import Console
 from trainer.telemetry.memory_use import MemoryUse
 from trainer.telemetry.slow_worker import SlowWorkerWatch
-from trainer.telemetry.writers import Writer
+from trainer.telemetry.writers.protocol import Writer
 
 
 class Step(NamedTuple):

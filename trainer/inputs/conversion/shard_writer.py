@@ -8,7 +8,8 @@ import os
 import google_crc32c
 from PIL import Image, UnidentifiedImageError
 
-from trainer.inputs import encoded, example_proto, storage, tfrecord
+from trainer.inputs.images import encoded
+from trainer.inputs.sources import example_proto, storage, tfrecord
 
 # `encoded.MAX_PIXELS` takes the place of Pillow's limit, which only warns at first.
 Image.MAX_IMAGE_PIXELS = None

@@ -19,8 +19,14 @@ from collections.abc import Iterator, Mapping, Sequence
 import tqdm
 
 from trainer.errors import UserError
-from trainer.inputs import folder, manifest, storage
-from trainer.inputs.shard_writer import Receipt, Task, convert_shard, find_receipt, receipt_path
+from trainer.inputs.conversion.shard_writer import (
+    Receipt,
+    Task,
+    convert_shard,
+    find_receipt,
+    receipt_path,
+)
+from trainer.inputs.sources import folder, manifest, storage
 
 REPORT_NAME = "unreadable.txt"
 

@@ -14,8 +14,8 @@ from trainer.config import Config
 from trainer.distributed import Worker
 from trainer.machine import environment
 from trainer.plan import Plan
-from trainer.telemetry import hparams, layout
-from trainer.telemetry.writers import Writer
+from trainer.telemetry.pages import custom_scalars, hparams
+from trainer.telemetry.writers.protocol import Writer
 
 
 def write_run_page(
@@ -46,7 +46,7 @@ def write_run_page(
     }
     summaries = [
         *hparams.build_start(values),
-        layout.build_layout(),
+        custom_scalars.build_layout(),
         *(text_summary.pb(name, text) for name, text in texts.items()),
     ]
     for summary in summaries:

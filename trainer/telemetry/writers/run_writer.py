@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from trainer.errors import UserError
-from trainer.telemetry.background import BackgroundWriter
-from trainer.telemetry.event_file import EventFileWriter
-from trainer.telemetry.json_lines import JsonLinesWriter
-from trainer.telemetry.writers import NullWriter, Writer
+from trainer.telemetry.writers.background import BackgroundWriter
+from trainer.telemetry.writers.event_file import EventFileWriter
+from trainer.telemetry.writers.json_lines import JsonLinesWriter
+from trainer.telemetry.writers.protocol import NullWriter, Writer
 
 
 def create_writer(logdir: str | None, *, rank: int, first_step: int | None = None) -> Writer:

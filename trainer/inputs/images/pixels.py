@@ -6,9 +6,9 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from trainer.config import DataConfig
-from trainer.inputs import rand_augment
-from trainer.inputs.augmentation import SHIFT_FRACTION
-from trainer.inputs.encoded import JPEG, PNG
+from trainer.inputs.images import rand_augment
+from trainer.inputs.images.augmentation import SHIFT_FRACTION
+from trainer.inputs.images.encoded import JPEG, PNG
 
 # Columns of Rows.randoms.
 _FLIP = 0

@@ -12,8 +12,8 @@ import tensorflow.compat.v1 as tf1
 from trainer.config import Config
 from trainer.graph import images as device
 from trainer.inputs.pipeline import Stream
-from trainer.telemetry import pictures
-from trainer.telemetry.writers import Writer
+from trainer.telemetry.pages import pictures
+from trainer.telemetry.writers.protocol import Writer
 
 _COUNT = 16
 TAG = "inputs/augmented"

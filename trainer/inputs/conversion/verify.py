@@ -9,9 +9,9 @@ from typing import NamedTuple
 import google_crc32c
 import tqdm
 
-from trainer.inputs import folder, index, manifest, shards, storage, tfrecord
-from trainer.inputs.decoder import Decoder
-from trainer.inputs.encoded import BadImageError, read_header
+from trainer.inputs.images.decoder import Decoder
+from trainer.inputs.images.encoded import BadImageError, read_header
+from trainer.inputs.sources import folder, index, manifest, shards, storage, tfrecord
 
 
 class Verdict(NamedTuple):

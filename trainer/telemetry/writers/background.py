@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer.telemetry.writers import Scalars, Writer
+from trainer.telemetry.writers.protocol import Scalars, Writer
 
 _Job = Callable[[Writer], None]
 

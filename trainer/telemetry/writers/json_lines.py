@@ -11,8 +11,8 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
 from trainer.process import files
-from trainer.telemetry.growing_file import GrowingFile
-from trainer.telemetry.writers import Scalars
+from trainer.telemetry.writers.growing_file import GrowingFile
+from trainer.telemetry.writers.protocol import Scalars
 
 
 class JsonLinesWriter:

@@ -11,8 +11,8 @@ from absl import logging
 from trainer.config import DataConfig
 from trainer.distributed import Worker
 from trainer.errors import ConfigError, UserError
-from trainer.inputs.decoder import Decoder
-from trainer.inputs.encoded import RAW, BadImageError, ImageHeader, read_header
+from trainer.inputs.images.decoder import Decoder
+from trainer.inputs.images.encoded import RAW, BadImageError, ImageHeader, read_header
 from trainer.inputs.source import Split
 from trainer.machine import memory
 

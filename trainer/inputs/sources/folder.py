@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from trainer.config import DataConfig
 from trainer.errors import UserError
-from trainer.inputs import encoded, storage
+from trainer.inputs.images import encoded
 from trainer.inputs.source import Source
+from trainer.inputs.sources import storage
 
 # Others than JPEG and PNG are found too, and then refused by name: nothing is left out silently.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")

@@ -8,9 +8,9 @@ from pathlib import Path
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer.inputs import tfrecord
-from trainer.telemetry.growing_file import GrowingFile
-from trainer.telemetry.writers import Scalars
+from trainer.inputs.sources import tfrecord
+from trainer.telemetry.writers.growing_file import GrowingFile
+from trainer.telemetry.writers.protocol import Scalars
 
 _PREFIX = "events.out.tfevents."
 _NAME = re.compile(rf"{re.escape(_PREFIX)}(\d+\.\d{{6}})\.")

@@ -13,12 +13,13 @@ import numpy.typing as npt
 from trainer.config import DataConfig
 from trainer.distributed import Worker
 from trainer.errors import UserError
-from trainer.inputs import augmentation, storage
-from trainer.inputs.encoded import RAW, ImageHeader
-from trainer.inputs.images import Image, ImageReader
+from trainer.inputs.images import augmentation
+from trainer.inputs.images.encoded import RAW, ImageHeader
+from trainer.inputs.images.pixels import NUM_RANDOMS, Rows
+from trainer.inputs.images.reader import Image, ImageReader
 from trainer.inputs.order import EpochOrder, global_positions
-from trainer.inputs.pixels import NUM_RANDOMS, Rows
 from trainer.inputs.source import Split
+from trainer.inputs.sources import storage
 
 # Fills up the last batches of an evaluation: one black pixel.
 _BLANK = Image(0, np.zeros((1, 1, 3), np.uint8), ImageHeader(RAW, 1, 1))

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from trainer.errors import UserError
-from trainer.inputs import storage
+from trainer.inputs.sources import storage
 
 FILE_NAME = "dataset.json"
 FORMAT = "slim-horovod dataset 1"

@@ -7,8 +7,8 @@ from typing import Any
 import numpy.typing as npt
 import tensorflow as tf
 
-from trainer.inputs.encoded import JPEG, BadImageError, ImageHeader
-from trainer.inputs.pixels import decode_window
+from trainer.inputs.images.encoded import JPEG, BadImageError, ImageHeader
+from trainer.inputs.images.pixels import decode_window
 
 tf1 = tf.compat.v1
 

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from trainer.distributed import Group, Worker
 from trainer.graph.evaluation import Answers, EvaluationGraph
-from trainer.telemetry import pictures
-from trainer.telemetry.writers import NullWriter, Writer
+from trainer.telemetry.pages import pictures
+from trainer.telemetry.writers.protocol import NullWriter, Writer
 
 MAX_CLASSES = 50
 CONFUSION_TAG = "eval/confusion"

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import tqdm
 
-from trainer.inputs import example_proto, storage, tfrecord
+from trainer.inputs.sources import example_proto, storage, tfrecord
 
 LABEL_FEATURE = "image/class/label"
 IMAGE_FEATURE = "image/encoded"

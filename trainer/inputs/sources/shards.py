@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from trainer.config import DataConfig
 from trainer.errors import UserError
-from trainer.inputs import index, manifest, storage, tfrecord
 from trainer.inputs.source import Source
+from trainer.inputs.sources import index, manifest, storage, tfrecord
 
 # Also flowers_train_00000-of-00005.tfrecord, as tf-slim's other scripts name them.
 _SHARD_NAME = re.compile(r"(?:^|.*[-_])(train|validation)[-_](\d{5})-of-(\d{5})(?:\.tfrecords?)?$")

@@ -1,0 +1,1 @@
+"""Where examples are: folders of images, TFRecord shards, and their index."""

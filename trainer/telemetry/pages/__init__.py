@@ -1,0 +1,1 @@
+"""Pages of TensorBoard besides the scalars: texts, pictures, HParams, Custom Scalars."""

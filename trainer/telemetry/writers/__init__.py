@@ -1,0 +1,1 @@
+"""Where a run's numbers go: event files, metrics.jsonl."""
