@@ -1,4 +1,4 @@
-"""Makes the README's table: every fault, on each of two workers, in every phase of a run.
+"""Makes the table of docs/recovery.md: every fault, on each of two workers, in every phase.
 
 usage: fault_table.py OUT [PHASE...]
 
