@@ -104,7 +104,7 @@ wanted_for="$version $venv"
 fingerprint() {
   {
     cat "${requirements[@]}" "$repository"/{requirements/horovod.txt,setup.py,pyproject.toml} \
-      "$repository"/scripts/{build_horovod.py,source_edits.py,shared_memory_allreduce.h,setup.sh} \
+      "$repository"/scripts/{setup.sh,horovod/{build.py,apply.py,shared_memory_allreduce.h}} \
       "$repository"/trainer/cpu_kernels/src/*
     mpicc -show 2>/dev/null || true
     echo "$mode $repository"
@@ -123,7 +123,7 @@ fi
 if [[ ! -d $state && -n $(ls -A "$venv" 2>/dev/null) ]]; then
   fail "--venv: must be new or made by this script, got '$venv'"
 fi
-build=("$repository/scripts/build_horovod.py")
+build=("$repository/scripts/horovod/build.py")
 [[ $mode == cpu ]] || build+=(--gpu)
 # Before minutes go by: can Horovod be built here at all?
 "${python:-$venv/bin/python}" "${build[@]}" --check

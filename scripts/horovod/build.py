@@ -1,6 +1,6 @@
 """Installs Horovod for the running Python's TensorFlow, building a wheel of it where there is none.
 
-The released source does not compile against today's TensorFlow: see source_edits.py. Wheels are
+The released source does not compile against today's TensorFlow: see apply.py. Wheels are
 kept in the user's cache, one for each combination of what the compiled code depends on.
 """
 
@@ -24,11 +24,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from source_edits import EDITS, Edit, EditError, apply_edit
+from apply import EDITS, Edit, EditError, apply_edit
 
 HOROVOD_VERSION = "0.28.1"
 # Names that version, and the checksum of its source.
-REQUIREMENT = Path(__file__).resolve().parent.parent / "requirements" / "horovod.txt"
+REQUIREMENT = Path(__file__).resolve().parents[2] / "requirements" / "horovod.txt"
 NCCL_PACKAGE = "nvidia-nccl-cu12"
 
 

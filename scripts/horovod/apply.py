@@ -297,6 +297,6 @@ def apply_edit(source: Path, edit: Edit) -> None:
         first_line = edit.old.strip().splitlines()[0]
         raise EditError(
             f"{edit.path}: expected once, found {found} times: {first_line!r}. "
-            "Horovod's release has changed: see EDITS in scripts/source_edits.py"
+            "Horovod's release has changed: see EDITS in scripts/horovod/apply.py"
         )
     file.write_text(text.replace(edit.old, edit.new), encoding="utf-8")
