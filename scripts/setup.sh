@@ -104,7 +104,7 @@ wanted_for="$version $venv"
 fingerprint() {
   {
     cat "${requirements[@]}" "$repository"/{requirements/horovod.txt,setup.py,pyproject.toml} \
-      "$repository"/scripts/{setup.sh,horovod/{build.py,apply.py,shared_memory_allreduce.h}} \
+      "$repository"/scripts/{setup.sh,horovod/{*.py,*.h,patches/*/*.patch}} \
       "$repository"/trainer/cpu_kernels/src/*
     mpicc -show 2>/dev/null || true
     echo "$mode $repository"

@@ -231,7 +231,7 @@ os._exit(0)  # Horovod's thread would sleep on.
 
 
 def test_what_is_waited_for_does_not_wait_for_horovods_cycle():
-    """Nor what has come with it: an edit of Horovod's source."""
+    """Nor what has come with it: a patch of Horovod, speed/01-urgent-tensors."""
     command = ["-c", _WITH_LONG_CYCLES]
     done = horovodrun(2, command, HOROVOD_CYCLE_TIME="86400000", timeout_sec=120)
     assert done.stdout.count("True") == 6, done.stdout + done.stderr

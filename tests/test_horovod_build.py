@@ -1,69 +1,33 @@
-"""Edits apply to the source that they were written for, and to no other; wheels are told apart."""
+"""Horovod's build: what it needs, and which wheel is taken for which environment."""
 
 import os
 import zipfile
 
-import apply
 import build
 import pytest
 
-EDIT = apply.Edit("src/a.cc", "reserve(size);\n", "resize(size);\n")
+CHANGES = {"speed/01-a.patch": "@@ -1 +1 @@", "shared.h": "#pragma once"}
 VERSIONS = {"horovod": "0.28.1", "tensorflow": "2.21.0", "python": "3.11", "mpi": "none"}
 BUILD = build.Build(VERSIONS, {"HOROVOD_WITH_GLOO": "1"}, {})
 
 
-def write_source(folder, text):
-    file = folder / EDIT.path
-    file.parent.mkdir()
-    file.write_text(text)
-    return file
-
-
-def test_an_edit_replaces_its_passage_and_nothing_else(tmp_path):
-    file = write_source(tmp_path, "begin\nreserve(size);\nend\n")
-    apply.apply_edit(tmp_path, EDIT)
-    assert file.read_text() == "begin\nresize(size);\nend\n"
-
-
-@pytest.mark.parametrize("count", [0, 2])
-def test_an_edit_refuses_a_source_without_or_with_two_such_passages(tmp_path, count):
-    text = "begin\n" + EDIT.old * count
-    file = write_source(tmp_path, text)
-    with pytest.raises(apply.EditError, match=rf"^src/a\.cc: .* found {count} times: 'res"):
-        apply.apply_edit(tmp_path, EDIT)
-    assert file.read_text() == text
-
-
-def test_an_edit_refuses_a_source_without_its_file(tmp_path):
-    with pytest.raises(apply.EditError, match=r"no src/a\.cc"):
-        apply.apply_edit(tmp_path, EDIT)
-
-
-@pytest.mark.parametrize("edit", apply.EDITS, ids=lambda edit: edit.path)
-def test_no_edit_can_be_made_twice(tmp_path, edit):
-    file = tmp_path / edit.path
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(edit.old)
-    apply.apply_edit(tmp_path, edit)
-    if edit.path != "CMakeLists.txt":  # This edit only adds lines, below one that it keeps.
-        with pytest.raises(apply.EditError):
-            apply.apply_edit(tmp_path, edit)
-
-
-def test_the_pinned_source_is_the_version_that_the_edits_are_for():
+def test_the_pinned_source_is_the_version_that_the_patches_are_for():
     assert f"horovod=={build.HOROVOD_VERSION} " in build.REQUIREMENT.read_text()
 
 
 def test_the_cache_key_depends_on_every_ingredient():
+    ingredients = [
+        *((VERSIONS | {changed: "other"}, BUILD.settings, CHANGES) for changed in VERSIONS),
+        (VERSIONS, {"HOROVOD_WITH_GLOO": "0"}, CHANGES),
+        *((VERSIONS, BUILD.settings, CHANGES | {changed: "other"}) for changed in CHANGES),
+        (VERSIONS, BUILD.settings, {}),
+        (VERSIONS, BUILD.settings, CHANGES),
+    ]
     keys = {
-        build.cache_key(VERSIONS | {changed: "other"}, BUILD.settings, [EDIT])
-        for changed in VERSIONS
+        build.cache_key(versions, settings, changes=changes)
+        for versions, settings, changes in ingredients
     }
-    keys.add(build.cache_key(VERSIONS, {"HOROVOD_WITH_GLOO": "0"}, [EDIT]))
-    keys.add(build.cache_key(VERSIONS, BUILD.settings, []))
-    keys.add(build.cache_key(VERSIONS, BUILD.settings, [EDIT._replace(new="other")]))
-    keys.add(build.cache_key(VERSIONS, BUILD.settings, [EDIT]))
-    assert len(keys) == len(VERSIONS) + 4
+    assert len(keys) == len(ingredients)
 
 
 def test_the_cache_is_the_users_where_it_can_be_written(tmp_path):
@@ -99,6 +63,27 @@ def test_a_wheel_is_built_once_and_again_where_the_cached_one_is_damaged(tmp_pat
     assert wheel.read_bytes() == whole
     assert len(built) == 2
     assert os.listdir(wheel.parent) == [wheel.name]
+
+
+def test_another_patch_or_header_is_another_wheel(tmp_path, monkeypatch):
+    built = []
+
+    def build_wheel(build, folder):
+        wheel = folder / "horovod-0.28.1-cp311.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr("horovod/build.txt", str(len(built)))
+        built.append(wheel)
+        return wheel
+
+    monkeypatch.setattr(build, "build_wheel", build_wheel)
+    wheels = {build.cached_wheel(BUILD, tmp_path)}
+    header = tmp_path / "header.h"
+    header.write_text("#pragma once\n")
+    monkeypatch.setattr(build, "HEADER", header)
+    wheels.add(build.cached_wheel(BUILD, tmp_path))
+    monkeypatch.setattr(build, "read_patches", lambda: CHANGES)
+    wheels.add(build.cached_wheel(BUILD, tmp_path))
+    assert len(wheels) == len(built) == 3
 
 
 def test_the_build_folder_has_no_space_in_its_path(tmp_path, monkeypatch):

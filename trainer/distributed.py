@@ -20,8 +20,8 @@ from trainer.process import launcher
 # Each of Horovod's cycles takes 0.2 ms of a worker's core, and more with something to average.
 CPU_CYCLE_MS = "100"
 
-# Begins the name of a collective that is waited for: it ends Horovod's cycle, see
-# scripts/horovod/apply.py.
+# Begins the name of a collective that a step waits for: it ends Horovod's cycle early, by
+# scripts/horovod/patches/speed/01-urgent-tensors.patch, which compares this very prefix.
 URGENT = "urgent/"
 
 # What Horovod and Gloo say in the workers that are left when one of them ends or stands still.

@@ -1,7 +1,8 @@
 """Installs Horovod for the running Python's TensorFlow, building a wheel of it where there is none.
 
-The released source does not compile against today's TensorFlow: see apply.py. Wheels are
-kept in the user's cache, one for each combination of what the compiled code depends on.
+The released source does not compile against today's TensorFlow: README.md tells what is patched,
+and why. Wheels are kept in the user's cache, one for each combination of what the compiled code
+depends on.
 """
 
 import argparse
@@ -24,9 +25,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from apply import EDITS, Edit, EditError, apply_edit
+from apply import HEADER, HOROVOD_VERSION, PatchError, apply_patches, read_patches
 
-HOROVOD_VERSION = "0.28.1"
 # Names that version, and the checksum of its source.
 REQUIREMENT = Path(__file__).resolve().parents[2] / "requirements" / "horovod.txt"
 NCCL_PACKAGE = "nvidia-nccl-cu12"
@@ -52,10 +52,16 @@ DEFAULT_GPU_ARCHITECTURES = ("80", "90")
 
 
 def cache_key(
-    versions: Mapping[str, str], settings: Mapping[str, str], edits: Sequence[Edit]
+    versions: Mapping[str, str], settings: Mapping[str, str], *, changes: Mapping[str, str]
 ) -> str:
-    """A folder's name for everything that the compiled code depends on."""
-    ingredients = json.dumps([versions, settings, edits], sort_keys=True).encode()
+    """Returns a folder's name for everything that the compiled code depends on.
+
+    Args:
+      versions: of Horovod and of what it is compiled with.
+      settings: environment variables of the build.
+      changes: the texts of the patches and of what they include, by name.
+    """
+    ingredients = json.dumps([versions, settings, changes], sort_keys=True).encode()
     readable = "-".join(f"{name}{versions[name]}" for name in ("horovod", "tensorflow", "python"))
     return f"{readable}-{hashlib.sha256(ingredients).hexdigest()[:16]}"
 
@@ -222,7 +228,7 @@ def run_pip(python: Path, *arguments: str, env: Mapping[str, str] | None = None)
 
 
 def build_wheel(build: Build, folder: Path) -> Path:
-    """Fetches, edits and compiles Horovod; returns the wheel, which lies in `folder`."""
+    """Fetches, patches and compiles Horovod; returns the wheel, which lies in `folder`."""
     # Horovod finds TensorFlow's headers through the interpreter's own path: here without spaces.
     prefix = folder / "env"
     prefix.symlink_to(sys.prefix, target_is_directory=True)
@@ -235,8 +241,7 @@ def build_wheel(build: Build, folder: Path) -> Path:
         # Which needs no filter, its checksum being pinned; but Python 3.12 warns without one.
         archive.extractall(folder, **({"filter": "data"} if sys.version_info >= (3, 12) else {}))
     source = folder / f"horovod-{HOROVOD_VERSION}"
-    for edit in EDITS:
-        apply_edit(source, edit)
+    apply_patches(source, read_patches())
     inherited = {name: v for name, v in os.environ.items() if not name.startswith("HOROVOD_")}
     env = {
         **inherited,
@@ -264,7 +269,8 @@ def is_whole(wheel: Path) -> bool:
 
 def cached_wheel(build: Build, cache: Path) -> Path:
     """The wheel for `build`, out of `cache`, built first where it is not there."""
-    folder = cache / cache_key(build.versions, build.settings, EDITS)
+    changes = {**read_patches(), HEADER.name: HEADER.read_text(encoding="utf-8")}
+    folder = cache / cache_key(build.versions, build.settings, changes=changes)
     for wheel in folder.glob("*.whl"):
         if is_whole(wheel):
             print(f"taking {wheel}")
@@ -297,7 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             Path(sys.executable), "install", "--no-deps", "--no-index", "--force-reinstall",
             str(wheel),
         )  # fmt: skip
-    except (BuildError, EditError) as error:
+    except (BuildError, PatchError) as error:
         print(f"build_horovod: {error}", file=sys.stderr)
         return 1
     return 0
