@@ -238,8 +238,10 @@ def build_wheel(build: Build, folder: Path) -> Path:
         "--requirement", str(REQUIREMENT),
     )  # fmt: skip
     with tarfile.open(next(folder.glob("horovod-*.tar.gz"))) as archive:
-        # Which needs no filter, its checksum being pinned; but Python 3.12 warns without one.
-        archive.extractall(folder, **({"filter": "data"} if sys.version_info >= (3, 12) else {}))
+        # Its checksum is pinned, so that it needs no filter; but Python 3.12 warns without one, and
+        # early releases of 3.10 and 3.11 have none.
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(folder)
     source = folder / f"horovod-{HOROVOD_VERSION}"
     apply_patches(source, read_patches())
     inherited = {name: v for name, v in os.environ.items() if not name.startswith("HOROVOD_")}
