@@ -8,7 +8,7 @@ import argparse
 import itertools
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,7 +100,7 @@ def _read_hunk(
     return old, new
 
 
-def apply_patches(source: Path, patches: dict[str, str]) -> None:
+def apply_patches(source: Path, patches: Mapping[str, str]) -> None:
     """Applies patches to a source tree, and adds the header that they include.
 
     Nothing is written before everything has been checked.
