@@ -89,16 +89,16 @@ def spoil(plan):
     """Puts the phases into the functions that make them."""
     import tensorflow.compat.v1 as tf1
 
-    from trainer.checkpoints import restore
+    from trainer.checkpoints import search
     from trainer.graph import train_step
-    from trainer.modes import evaluate
+    from trainer.modes import train
     from trainer.run import guard
     from trainer.run import setup as run_setup
 
     before(run_setup, "open_dataset", "start-up", plan)
-    before(evaluate, "evaluate", "evaluation", plan)
+    before(train, "evaluate", "evaluation", plan)
     if plan._rank == 0:
-        before(restore, "damage", "checkpoint", plan)
+        before(search, "damage", "checkpoint", plan)
     else:
         before(guard.LoopGuard, "save", "checkpoint", plan)
 

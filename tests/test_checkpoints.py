@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
+from trainer.checkpoints import layout, restore, search
 from trainer.checkpoints import manifest as checkpoint_manifest
-from trainer.checkpoints import restore
 from trainer.checkpoints import store as checkpoint_store
 from trainer.checkpoints.manifest import RunFacts
 from trainer.config import RunConfig
@@ -58,7 +58,7 @@ def test_tensorflows_own_tools_read_them(logdir):
 
 
 def test_the_newest_is_found(logdir):
-    assert restore.find_newest(str(logdir)) == restore.Found(f"{logdir}/model.ckpt-3", 3, ())
+    assert search.find_newest(str(logdir)) == search.Found(f"{logdir}/model.ckpt-3", 3, ())
 
 
 @pytest.mark.parametrize("suffix", ["data-00000-of-00001", "index"])
@@ -79,7 +79,7 @@ def hurt_the_newest(logdir, suffix, damage):
     else:
         half = bytes(content[: len(content) // 2])
         path.write_bytes({"cut": half, "flipped": bytes(content), "emptied": b""}[damage])
-    return restore.find_newest(str(logdir))
+    return search.find_newest(str(logdir))
 
 
 @pytest.mark.parametrize("suffix", ["data-00000-of-00001", "index"])
@@ -99,7 +99,7 @@ def test_so_it_is_without_a_manifest(logdir, suffix, damage, content):
 def test_a_checkpoint_that_was_removed_whole_is_no_damage(logdir):
     for path in logdir.glob("model.ckpt-3.*"):
         path.unlink()
-    assert restore.find_newest(str(logdir)) == restore.Found(f"{logdir}/model.ckpt-2", 2, ())
+    assert search.find_newest(str(logdir)) == search.Found(f"{logdir}/model.ckpt-2", 2, ())
 
 
 def test_the_manifest_says_what_a_checkpoint_is(logdir):
@@ -118,19 +118,19 @@ def test_the_state_file_is_not_believed(logdir, content):
         (logdir / "checkpoint").unlink()
     else:
         (logdir / "checkpoint").write_bytes(content)
-    assert restore.find_newest(str(logdir)).step == 3
+    assert search.find_newest(str(logdir)).step == 3
 
 
 def test_where_all_are_damaged_it_stops(logdir):
     for step in (1, 2, 3):
         data_file(logdir, step).write_bytes(b"")
     with pytest.raises(UserError, match=r"no checkpoint in .* can be read"):
-        restore.find_newest(str(logdir))
+        search.find_newest(str(logdir))
 
 
 def test_an_empty_folder_has_none(tmp_path):
-    assert restore.find_newest(str(tmp_path)).prefix is None
-    assert restore.find_newest(str(tmp_path / "missing")).prefix is None
+    assert search.find_newest(str(tmp_path)).prefix is None
+    assert search.find_newest(str(tmp_path / "missing")).prefix is None
 
 
 def test_only_the_newest_are_kept(tmp_path):
@@ -140,7 +140,7 @@ def test_only_the_newest_are_kept(tmp_path):
         store = create_store(tmp_path, [variable], keep_checkpoints=2)
         for step in (5, 10, 15, 100):
             store.save(session, step)
-    assert restore.steps_in(str(tmp_path)) == [100, 15]
+    assert layout.steps_in(str(tmp_path)) == [100, 15]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "checkpoint",
         "checkpoints.json",
@@ -160,7 +160,7 @@ def test_a_save_that_fails_leaves_the_earlier_ones(logdir, monkeypatch):
         monkeypatch.setattr(files, "sync", no_space)
         with pytest.raises(OSError, match="No space left"):
             store.save(session, 4)
-    assert restore.find_newest(str(logdir)).step == 3
+    assert search.find_newest(str(logdir)).step == 3
     assert not (logdir / ".saving").exists()
 
 
@@ -237,7 +237,7 @@ def test_a_damaged_newer_one_does_not_push_out_what_is_saved(logdir):
         store = create_store(logdir, [variable], keep_checkpoints=1)
         store.restore(session)
         store.save(session, 2)
-    assert restore.find_newest(str(logdir)).step == 2
+    assert search.find_newest(str(logdir)).step == 2
     assert tf.train.latest_checkpoint(str(logdir)) == f"{logdir}/model.ckpt-2"
 
 
@@ -261,10 +261,10 @@ def test_the_best_by_top1_is_kept_apart(tmp_path, counted):
         if number != 2:  # The best one is of a step that has no other checkpoint.
             store.save(session, number)
         store.note_evaluation(session, number, top1)
-    assert restore.steps_in(str(tmp_path)) == [4]
+    assert layout.steps_in(str(tmp_path)) == [4]
     assert tf.train.latest_checkpoint(f"{tmp_path}/best") == f"{tmp_path}/best/model.ckpt-2"
     assert tf.train.load_variable(f"{tmp_path}/best/model.ckpt-2", "w").tolist() == [2, 2, 2]
-    found = restore.find_newest(f"{tmp_path}/best")
+    found = search.find_newest(f"{tmp_path}/best")
     assert (found.step, found.entry.top1) == (2, 0.75)
     assert checkpoint_manifest.read(tmp_path).find(4).top1 == 0.75
     assert not store.lacks_evaluation(4)
@@ -288,7 +288,7 @@ def test_an_evaluation_counts_when_the_best_is_kept(tmp_path, counted, monkeypat
     assert store.lacks_evaluation(1)
     store.note_evaluation(session, 1, 0.5)
     assert not store.lacks_evaluation(1)
-    assert restore.find_newest(f"{tmp_path}/best").step == 1
+    assert search.find_newest(f"{tmp_path}/best").step == 1
 
 
 def test_with_other_workers_a_run_goes_on_at_the_same_example(tmp_path, counted):
@@ -307,7 +307,7 @@ def test_with_other_workers_a_run_goes_on_at_the_same_example(tmp_path, counted)
     told = wider.story[-1]
     assert "step 25 is step 6 now, after 250 examples, 10 of which are seen again" in told
     # The greatest number is the newest state again, also for runs of the next day.
-    assert restore.steps_in(str(tmp_path)) == [6]
+    assert layout.steps_in(str(tmp_path)) == [6]
     assert tf.train.latest_checkpoint(str(tmp_path)) == f"{tmp_path}/model.ckpt-6"
     assert checkpoint_manifest.read(tmp_path).find(6).examples == 240
     create(facts=dataclasses.replace(FACTS, global_batch_size=8)).restore(session)
@@ -324,7 +324,7 @@ def test_a_complete_run_stays_complete_with_other_workers(tmp_path, counted):
         store = create(facts=facts)
         store.restore(session)
         assert session.run(step) == total_steps
-        assert restore.steps_in(str(tmp_path)) == [30, 15]
+        assert layout.steps_in(str(tmp_path)) == [30, 15]
         assert not store.lacks_evaluation(total_steps)  # 15 is of half the run.
     longer = {"run": {"seed": 0, "steps": 100}}
     facts = dataclasses.replace(FACTS, global_batch_size=5, total_steps=100, config=longer)
@@ -365,5 +365,5 @@ def test_the_state_before_a_bad_step_is_saved_under_its_own_number(tmp_path, cou
     session, _, step, create = counted
     restore.assign(session, [(step, 8)])
     create().save_before(session, 8)
-    assert restore.find_newest(str(tmp_path)).step == 7
+    assert search.find_newest(str(tmp_path)).step == 7
     assert tf.train.load_variable(f"{tmp_path}/model.ckpt-7", "global_step") == 7

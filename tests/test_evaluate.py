@@ -9,7 +9,7 @@ from trainer.config import Config
 from trainer.distributed import Group
 from trainer.graph.evaluation import build_evaluation_graph
 from trainer.inputs.dataset import open_dataset
-from trainer.modes import evaluate
+from trainer.run.evaluation import Interrupted, evaluate
 
 
 class WithOther(Group):
@@ -32,12 +32,12 @@ def run_evaluation(group):
     with tf.Graph().as_default(), tf1.Session() as session:
         evaluation = build_evaluation_graph(config, Group(), open_dataset(config.data))
         session.run(tf1.global_variables_initializer())
-        return evaluate.evaluate(session, evaluation, group)
+        return evaluate(session, evaluation, group)
 
 
 def test_all_stop_when_one_is_asked():
     group = WithOther(asked_at=2)
-    with pytest.raises(evaluate.Interrupted):
+    with pytest.raises(Interrupted):
         run_evaluation(group)
     assert group.questions == 2
 

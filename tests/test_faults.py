@@ -23,7 +23,7 @@ from faulty_runs import (
 )
 from processes import ROOT
 
-from trainer.checkpoints import restore
+from trainer.checkpoints import layout, search
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
@@ -60,7 +60,7 @@ def test_sigterm_to_horovodrun_is_a_preemption_and_the_same_command_goes_on(tmp_
     status = read_status(logdir)
     assert status["state"] == "preempted", output
     assert 20 <= status["step"] < STEPS
-    assert restore.find_newest(str(logdir)).step == status["step"]
+    assert search.find_newest(str(logdir)).step == status["step"]
 
     for line in (f"goes on after step {status['step']}", "it is complete already"):
         code, output = finish([*HOROVODRUN, *MODULE, *flags])
@@ -181,7 +181,7 @@ def test_a_worker_that_differs_is_refused_before_the_first_step(tmp_path, differ
     assert code != 0
     assert f"worker 1 of 2 does not run what worker 0 does: {reasons[0]}" in output
     assert all(reason in output for reason in reasons)
-    assert restore.steps_in(str(logdir)) == []
+    assert layout.steps_in(str(logdir)) == []
     assert "step 1/" not in output
 
 
@@ -203,7 +203,7 @@ def run_with_nan(tmp_path, policy, *, steps=12):
     code, output = finish([*HOROVODRUN, *FAULTY, *flags], BAD_EXAMPLES=BAD, HASHES=tmp_path)
     hashes = [(tmp_path / f"variables_{rank}").read_text() for rank in (0, 1)]
     assert hashes[0] == hashes[1]
-    newest = restore.find_newest(f"{tmp_path}/log")
+    newest = search.find_newest(f"{tmp_path}/log")
     reader = tf.train.load_checkpoint(newest.prefix)
     for name in reader.get_variable_to_shape_map():
         assert np.all(np.isfinite(reader.get_tensor(name))), name
@@ -240,16 +240,16 @@ def test_a_full_disk_during_a_save_costs_that_save_alone(tmp_path):
     logdir = tmp_path / "log"
     flags = [*FLAGS, "--steps=100000", f"--logdir={logdir}", "--eval_every_epochs=0"]
     with started([*MODULE, *flags]) as run:
-        run.wait_until(lambda: len(restore.steps_in(str(logdir))) >= 2, "two checkpoints")
+        run.wait_until(lambda: len(layout.steps_in(str(logdir))) >= 2, "two checkpoints")
         limits = resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (1000, limits[1]))
         run.wait_for("no checkpoint was saved")
-        before = restore.find_newest(str(logdir))
+        before = search.find_newest(str(logdir))
         assert before.skipped == ()
         run.wait_for("the logs cannot be written")
         resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, limits)
         run.wait_until(
-            lambda: restore.find_newest(str(logdir)).step > before.step + 5, "a new checkpoint"
+            lambda: search.find_newest(str(logdir)).step > before.step + 5, "a new checkpoint"
         )
         run.process.send_signal(signal.SIGUSR1)
         assert run.wait() == 75

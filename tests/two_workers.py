@@ -23,7 +23,7 @@ from trainer.graph import train_step
 from trainer.graph.evaluation import build_evaluation_graph
 from trainer.inputs.dataset import open_dataset
 from trainer.machine import session
-from trainer.modes import evaluate
+from trainer.run.evaluation import evaluate
 
 STEPS = 5
 LEARNING_RATE = 0.1
@@ -62,7 +62,7 @@ def train(group, folder, name):
                 run.run(fetches, {train_graph.learning_rate: LEARNING_RATE}) for _ in range(STEPS)
             ]
             final = dict(zip(names, run.run(variables), strict=True))
-            result = evaluate.evaluate(run, evaluation, group)
+            result = evaluate(run, evaluation, group)
     np.savez(folder / f"{name}_initial_{worker.rank}.npz", **initial)
     np.savez(folder / f"{name}_final_{worker.rank}.npz", **final)
     np.savez(

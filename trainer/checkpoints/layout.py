@@ -1,13 +1,34 @@
-"""Moves a checkpoint's files so that it is there whole or not at all."""
+"""The names of a checkpoint's files, and their moves: it is there whole or not at all.
+
+A checkpoint is what `tf.train.Saver` writes, as TensorFlow's and slim's tools read it:
+`<logdir>/model.ckpt-<step>.index` and `.data-00000-of-00001`, and the state file `checkpoint`.
+"""
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.checkpoints.manifest import ASIDE, Entry, SavedFile, describe_file
 from trainer.process import files as atomic_file
+
+_INDEX = re.compile(r"model\.ckpt-(\d+)\.index")
+
+
+def steps_in(logdir: str) -> list[int]:
+    """Steps of the checkpoints in a folder, newest first, whether good or damaged."""
+    folder = Path(logdir)
+    if not folder.is_dir():
+        return []
+    found = (_INDEX.fullmatch(path.name) for path in folder.iterdir())
+    return sorted((int(match[1]) for match in found if match), reverse=True)
+
+
+def prefix_of(logdir: str, step: int) -> str:
+    """The checkpoint prefix of a step."""
+    return str(Path(logdir) / f"model.ckpt-{step}")
 
 
 def move(aside: Path, folder: Path) -> list[SavedFile]:

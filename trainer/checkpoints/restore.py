@@ -1,12 +1,5 @@
-"""Verifies checkpoints, finds the newest good one, restores it.
+"""Loads variables from a checkpoint: all of a run, or the weights of a network."""
 
-A checkpoint is what `tf.train.Saver` writes, as TensorFlow's and slim's tools read it:
-`<logdir>/model.ckpt-<step>.index` and `.data-00000-of-00001`, and the state file `checkpoint`.
-`checkpoint_store` saves them; `checkpoint_manifest` knows what their files must be.
-"""
-
-import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,90 +7,8 @@ from typing import Any
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer.checkpoints import manifest as checkpoint_manifest
-from trainer.checkpoints.manifest import Entry, Manifest
-from trainer.config import RunConfig
+from trainer.checkpoints import search
 from trainer.errors import UserError
-
-_INDEX = re.compile(r"model\.ckpt-(\d+)\.index")
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """The outcome of a search for a checkpoint.
-
-    Attributes:
-      prefix: of the newest good checkpoint; None where there is no checkpoint at all.
-      step: updates made when it was saved; 0 without one.
-      skipped: one line for each newer one that is damaged.
-      entry: what the manifest says of it; None where it says nothing.
-    """
-
-    prefix: str | None
-    step: int
-    skipped: tuple[str, ...]
-    entry: Entry | None = dataclasses.field(default=None, compare=False)
-
-
-def damage(prefix: str) -> str | None:
-    """Reads a whole checkpoint, checksums included; returns what is wrong with it, or None."""
-    try:
-        reader = tf.train.load_checkpoint(prefix)
-        for name in reader.get_variable_to_shape_map():
-            reader.get_tensor(name)
-    except (tf.errors.OpError, ValueError, RuntimeError, LookupError) as error:
-        return str(error).splitlines()[0]
-    return None
-
-
-def steps_in(logdir: str) -> list[int]:
-    """Steps of the checkpoints in a folder, newest first, whether good or damaged."""
-    folder = Path(logdir)
-    if not folder.is_dir():
-        return []
-    found = (_INDEX.fullmatch(path.name) for path in folder.iterdir())
-    return sorted((int(match[1]) for match in found if match), reverse=True)
-
-
-def prefix_of(logdir: str, step: int) -> str:
-    """The checkpoint prefix of a step."""
-    return str(Path(logdir) / f"model.ckpt-{step}")
-
-
-def find_newest(logdir: str) -> Found:
-    """Finds the newest checkpoint that verifies.
-
-    The manifest tells what its files must be; one that is not in the manifest is read whole. The
-    state file `checkpoint` is not asked: it may be missing, old or garbage.
-
-    Raises:
-      UserError: there are checkpoints, but every one is damaged.
-    """
-    folder = Path(logdir)
-    manifest = checkpoint_manifest.read(folder)
-    skipped = [manifest.fault] if manifest.fault else []
-    steps = {*steps_in(logdir), *_steps_with_files(folder, manifest)}
-    for step in sorted(steps, reverse=True):
-        prefix, entry = prefix_of(logdir, step), manifest.find(step)
-        reason = damage(prefix) if entry is None else checkpoint_manifest.fault_in(folder, entry)
-        if reason is None:
-            return Found(prefix, step, tuple(skipped), entry)
-        skipped.append(f"{prefix} is damaged ({reason})")
-    if steps:
-        raise UserError(
-            f"--logdir: no checkpoint in {logdir} can be read; the newest: {skipped[-len(steps)]}. "
-            "Bring back a good one, or choose another folder"
-        )
-    return Found(None, 0, tuple(skipped))
-
-
-def _steps_with_files(folder: Path, manifest: Manifest) -> list[int]:
-    """Steps in the manifest of which something is left: one that was removed whole is no loss."""
-    return [
-        entry.step
-        for entry in manifest.entries
-        if any((folder / file.name).exists() for file in entry.files)
-    ]
 
 
 def network_variables() -> list[tf.Variable]:
@@ -107,29 +18,6 @@ def network_variables() -> list[tf.Variable]:
         *tf1.get_collection(tf1.GraphKeys.MODEL_VARIABLES),
     ]
     return list({variable.op.name: variable for variable in found}.values())
-
-
-def choose(config: RunConfig) -> str:
-    """The checkpoint to evaluate, export or predict with: --init_checkpoint or --logdir's newest.
-
-    Raises:
-      UserError: there is none.
-    """
-    if config.init_checkpoint is not None:
-        return config.init_checkpoint
-    if config.logdir is None:
-        raise UserError("--logdir: must be given, or --init_checkpoint, got neither")
-    found = find_newest(config.logdir)
-    if found.prefix is None:
-        raise UserError(f"--logdir: must have a checkpoint, got {config.logdir}")
-    return found.prefix
-
-
-def step_of(prefix: str) -> int:
-    """The steps taken before a good checkpoint was saved; 0 where it does not say."""
-    reader = tf.train.load_checkpoint(prefix)
-    name = tf1.GraphKeys.GLOBAL_STEP
-    return int(reader.get_tensor(name)) if reader.has_tensor(name) else 0
 
 
 def count_classes(prefix: str) -> int:
@@ -209,7 +97,7 @@ def _open(prefix: str) -> Any:
     """
     if not Path(f"{prefix}.index").is_file():
         raise UserError(f"--init_checkpoint: must be the prefix of a checkpoint, got {prefix}")
-    reason = damage(prefix)
+    reason = search.damage(prefix)
     if reason is not None:
         raise UserError(f"--init_checkpoint: must be readable, got {prefix} ({reason})")
     return tf.train.load_checkpoint(prefix)

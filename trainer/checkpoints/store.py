@@ -9,10 +9,10 @@ from pathlib import Path
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer.checkpoints import changes, layout, restore
+from trainer.checkpoints import changes, layout, restore, search
 from trainer.checkpoints import manifest as checkpoint_manifest
 from trainer.checkpoints.manifest import ASIDE, BEST, Entry, Manifest, RunFacts
-from trainer.checkpoints.restore import Found
+from trainer.checkpoints.search import Found
 from trainer.config import RunConfig
 from trainer.errors import UserError
 from trainer.process import files as atomic_file
@@ -72,7 +72,7 @@ class Store:
         Raises:
           UserError: --resume forbids what is there, or a checkpoint can't be loaded.
         """
-        found = restore.find_newest(str(self._logdir))
+        found = search.find_newest(str(self._logdir))
         if found.prefix is not None and self._config.resume == "never":
             raise UserError(
                 f"--resume: must not be never where --logdir has a checkpoint, got {found.prefix}"
@@ -93,7 +93,7 @@ class Store:
         Raises:
           UserError: there is none.
         """
-        found = restore.find_newest(str(self._logdir))
+        found = search.find_newest(str(self._logdir))
         if found.prefix is None:
             raise UserError("--on_nonfinite: rollback needs a checkpoint to go back to, got none")
         self._load(session, found, found.prefix)
@@ -165,7 +165,7 @@ class Store:
         Raises:
           OSError: it could not be written.
         """
-        if step - 1 not in restore.steps_in(str(self._logdir)):
+        if step - 1 not in layout.steps_in(str(self._logdir)):
             self._set_step(session, step - 1)
             self.save(session, step - 1)
 
@@ -182,7 +182,7 @@ class Store:
             prefix = str(aside / f"model.ckpt-{step}")
             with session.graph.as_default():  # In another one, the saver would build itself anew.
                 self._saver.save(session, prefix, write_meta_graph=False, write_state=False)
-            reason = restore.damage(prefix)
+            reason = search.damage(prefix)
             if reason is not None:
                 raise OSError(f"it reads back damaged: {reason}")
             for path in aside.iterdir():
@@ -211,7 +211,7 @@ class Store:
         Where there are greater numbers, they are of damaged checkpoints, which were skipped and
         stay until the run comes to their steps, or of another numbering: `newer_too`.
         """
-        steps = restore.steps_in(str(self._logdir))
+        steps = layout.steps_in(str(self._logdir))
         kept = [old for old in steps if old <= step][: self._config.keep_checkpoints]
         left = [*kept, *(newer for newer in steps if newer > step and not newer_too)]
         for removed in set(steps) - set(left):

@@ -31,7 +31,7 @@ class Batch(NamedTuple):
       labels: int32 [batch_size].
       weights: float32 [batch_size]: 1 for an example; 0 for a row that does not count.
       shares: float32 [batch_size] in [0, 1]: how much of an example is to stay its own when it is
-        mixed (`device.network_input`); 1 without --mixup and --cutmix.
+        mixed (`images.network_input`); 1 without --mixup and --cutmix.
       boxes: int32 [batch_size, 4]: top, left, height and width of what --cutmix replaces; else 0.
     """
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer.checkpoints import restore
+from trainer.checkpoints import restore, search
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.graph.images import normalize
@@ -21,7 +21,7 @@ def run(config: Config) -> int:
     """Writes the SavedModel of a checkpoint to --export_dir, whole or not at all."""
     config = results.as_trained(config)
     launcher.refuse(config.mode)
-    prefix = restore.choose(config.run)
+    prefix = search.choose(config.run)
     target = _find_target(config)
     num_classes = restore.count_classes(prefix)
     size = config.data.image_size

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer.checkpoints import restore
+from trainer.checkpoints import restore, search
 from trainer.config import Config
 from trainer.distributed import Worker
 from trainer.errors import ConfigError
@@ -54,7 +54,7 @@ def run(config: Config) -> int:
         raise ConfigError("--mode=predict: must be followed by image files, got none")
     launcher.refuse(config.mode)
     config = outputs.as_trained(config)
-    prefix = restore.choose(config.run)
+    prefix = search.choose(config.run)
     outputs.check_places(config, Worker())
     num_classes = restore.count_classes(prefix)
     names = outputs.class_names(config, num_classes)

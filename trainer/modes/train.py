@@ -11,8 +11,8 @@ from trainer import distributed
 from trainer.config import Config
 from trainer.distributed import Group
 from trainer.graph import learning_rate, train_step
-from trainer.modes import evaluate
 from trainer.run import outputs, summary
+from trainer.run.evaluation import Evaluation, Interrupted, evaluate, write_scalars
 from trainer.run.guard import LoopGuard
 from trainer.run.monitor import Monitor, create_monitor
 from trainer.run.setup import Setup, set_up
@@ -131,7 +131,7 @@ def _train(
 
 def _loop(
     config: Config, group: Group, setup: Setup, done: int, monitor: Monitor, guard: LoopGuard
-) -> tuple[RunTimes, evaluate.Evaluation | None, Ending]:
+) -> tuple[RunTimes, Evaluation | None, Ending]:
     """The loop. `done` steps were taken before; all workers hold the same variables."""
     session, course, stream = setup.session, setup.plan, setup.train.stream
     schedule = learning_rate.create_schedule(
@@ -206,7 +206,7 @@ def as_step(number: int, duration_sec: float, rate: float, metrics: train_step.S
 
 def _evaluate(
     group: Group, setup: Setup, step: int, monitor: Monitor, guard: LoopGuard
-) -> tuple[evaluate.Evaluation | None, Ending]:
+) -> tuple[Evaluation | None, Ending]:
     """Evaluates, where there is something to evaluate on, and tells the result."""
     if setup.evaluation is None:
         return None, Ending.FINISHED
@@ -215,7 +215,7 @@ def _evaluate(
             guard.long_phase(f"the evaluation after step {step}"),
             monitor.mllog.evaluating(step) as accuracies,
         ):
-            result = evaluate.evaluate(
+            result = evaluate(
                 setup.session,
                 setup.evaluation,
                 group,
@@ -223,10 +223,10 @@ def _evaluate(
                 is_stop_asked=guard.is_stop_asked,
             )
             accuracies.append(result.top1)
-    except evaluate.Interrupted:
+    except Interrupted:
         return None, Ending.PREEMPTED
     monitor.console.say(f"step {step}: evaluation: {result}")
-    evaluate.write_scalars(monitor.writer, step, result)
+    write_scalars(monitor.writer, step, result)
     monitor.views.publish(step, group)
     monitor.writer.flush()
     guard.note_evaluation(step, result.top1)

@@ -8,8 +8,8 @@ from trainer import timing
 from trainer.config import Config
 from trainer.distributed import Group
 from trainer.inputs.dataset import DatasetInfo
-from trainer.modes.evaluate import Evaluation
 from trainer.plan import Plan
+from trainer.run.evaluation import Evaluation
 from trainer.telemetry.step_log import Step
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trainer.checkpoints.manifest import ASIDE, BEST
 
-# What `atomic_file` and `run_lock` write aside: a name of ours, and who wrote it.
+# What `process.files` and `run_lock` write aside: a name of ours, and who wrote it.
 _ASIDE_FILE = re.compile(
     r"\.(status\.json|metrics\.jsonl|model\.json|checkpoints\.json|checkpoint|run\.lock|writable)"
     r"\.(.*\.)?\d+"

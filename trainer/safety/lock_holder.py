@@ -17,7 +17,7 @@ class Holder(NamedTuple):
     Attributes:
       host: its name.
       process: rank 0's.
-      identity: of the host's process numbers (`process_identity.host_identity`).
+      identity: of the host's process numbers (`identity.host_identity`).
     """
 
     host: str

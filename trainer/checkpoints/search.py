@@ -1,0 +1,100 @@
+"""Verifies checkpoints and finds the newest good one."""
+
+import dataclasses
+from pathlib import Path
+
+import tensorflow as tf
+import tensorflow.compat.v1 as tf1
+
+from trainer.checkpoints import layout
+from trainer.checkpoints import manifest as checkpoint_manifest
+from trainer.checkpoints.manifest import Entry, Manifest
+from trainer.config import RunConfig
+from trainer.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The outcome of a search for a checkpoint.
+
+    Attributes:
+      prefix: of the newest good checkpoint; None where there is no checkpoint at all.
+      step: updates made when it was saved; 0 without one.
+      skipped: one line for each newer one that is damaged.
+      entry: what the manifest says of it; None where it says nothing.
+    """
+
+    prefix: str | None
+    step: int
+    skipped: tuple[str, ...]
+    entry: Entry | None = dataclasses.field(default=None, compare=False)
+
+
+def damage(prefix: str) -> str | None:
+    """Reads a whole checkpoint, checksums included; returns what is wrong with it, or None."""
+    try:
+        reader = tf.train.load_checkpoint(prefix)
+        for name in reader.get_variable_to_shape_map():
+            reader.get_tensor(name)
+    except (tf.errors.OpError, ValueError, RuntimeError, LookupError) as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def find_newest(logdir: str) -> Found:
+    """Finds the newest checkpoint that verifies.
+
+    The manifest tells what its files must be; one that is not in the manifest is read whole. The
+    state file `checkpoint` is not asked: it may be missing, old or garbage.
+
+    Raises:
+      UserError: there are checkpoints, but every one is damaged.
+    """
+    folder = Path(logdir)
+    manifest = checkpoint_manifest.read(folder)
+    skipped = [manifest.fault] if manifest.fault else []
+    steps = {*layout.steps_in(logdir), *_steps_with_files(folder, manifest)}
+    for step in sorted(steps, reverse=True):
+        prefix, entry = layout.prefix_of(logdir, step), manifest.find(step)
+        reason = damage(prefix) if entry is None else checkpoint_manifest.fault_in(folder, entry)
+        if reason is None:
+            return Found(prefix, step, tuple(skipped), entry)
+        skipped.append(f"{prefix} is damaged ({reason})")
+    if steps:
+        raise UserError(
+            f"--logdir: no checkpoint in {logdir} can be read; the newest: {skipped[-len(steps)]}. "
+            "Bring back a good one, or choose another folder"
+        )
+    return Found(None, 0, tuple(skipped))
+
+
+def _steps_with_files(folder: Path, manifest: Manifest) -> list[int]:
+    """Steps in the manifest of which something is left: one that was removed whole is no loss."""
+    return [
+        entry.step
+        for entry in manifest.entries
+        if any((folder / file.name).exists() for file in entry.files)
+    ]
+
+
+def choose(config: RunConfig) -> str:
+    """The checkpoint to evaluate, export or predict with: --init_checkpoint or --logdir's newest.
+
+    Raises:
+      UserError: there is none.
+    """
+    if config.init_checkpoint is not None:
+        return config.init_checkpoint
+    if config.logdir is None:
+        raise UserError("--logdir: must be given, or --init_checkpoint, got neither")
+    found = find_newest(config.logdir)
+    if found.prefix is None:
+        raise UserError(f"--logdir: must have a checkpoint, got {config.logdir}")
+    return found.prefix
+
+
+def step_of(prefix: str) -> int:
+    """The steps taken before a good checkpoint was saved; 0 where it does not say."""
+    reader = tf.train.load_checkpoint(prefix)
+    name = tf1.GraphKeys.GLOBAL_STEP
+    return int(reader.get_tensor(name)) if reader.has_tensor(name) else 0
