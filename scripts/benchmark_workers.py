@@ -38,7 +38,7 @@ import process_tree
 
 from trainer import timing
 from trainer.errors import UserError
-from trainer.machine import session
+from trainer.machine import cores
 
 _HOROVODRUN = str(Path(sys.executable).with_name("horovodrun"))
 _TRAINER = (sys.executable, "-m", "trainer", "--dataset=synthetic")
@@ -304,17 +304,15 @@ def main() -> None:
         default=40,
         help="of loop and step in a launch, with those to warm up; %(default)s",
     )
-    parser.add_argument(
-        "--workers", type=int, default=session.available_cores(), help="%(default)s"
-    )
+    parser.add_argument("--workers", type=int, default=cores.available_cores(), help="%(default)s")
     parser.add_argument(
         "--batch_size", type=program.at_least(1), default=16, help="per worker; %(default)s"
     )
     parser.add_argument("flags", nargs="*", help="of the trainer, after --")
     options = parser.parse_args()
-    cores = session.available_cores()
-    if not 1 <= options.workers <= cores:
-        parser.error(f"--workers: must be 1 to {cores}, a core for each, got {options.workers}")
+    available = cores.available_cores()
+    if not 1 <= options.workers <= available:
+        parser.error(f"--workers: must be 1 to {available}, a core for each, got {options.workers}")
     if options.turn_sec > _LONGEST_TURN_SEC:
         parser.error(f"--turn_sec: must be at most {_LONGEST_TURN_SEC}, got {options.turn_sec}")
     for number in (signal.SIGTERM, signal.SIGHUP):  # What runs would never end by itself.

@@ -8,7 +8,7 @@ from processes import check_with_and_without_onednn
 
 from trainer.cpu_kernels import gradients as cpu_gradients
 from trainer.cpu_kernels import library
-from trainer.machine import session
+from trainer.machine import cores, session
 
 needs_kernels = pytest.mark.skipif(
     bool(library.reason_for_none()), reason=f"kernels: {library.reason_for_none()}"
@@ -400,8 +400,8 @@ def check_threads():
         for name in ("1 x 1", "3 x 3", "3 x 3, tasks that differ, of small tiles", "valid")
         for channels in ((32, 96), (96, 32))
     ]
-    for cores in (1, 3, 8):
-        session.worker_cores = lambda local_size, cores=cores: cores
+    for threads in (1, 3, 8):
+        cores.worker_cores = lambda local_size, threads=threads: threads
         for case in cases:
             outputs, by_inputs, kinds = case.run()
             case.check(outputs, case.outputs)

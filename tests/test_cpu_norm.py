@@ -10,7 +10,7 @@ from models import resnet_utils, resnet_v2
 from models.slim_compat import slim
 from trainer.cpu_kernels import gradients as cpu_gradients
 from trainer.cpu_kernels import library
-from trainer.machine import session
+from trainer.machine import cores, session
 
 needs_kernels = pytest.mark.skipif(
     bool(library.reason_for_none()), reason=f"kernels: {library.reason_for_none()}"
@@ -349,8 +349,8 @@ def test_shapes_that_differ_are_refused(gradient, channels, addends):
 
 def check_threads():
     """Runs in a process of its own, in which every session has threads of its own."""
-    for cores in (1, 3, 8):
-        session.worker_cores = lambda local_size, cores=cores: cores
+    for threads in (1, 3, 8):
+        cores.worker_cores = lambda local_size, threads=threads: threads
         for dtype in DTYPES:
             for shape in ((2, 1, 1, 16), (5, 7, 6, 48), (2, 40, 40, 33)):
                 assert OURS in check_norm(dtype, shape)

@@ -5,6 +5,7 @@ import os
 import pytest
 import tensorflow as tf
 
+from trainer.machine import cores as machine_cores
 from trainer.machine import session
 from trainer.process import launcher
 
@@ -31,8 +32,8 @@ def test_launchers_are_told_by_their_environment(environ, expected):
 )
 def test_workers_of_a_host_share_its_cores(monkeypatch, cores, local_size, threads):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
-    monkeypatch.setattr(session, "_quota_cores", lambda: 64)
-    assert session.worker_cores(local_size) == threads
+    monkeypatch.setattr(machine_cores, "_quota_cores", lambda: 64)
+    assert machine_cores.worker_cores(local_size) == threads
     config = session.create_config(local_size=local_size)
     assert config.intra_op_parallelism_threads == threads
 
@@ -51,7 +52,7 @@ def test_operations_at_once_are_two_where_averaging_can_go_on_beside_computing(
     monkeypatch, cores, local_size, workers, operations
 ):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
-    monkeypatch.setattr(session, "_quota_cores", lambda: 64)
+    monkeypatch.setattr(machine_cores, "_quota_cores", lambda: 64)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
     monkeypatch.setenv("HOROVOD_RANK", "0")
     monkeypatch.setenv("HOROVOD_SIZE", str(workers))
@@ -61,15 +62,15 @@ def test_operations_at_once_are_two_where_averaging_can_go_on_beside_computing(
 
 def test_a_containers_quota_counts(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
-    monkeypatch.setattr(session, "_quota_cores", lambda: 3)
-    assert session.available_cores() == 3
+    monkeypatch.setattr(machine_cores, "_quota_cores", lambda: 3)
+    assert machine_cores.available_cores() == 3
 
 
 def test_a_worker_that_its_launcher_has_bound_keeps_what_it_got(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 5})
-    monkeypatch.setattr(session, "_quota_cores", lambda: 64)
+    monkeypatch.setattr(machine_cores, "_quota_cores", lambda: 64)
     monkeypatch.setenv("SLURM_CPU_BIND", "quiet,mask_cpu:0x30")
-    assert session.worker_cores(4) == 2
+    assert machine_cores.worker_cores(4) == 2
 
 
 # Two sockets, two cores each, two threads each, numbered as Linux does: a core's are 4 apart.
@@ -84,9 +85,9 @@ def bound(monkeypatch):
         asked = {}
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(cores))
         monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: asked.update({pid: cores}))
-        monkeypatch.setattr(session, "_quota_cores", lambda: quota)
-        monkeypatch.setattr(session, "_locate_core", SOCKETS.get)
-        session.bind_worker(local_rank, local_size)
+        monkeypatch.setattr(machine_cores, "_quota_cores", lambda: quota)
+        monkeypatch.setattr(machine_cores, "_locate_core", SOCKETS.get)
+        machine_cores.bind_worker(local_rank, local_size)
         if not asked:
             return None
         assert {0, os.getpid()} <= set(asked)
@@ -94,8 +95,8 @@ def bound(monkeypatch):
         return share
 
     monkeypatch.setattr(session.tf.config, "list_physical_devices", lambda kind: [])
-    monkeypatch.setenv(session._BOUND, "")  # So that it is as it was, after the test.
-    monkeypatch.delenv(session._BOUND)
+    monkeypatch.setenv(machine_cores._BOUND, "")  # So that it is as it was, after the test.
+    monkeypatch.delenv(machine_cores._BOUND)
     for variable in ("SLURM_CPU_BIND", "OMPI_MCA_orte_bound_at_launch"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HOROVOD_RANK", "0")
@@ -110,14 +111,14 @@ def bound(monkeypatch):
 def test_a_worker_is_bound_to_neighbouring_cores(bound, monkeypatch, local_rank, local_size, share):
     assert bound(local_rank, local_size) == share
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(share))
-    assert session.worker_cores(local_size) == len(share)
+    assert machine_cores.worker_cores(local_size) == len(share)
 
 
 def test_workers_that_cannot_have_cores_to_themselves_are_not_bound(bound, monkeypatch):
     assert bound(0, 1) is None
     assert bound(0, 9) is None
     assert bound(0, 2, quota=3) is None
-    assert session.worker_cores(2) == 1
+    assert machine_cores.worker_cores(2) == 1
     monkeypatch.setenv("SLURM_CPU_BIND", "quiet,mask_cpu:0x30")
     assert bound(0, 2) is None
 

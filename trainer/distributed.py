@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from trainer.config import CommunicationConfig
 from trainer.errors import UserError
-from trainer.machine import session
+from trainer.machine import cores, session
 from trainer.process import launcher
 
 # Each of Horovod's cycles takes 0.2 ms of a worker's core, and more with something to average.
@@ -237,5 +237,5 @@ def connect(
             "built without MPI; install one that has mpicc (Debian: libopenmpi-dev, RHEL: "
             f"openmpi-devel), {remedy}"
         )
-    session.bind_worker(hvd.local_rank(), hvd.local_size())
+    cores.bind_worker(hvd.local_rank(), hvd.local_size())
     return HorovodGroup(hvd)

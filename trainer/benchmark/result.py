@@ -7,7 +7,7 @@ from typing import Any
 
 from trainer import timing
 from trainer.errors import UserError
-from trainer.machine import session
+from trainer.machine import cores
 
 # Two measurements of the same rate differ by this much on a quiet machine.
 _PEAK_TOLERANCE = 1.02
@@ -102,7 +102,7 @@ def create_result(
         sd_sec=statistics.sd / 1000,
         step_time_ms=statistics._asdict(),
         images_per_sec=images_per_sec,
-        images_per_sec_per_core=images_per_sec / session.available_cores(),
+        images_per_sec_per_core=images_per_sec / cores.available_cores(),
         build_sec=build_sec,
         first_run_sec=first_run_sec,
         gflops_per_image=flops / batch_size / 1e9,

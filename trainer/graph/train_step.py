@@ -15,9 +15,9 @@ from trainer.graph.loss_scale import LossScale
 from trainer.graph.losses import build_losses
 from trainer.graph.moving_statistics import Statistics
 from trainer.graph.network import build_logits
+from trainer.graph.summaries import HistogramGraph, build_histograms
 from trainer.inputs.dataset import AnyDataset
 from trainer.inputs.pipeline import Batch, Stream
-from trainer.telemetry.histograms import HistogramGraph, build_histograms
 
 
 class StepMetrics(NamedTuple):

@@ -16,7 +16,7 @@ from trainer.distributed import Worker
 from trainer.errors import UserError
 from trainer.inputs.images.pixels import ROW_SHAPES, ROW_TYPES, Rows, build_pixels
 from trainer.inputs.rows import EvaluationRows, GuardedRows, TrainRows
-from trainer.machine import session
+from trainer.machine import cores
 
 # Large enough to hide what a call into Python costs, small enough to keep all threads busy.
 _CHUNK_SIZES = range(32, 15, -1)
@@ -96,7 +96,7 @@ class Stream:
 
 def count_threads(worker: Worker) -> int:
     """This worker's share of the cores that the process may use, at least 1."""
-    return session.worker_cores(worker.local_size)
+    return cores.worker_cores(worker.local_size)
 
 
 def _chunk_size(batch_size: int) -> int:

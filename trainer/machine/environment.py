@@ -10,7 +10,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from trainer.cpu_kernels import library
-from trainer.machine import session
+from trainer.machine import cores
 
 PACKAGES = ("tensorflow", "tf-slim", "horovod", "tensorboard", "absl-py", "numpy")
 
@@ -81,8 +81,8 @@ def describe(local_rank: int = 0, local_size: int = 1) -> Environment:
         versions=versions(),
         device=device,
         cpu=cpu,
-        cores=session.available_cores(),
-        threads=session.worker_cores(local_size),
+        cores=cores.available_cores(),
+        threads=cores.worker_cores(local_size),
         compiled_operations=library.find() is not None,
         host=platform.node(),
     )

@@ -39,12 +39,12 @@ import json
 
 def tensorflow():
     import tensorflow as tf
-    from trainer import session
+    from trainer.machine import cores
     from trainer.cpu_kernels import library
     gpus = len(tf.config.list_physical_devices("GPU"))
     reason = library.reason_for_none()
     kernels = {"missing": reason, "broken": reason.startswith(library.NOT_LOADED)}
-    return {"cores": session.available_cores(), "gpus": gpus, "kernels": kernels}
+    return {"cores": cores.available_cores(), "gpus": gpus, "kernels": kernels}
 
 def slim():
     import tensorflow as tf
