@@ -191,7 +191,7 @@ def main() -> int:
     for contestant_file in _PEERS.glob("*.py"):
         for log in folder.glob(f"{contestant_file.stem}_*.log"):
             log.unlink()
-    describe = "import dataclasses, json; from trainer import environment; "
+    describe = "import dataclasses, json; from trainer.machine import environment; "
     describe += "print(json.dumps(dataclasses.asdict(environment.describe())))"
     environment = json.loads(
         subprocess.run(

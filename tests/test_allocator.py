@@ -11,8 +11,8 @@ from trainer.process import settings
 PROGRAM = """
 import os, sys
 print(os.environ.get("GLIBC_TUNABLES"), os.getpid(), sys.argv[1:], sys.prefix, flush=True)
-from trainer import allocator
-allocator.restart_with_settings()
+from trainer.process import settings
+settings.restart_with_settings()
 """
 
 

@@ -282,7 +282,7 @@ def test_an_evaluation_counts_when_the_best_is_kept(tmp_path, counted, monkeypat
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as full:
-        full.setattr(checkpoint_store.checkpoint_files, "move", fail)
+        full.setattr(checkpoint_store.layout, "move", fail)
         with pytest.raises(OSError, match="No space"):
             store.note_evaluation(session, 1, 0.5)
     assert store.lacks_evaluation(1)

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.processes
 
 WORKER = """
 import os, time
-from trainer.safety import keeper
+from trainer.process import keeper
 from trainer.safety.preemption import StopRequest
 from trainer.safety.status import Status
 from trainer.safety.sudden_exit import SuddenExit
@@ -67,7 +67,8 @@ def test_the_keeper_ends_as_its_worker_and_passes_signals_on():
 
 def test_without_horovodrun_nobody_stays_behind():
     code = (
-        "import os; from trainer.safety import keeper; before = os.getpid(); keeper.stay_behind()\n"
+        "import os; from trainer.process import keeper; before = os.getpid()\n"
+        "keeper.stay_behind()\n"
     )
     code += "print(os.getpid() == before)"
     clean = {k: v for k, v in environment().items() if not k.startswith("HOROVOD_")}

@@ -107,7 +107,7 @@ def test_of_several_that_find_a_stale_lock_one_gets_it(tmp_path):
         code = (
             "import sys, time\n"
             "from trainer.safety.run_lock import RunLock\n"
-            "from trainer.config import UserError\n"
+            "from trainer.errors import UserError\n"
             "time.sleep(max(0, float(sys.argv[2]) - time.time()))\n"
             "try:\n    RunLock(sys.argv[1], on_loss=print)\n"
             "except UserError:\n    sys.exit(3)\n"
