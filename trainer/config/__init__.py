@@ -1,0 +1,59 @@
+"""The configuration: frozen dataclasses, one per group of flags, each of which validates itself.
+
+Every field is one command-line flag of the same name. Its default, its bounds and its help are
+stated here and nowhere else: `flags.command_line` defines the flags from these fields. Nothing
+here imports TensorFlow, so that a wrong flag is refused before that import is paid for.
+"""
+
+import dataclasses
+
+from trainer.config.benchmark import PASSES, BenchmarkConfig
+from trainer.config.data import DataConfig
+from trainer.config.network import ModelConfig
+from trainer.config.run import RunConfig, TelemetryConfig
+from trainer.config.update import CommunicationConfig, OptimizerConfig
+from trainer.errors import ConfigError
+
+__all__ = [
+    "MODES",
+    "PASSES",
+    "BenchmarkConfig",
+    "CommunicationConfig",
+    "Config",
+    "DataConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "RunConfig",
+    "TelemetryConfig",
+]
+
+MODES = ("train", "evaluate", "benchmark", "export", "predict", "describe", "doctor")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that one run depends on.
+
+    Attributes:
+      mode: one of `MODES`.
+      files: the images that --mode=predict classifies.
+      given: names of the flags that the command line gives, rather than their defaults.
+    """
+
+    mode: str = "train"
+    files: tuple[str, ...] = ()
+    given: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    communication: CommunicationConfig = dataclasses.field(default_factory=CommunicationConfig)
+    run: RunConfig = dataclasses.field(default_factory=RunConfig)
+    telemetry: TelemetryConfig = dataclasses.field(default_factory=TelemetryConfig)
+    benchmark: BenchmarkConfig = dataclasses.field(default_factory=BenchmarkConfig)
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ConfigError(f"--mode: must be one of {', '.join(MODES)}, got {self.mode!r}")
+        for name in ("histogram_every", "profile_steps"):
+            if getattr(self.telemetry, name) and self.run.logdir is None:
+                raise ConfigError(f"--logdir: must be given with --{name}, got none")

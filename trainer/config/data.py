@@ -1,0 +1,104 @@
+"""The flags of the data."""
+
+import dataclasses
+
+from trainer.config.statement import Checked, flag
+from trainer.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Checked):
+    """Where examples come from and how they become a batch."""
+
+    dataset: str | None = flag(
+        None,
+        "synthetic, tfrecord, folder, or package.module:function. "
+        "Default: what --data_dir holds; synthetic without it.",
+    )
+    data_dir: str | None = flag(None, "Folder of the data set.")
+    image_size: int = flag(
+        224, "Height and width of the network's input, pixels.", minimum=1, maximum=2**15
+    )
+    batch_size: int = flag(32, "Examples per step and worker.", minimum=1, maximum=2**31 - 1)
+    label_offset: int | None = flag(
+        None,
+        "Subtracted from the labels of TFRecords: 1 where they start at 1, as in tf-slim's and "
+        "TPU's ImageNet. Default: what dataset.json says; without one, 0 if a label is 0.",
+        minimum=0,
+    )
+    validation_fraction: float = flag(
+        0.0,
+        "Share of every class to hold out where a folder of images has no train/ and validation/.",
+        minimum=0.0,
+        below=1.0,
+    )
+    preprocessing: str = flag(
+        "inception",
+        "inception: pixels scaled to [-1, 1]; imagenet: each channel minus ImageNet's mean, "
+        "over its standard deviation.",
+        choices=("inception", "imagenet"),
+    )
+    augment: str = flag(
+        "standard",
+        "Training images. none: as in evaluation; shift: by up to a sixteenth of the size, for "
+        "small centred images; standard: random resized crop and mirror (arXiv:1409.4842); "
+        "rand: these and RandAugment (arXiv:1909.13719).",
+        choices=("none", "shift", "standard", "rand"),
+    )
+    crop_min_area: float = flag(
+        0.08,
+        "Smallest share of an image that a random resized crop takes.",
+        above=0.0,
+        maximum=1.0,
+    )
+    flip: bool = flag(True, "Mirror half of the training images; not with --augment=none or shift.")
+    color_jitter: float = flag(
+        0.0,
+        "Brightness, contrast and colour of training images change by up to this share.",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    mixup: float = flag(
+        0.0,
+        "Alpha of mixup: training images and their labels are blended (arXiv:1710.09412); 0: off.",
+        minimum=0.0,
+    )
+    cutmix: float = flag(
+        0.0,
+        "Alpha of CutMix: boxes of training images are exchanged, with their share of the label "
+        "(arXiv:1905.04899); 0: off. With --mixup, each example gets one of the two.",
+        minimum=0.0,
+    )
+    crop_fraction: float = flag(
+        0.875,
+        "Side of the centre crop in evaluation, as a share of the image's shorter side.",
+        above=0.0,
+        maximum=1.0,
+    )
+    shuffle_block: int | None = flag(
+        None,
+        "Neighbouring examples that the shuffle keeps together, so that a spinning or remote disk "
+        "is read in larger pieces. Default: 1 for local files, 16 for remote ones.",
+        minimum=1,
+    )
+    cache: str = flag(
+        "none",
+        "What a worker keeps in memory once it has been read: none, encoded images, or decoded "
+        "ones. Refused where memory does not suffice.",
+        choices=("none", "encoded", "decoded"),
+    )
+    max_bad_examples: int = flag(
+        0,
+        "Images that a worker may fail to decode before it stops. In training the next good one "
+        "takes the place of a bad one; in evaluation it is left out of the count.",
+        minimum=0,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dataset == "synthetic" and self.data_dir is not None:
+            raise ConfigError(
+                f"--data_dir: must not be given with --dataset=synthetic, got {self.data_dir!r}"
+            )
+        if self.dataset in ("tfrecord", "folder") and self.data_dir is None:
+            raise ConfigError(f"--data_dir: must be given with --dataset={self.dataset}, got none")

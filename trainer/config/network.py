@@ -1,0 +1,36 @@
+"""The flags of the network."""
+
+import dataclasses
+
+from trainer.config.statement import Checked, flag
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(Checked):
+    """The network and the arguments of its arg scope."""
+
+    model: str = flag(
+        "resnet_v2_50",
+        "resnet_v2_50, resnet_v2_101, resnet_v2_152, resnet_v2_200, or package.module:function.",
+    )
+    num_classes: int | None = flag(
+        None, "Classes of the network. Default: as many as the data has.", minimum=1
+    )
+    weight_decay: float = flag(
+        1e-4,
+        "L2 coefficient on the convolution weights: loss += it * sum(w^2) / 2.",
+        minimum=0.0,
+    )
+    batch_norm_decay: float = flag(
+        0.997,
+        "Decay of BN's moving statistics, which need some 3 / (1 - it) steps: short runs want 0.9.",
+        minimum=0.0,
+        below=1.0,
+    )
+    batch_norm_epsilon: float = flag(1e-5, "Added to BN's variance.", above=0.0)
+    precision: str = flag(
+        "float32",
+        "Type of activations and convolutions. Variables, BN, logits and loss are float32.",
+        choices=("float32", "bfloat16", "float16"),
+    )
+    xla: bool = flag(False, "Compile the graph with XLA. For GPUs: on CPUs it is slower.")

@@ -1,0 +1,120 @@
+"""The flags of a run: its length, and what it keeps and reports."""
+
+import dataclasses
+
+from trainer.config.statement import Checked, flag
+from trainer.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(Checked):
+    """How long a run is, and what it keeps."""
+
+    epochs: float | None = flag(
+        None,
+        "Passes over the training data. Default: 90, where --steps is not given.",
+        above=0.0,
+    )
+    steps: int | None = flag(None, "Updates in all, instead of --epochs.", minimum=1)
+    logdir: str | None = flag(
+        None,
+        "Folder of checkpoints, TensorBoard events and status.json. Default: nothing is kept.",
+    )
+    resume: str = flag(
+        "auto",
+        "auto: go on from the newest good checkpoint in --logdir, if any; "
+        "never: refuse a --logdir that has one; must: refuse one that has none.",
+        choices=("auto", "never", "must"),
+    )
+    init_checkpoint: str | None = flag(
+        None,
+        "Start from these weights (a tf.train.Saver prefix, slim's for instance), at step 0; "
+        "logits of another number of classes are left as initialized. To evaluate, export or "
+        "predict: the checkpoint to use instead of --logdir's newest.",
+    )
+    log_every: int = flag(10, "Steps between two console lines.", minimum=1)
+    checkpoint_every: int = flag(
+        1000,
+        "Steps between two checkpoints; one is always saved at the end. 0: only then.",
+        minimum=0,
+    )
+    keep_checkpoints: int = flag(3, "Newest checkpoints to keep.", minimum=1)
+    eval_every_epochs: float = flag(
+        1.0,
+        "Epochs between two evaluations; one is always done at the end. 0: only then.",
+        minimum=0.0,
+    )
+    seed: int = flag(
+        0,
+        "Of initial weights, data order and augmentation.",
+        minimum=0,
+        maximum=2**31 - 1,
+    )
+    deterministic: bool = flag(False, "Same seed, same result, to the bit. Slower on GPUs.")
+    result_json: str | None = flag(
+        None,
+        "File for configuration, environment and result, written at the end by rank 0.",
+    )
+
+    on_nonfinite: str = flag(
+        "stop",
+        "After a step whose loss or gradient is not finite, which is never applied. stop: save the "
+        "state before it and end; skip: count it and go on; rollback: go back to the newest "
+        "checkpoint, once.",
+        choices=("stop", "skip", "rollback"),
+    )
+    watchdog_seconds: float = flag(
+        600.0,
+        "Seconds without a step after which a worker shows its stacks and ends; at least 20 times "
+        "the longest step, and 6 times as much in start-up, saves and evaluations. 0: never.",
+        minimum=0.0,
+    )
+    export_dir: str | None = flag(None, "Folder that --mode=export makes.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epochs is not None and self.steps is not None:
+            raise ConfigError(
+                f"--steps: must not be given with --epochs, got {self.steps} and {self.epochs:g}"
+            )
+        if self.resume == "must" and self.logdir is None:
+            raise ConfigError("--logdir: must be given with --resume=must, got none")
+        if self.logdir is not None and set(self.logdir) & set("*?[\\"):
+            raise ConfigError(
+                "--logdir: must have none of * ? [ and \\, which TensorFlow reads as a pattern, "
+                f"got {self.logdir!r}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class TelemetryConfig(Checked):
+    """What a run tells of itself beyond its scalars."""
+
+    histogram_every: int = flag(
+        0,
+        "Steps between two histograms of all weights and gradients in TensorBoard, with their "
+        "norms; these steps take longer. 0: none.",
+        minimum=0,
+    )
+    profile_steps: str | None = flag(
+        None,
+        "A:B: the first and the last step to profile: TensorFlow's trace and Horovod's timeline, "
+        "in --logdir.",
+    )
+    mllog: str | None = flag(None, "File for MLPerf's log of the run, written anew by rank 0.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.profile_steps is not None and self.profile_range is None:
+            raise ConfigError(
+                "--profile_steps: must be A:B with 1 <= A <= B, such as 100:102, got "
+                f"{self.profile_steps!r}"
+            )
+
+    @property
+    def profile_range(self) -> range | None:
+        """The steps to profile; None: none."""
+        first, colon, last = (self.profile_steps or "").partition(":")
+        if not (colon and first.isdecimal() and last.isdecimal()):
+            return None
+        return range(int(first), int(last) + 1) if 1 <= int(first) <= int(last) else None
