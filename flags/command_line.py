@@ -12,6 +12,7 @@ from typing import Any, get_args
 from absl import flags as absl_flags
 
 from trainer import config as config_lib
+from trainer.config.statement import statement_of
 from trainer.errors import ConfigError, UserError
 
 GROUPS: dict[str, Any] = {
@@ -42,7 +43,7 @@ def _define_field(field: dataclasses.Field[Any], group: str, values: absl_flags.
     define(
         field.name,
         field.default,
-        field.metadata["help"],
+        statement_of(field).help,
         flag_values=values,
         module_name=group,
     )

@@ -25,12 +25,8 @@ _INTERRUPTED = 130  # Exit status of a benchmark that Ctrl-C ended.
 
 def to_flags(config: Config) -> list[str]:
     """The command line that gives `config`, without what is by default."""
-    flags = [f"--mode={config.mode}"]
-    for group in vars(config).values():
-        if dataclasses.is_dataclass(group):
-            values = [(field, getattr(group, field.name)) for field in dataclasses.fields(group)]
-            flags += [f"--{f.name}={value}" for f, value in values if value != f.default]
-    return flags
+    changed = [flag for flag in config.flags() if flag.value != flag.default]
+    return [f"--mode={config.mode}", *(f"--{flag.name}={flag.value}" for flag in changed)]
 
 
 class _Ended(NamedTuple):

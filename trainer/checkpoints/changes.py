@@ -4,15 +4,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trainer.checkpoints.manifest import RunFacts
+from trainer.config import Config
 
 # Flags that may change without a word: they change nothing of what is computed.
-_SILENT = frozenset(
-    (
-        *("logdir", "resume", "log_every", "checkpoint_every", "keep_checkpoints"),
-        *("eval_every_epochs", "result_json", "export_dir", "watchdog_seconds"),
-        *("cache", "data_dir"),
-    )
-)
+_SILENT = frozenset(flag.name for flag in Config().flags() if not flag.statement.changes_training)
 
 
 def describe(before: RunFacts, now: RunFacts) -> list[str]:

@@ -6,11 +6,13 @@ here imports TensorFlow, so that a wrong flag is refused before that import is p
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 from trainer.config.benchmark import PASSES, BenchmarkConfig
 from trainer.config.data import DataConfig
 from trainer.config.network import ModelConfig
 from trainer.config.run import RunConfig, TelemetryConfig
+from trainer.config.statement import Flag, list_flags
 from trainer.config.update import CommunicationConfig, OptimizerConfig
 from trainer.errors import ConfigError
 
@@ -21,6 +23,7 @@ __all__ = [
     "CommunicationConfig",
     "Config",
     "DataConfig",
+    "Flag",
     "ModelConfig",
     "OptimizerConfig",
     "RunConfig",
@@ -57,3 +60,7 @@ class Config:
         for name in ("histogram_every", "profile_steps"):
             if getattr(self.telemetry, name) and self.run.logdir is None:
                 raise ConfigError(f"--logdir: must be given with --{name}, got none")
+
+    def flags(self) -> Iterator[Flag]:
+        """Yields every flag but --mode, with its value and what is stated of it."""
+        return list_flags(self)

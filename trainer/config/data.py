@@ -15,11 +15,26 @@ class DataConfig(Checked):
         "synthetic, tfrecord, folder, or package.module:function. "
         "Default: what --data_dir holds; synthetic without it.",
     )
-    data_dir: str | None = flag(None, "Folder of the data set.")
-    image_size: int = flag(
-        224, "Height and width of the network's input, pixels.", minimum=1, maximum=2**15
+    data_dir: str | None = flag(
+        None,
+        "Folder of the data set.",
+        changes_training=False,
     )
-    batch_size: int = flag(32, "Examples per step and worker.", minimum=1, maximum=2**31 - 1)
+    image_size: int = flag(
+        224,
+        "Height and width of the network's input, pixels.",
+        minimum=1,
+        maximum=2**15,
+        is_hparam=True,
+        belongs_to_model=True,
+    )
+    batch_size: int = flag(
+        32,
+        "Examples per step and worker.",
+        minimum=1,
+        maximum=2**31 - 1,
+        is_hparam=True,
+    )
     label_offset: int | None = flag(
         None,
         "Subtracted from the labels of TFRecords: 1 where they start at 1, as in tf-slim's and "
@@ -37,6 +52,8 @@ class DataConfig(Checked):
         "inception: pixels scaled to [-1, 1]; imagenet: each channel minus ImageNet's mean, "
         "over its standard deviation.",
         choices=("inception", "imagenet"),
+        is_hparam=True,
+        belongs_to_model=True,
     )
     augment: str = flag(
         "standard",
@@ -44,6 +61,7 @@ class DataConfig(Checked):
         "small centred images; standard: random resized crop and mirror (arXiv:1409.4842); "
         "rand: these and RandAugment (arXiv:1909.13719).",
         choices=("none", "shift", "standard", "rand"),
+        is_hparam=True,
     )
     crop_min_area: float = flag(
         0.08,
@@ -57,23 +75,27 @@ class DataConfig(Checked):
         "Brightness, contrast and colour of training images change by up to this share.",
         minimum=0.0,
         maximum=1.0,
+        is_hparam=True,
     )
     mixup: float = flag(
         0.0,
         "Alpha of mixup: training images and their labels are blended (arXiv:1710.09412); 0: off.",
         minimum=0.0,
+        is_hparam=True,
     )
     cutmix: float = flag(
         0.0,
         "Alpha of CutMix: boxes of training images are exchanged, with their share of the label "
         "(arXiv:1905.04899); 0: off. With --mixup, each example gets one of the two.",
         minimum=0.0,
+        is_hparam=True,
     )
     crop_fraction: float = flag(
         0.875,
         "Side of the centre crop in evaluation, as a share of the image's shorter side.",
         above=0.0,
         maximum=1.0,
+        belongs_to_model=True,
     )
     shuffle_block: int | None = flag(
         None,
@@ -86,6 +108,7 @@ class DataConfig(Checked):
         "What a worker keeps in memory once it has been read: none, encoded images, or decoded "
         "ones. Refused where memory does not suffice.",
         choices=("none", "encoded", "decoded"),
+        changes_training=False,
     )
     max_bad_examples: int = flag(
         0,

@@ -12,6 +12,8 @@ class ModelConfig(Checked):
     model: str = flag(
         "resnet_v2_50",
         "resnet_v2_50, resnet_v2_101, resnet_v2_152, resnet_v2_200, or package.module:function.",
+        is_hparam=True,
+        belongs_to_model=True,
     )
     num_classes: int | None = flag(
         None, "Classes of the network. Default: as many as the data has.", minimum=1
@@ -20,17 +22,29 @@ class ModelConfig(Checked):
         1e-4,
         "L2 coefficient on the convolution weights: loss += it * sum(w^2) / 2.",
         minimum=0.0,
+        is_hparam=True,
     )
     batch_norm_decay: float = flag(
         0.997,
         "Decay of BN's moving statistics, which need some 3 / (1 - it) steps: short runs want 0.9.",
         minimum=0.0,
         below=1.0,
+        is_hparam=True,
     )
-    batch_norm_epsilon: float = flag(1e-5, "Added to BN's variance.", above=0.0)
+    batch_norm_epsilon: float = flag(
+        1e-5,
+        "Added to BN's variance.",
+        above=0.0,
+        belongs_to_model=True,
+    )
     precision: str = flag(
         "float32",
         "Type of activations and convolutions. Variables, BN, logits and loss are float32.",
         choices=("float32", "bfloat16", "float16"),
+        is_hparam=True,
     )
-    xla: bool = flag(False, "Compile the graph with XLA. For GPUs: on CPUs it is slower.")
+    xla: bool = flag(
+        False,
+        "Compile the graph with XLA. For GPUs: on CPUs it is slower.",
+        is_hparam=True,
+    )

@@ -19,12 +19,14 @@ class RunConfig(Checked):
     logdir: str | None = flag(
         None,
         "Folder of checkpoints, TensorBoard events and status.json. Default: nothing is kept.",
+        changes_training=False,
     )
     resume: str = flag(
         "auto",
         "auto: go on from the newest good checkpoint in --logdir, if any; "
         "never: refuse a --logdir that has one; must: refuse one that has none.",
         choices=("auto", "never", "must"),
+        changes_training=False,
     )
     init_checkpoint: str | None = flag(
         None,
@@ -32,28 +34,46 @@ class RunConfig(Checked):
         "logits of another number of classes are left as initialized. To evaluate, export or "
         "predict: the checkpoint to use instead of --logdir's newest.",
     )
-    log_every: int = flag(10, "Steps between two console lines.", minimum=1)
+    log_every: int = flag(
+        10,
+        "Steps between two console lines.",
+        minimum=1,
+        changes_training=False,
+    )
     checkpoint_every: int = flag(
         1000,
         "Steps between two checkpoints; one is always saved at the end. 0: only then.",
         minimum=0,
+        changes_training=False,
     )
-    keep_checkpoints: int = flag(3, "Newest checkpoints to keep.", minimum=1)
+    keep_checkpoints: int = flag(
+        3,
+        "Newest checkpoints to keep.",
+        minimum=1,
+        changes_training=False,
+    )
     eval_every_epochs: float = flag(
         1.0,
         "Epochs between two evaluations; one is always done at the end. 0: only then.",
         minimum=0.0,
+        changes_training=False,
     )
     seed: int = flag(
         0,
         "Of initial weights, data order and augmentation.",
         minimum=0,
         maximum=2**31 - 1,
+        is_hparam=True,
     )
-    deterministic: bool = flag(False, "Same seed, same result, to the bit. Slower on GPUs.")
+    deterministic: bool = flag(
+        False,
+        "Same seed, same result, to the bit. Slower on GPUs.",
+        is_hparam=True,
+    )
     result_json: str | None = flag(
         None,
         "File for configuration, environment and result, written at the end by rank 0.",
+        changes_training=False,
     )
 
     on_nonfinite: str = flag(
@@ -68,8 +88,13 @@ class RunConfig(Checked):
         "Seconds without a step after which a worker shows its stacks and ends; at least 20 times "
         "the longest step, and 6 times as much in start-up, saves and evaluations. 0: never.",
         minimum=0.0,
+        changes_training=False,
     )
-    export_dir: str | None = flag(None, "Folder that --mode=export makes.")
+    export_dir: str | None = flag(
+        None,
+        "Folder that --mode=export makes.",
+        changes_training=False,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,13 +1,46 @@
-"""What the configuration states of a flag, and the check of its value."""
+"""What the configuration states of a flag, and the check of its value.
+
+Whatever a part of the program has to know of a flag is stated with the flag, so that a new one
+appears everywhere by its own statement: in --help, among the flags that TensorBoard's HParams
+compares, in the comparison with the run that made a checkpoint, and in model.json.
+"""
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from trainer.errors import ConfigError
 
 T = TypeVar("T")
+
+_KEY = "flag"
+
+
+class Statement(NamedTuple):
+    """What is stated of a flag.
+
+    Attributes:
+      help: one sentence, with the unit.
+      minimum, above: inclusive and exclusive lower bound of a number.
+      maximum, below: inclusive and exclusive upper bound of a number.
+      choices: the allowed values of a string.
+      is_hparam: whether TensorBoard's HParams tab compares runs by it.
+      changes_training: whether a resumed run that has another value computes something else, which
+        is then reported.
+      belongs_to_model: whether it is written to model.json, since whoever uses the trained network
+        has to have the same value.
+    """
+
+    help: str
+    minimum: float | None
+    above: float | None
+    maximum: float | None
+    below: float | None
+    choices: Sequence[str] | None
+    is_hparam: bool
+    changes_training: bool
+    belongs_to_model: bool
 
 
 def flag(
@@ -19,52 +52,89 @@ def flag(
     maximum: float | None = None,
     below: float | None = None,
     choices: Sequence[str] | None = None,
+    is_hparam: bool = False,
+    changes_training: bool = True,
+    belongs_to_model: bool = False,
 ) -> T:
-    """A dataclass field that is also a flag.
+    """Returns a dataclass field that is also a flag.
 
     Args:
       default: the value without the flag. None: not given; the help says what happens then.
-      help: one sentence, with the unit.
-      minimum, above: inclusive and exclusive lower bound of a number.
-      maximum, below: inclusive and exclusive upper bound of a number.
-      choices: the allowed values of a string.
+      help, minimum, above, maximum, below, choices, is_hparam, changes_training, belongs_to_model:
+        see `Statement`.
     """
-    metadata = {
-        "help": help,
-        "minimum": minimum,
-        "above": above,
-        "maximum": maximum,
-        "below": below,
-        "choices": choices,
-    }
-    return dataclasses.field(default=default, metadata=metadata)
+    statement = Statement(
+        help,
+        minimum,
+        above,
+        maximum,
+        below,
+        choices,
+        is_hparam,
+        changes_training,
+        belongs_to_model,
+    )
+    return dataclasses.field(default=default, metadata={_KEY: statement})
 
 
-def _broken_rule(value: Any, metadata: Any) -> str | None:
-    """The rule that `value` breaks, in words, or None."""
-    if metadata["choices"] is not None and value not in metadata["choices"]:
-        return f"must be one of {', '.join(metadata['choices'])}"
+def statement_of(field: dataclasses.Field[Any]) -> Statement:
+    """Returns what is stated of a field that `flag` made."""
+    return field.metadata[_KEY]
+
+
+class Flag(NamedTuple):
+    """A flag with its value.
+
+    Attributes:
+      group: the field of `Config` that holds it.
+      name: the flag's name, without dashes.
+      value: the value in this configuration.
+      default: the value without the flag.
+      statement: what is stated of it.
+    """
+
+    group: str
+    name: str
+    value: Any
+    default: Any
+    statement: Statement
+
+
+def list_flags(config: Any) -> Iterator[Flag]:
+    """Yields every flag of a configuration: a dataclass whose fields may be groups of flags."""
+    for group in dataclasses.fields(config):
+        values = getattr(config, group.name)
+        if isinstance(values, Checked):
+            for field in dataclasses.fields(values):  # type: ignore[arg-type]
+                value = getattr(values, field.name)
+                yield Flag(group.name, field.name, value, field.default, statement_of(field))
+
+
+def _broken_rule(value: Any, statement: Statement) -> str | None:
+    """Returns the rule that `value` breaks, in words, or None."""
+    if statement.choices is not None and value not in statement.choices:
+        return f"must be one of {', '.join(statement.choices)}"
     if isinstance(value, float) and not math.isfinite(value):
         return "must be a finite number"
-    if metadata["minimum"] is not None and value < metadata["minimum"]:
-        return f"must be at least {metadata['minimum']}"
-    if metadata["above"] is not None and value <= metadata["above"]:
-        return f"must be greater than {metadata['above']}"
-    if metadata["maximum"] is not None and value > metadata["maximum"]:
-        return f"must be at most {metadata['maximum']}"
-    if metadata["below"] is not None and value >= metadata["below"]:
-        return f"must be less than {metadata['below']}"
+    if statement.minimum is not None and value < statement.minimum:
+        return f"must be at least {statement.minimum}"
+    if statement.above is not None and value <= statement.above:
+        return f"must be greater than {statement.above}"
+    if statement.maximum is not None and value > statement.maximum:
+        return f"must be at most {statement.maximum}"
+    if statement.below is not None and value >= statement.below:
+        return f"must be less than {statement.below}"
     return None
 
 
 class Checked:
-    """Base of the groups below: checks every field against its own rule."""
+    """Base of the groups of flags: checks every field against its own rule."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if value == "":
                 raise ConfigError(f"--{field.name}: must not be empty, got ''")
-            rule = None if value is None else _broken_rule(value, field.metadata)
+            rule = None if value is None else _broken_rule(value, statement_of(field))
             if rule is not None:
                 raise ConfigError(f"--{field.name}: {rule}, got {value!r}")

@@ -10,37 +10,52 @@ class OptimizerConfig(Checked):
     """The update and its step size."""
 
     optimizer: str = flag(
-        "momentum", "Update rule.", choices=("sgd", "momentum", "nesterov", "adam")
+        "momentum",
+        "Update rule.",
+        choices=("sgd", "momentum", "nesterov", "adam"),
+        is_hparam=True,
     )
     base_learning_rate: float = flag(
         0.1,
         "Peak learning rate for a global batch of 256; scaled linearly with the global batch "
         "(arXiv:1706.02677).",
         minimum=0.0,
+        is_hparam=True,
     )
     warmup_epochs: float = flag(
         5.0,
         "Epochs of linear warm-up from 0 to the peak learning rate (arXiv:1706.02677).",
         minimum=0.0,
+        is_hparam=True,
     )
     lr_schedule: str = flag(
         "cosine",
         "After the warm-up: cosine to 0, step (x 0.1 at 1/3, 2/3 and 8/9 of the run), "
         "polynomial (power 2, to 0), or constant.",
         choices=("cosine", "step", "polynomial", "constant"),
+        is_hparam=True,
     )
-    momentum: float = flag(0.9, "Of momentum and nesterov.", minimum=0.0, below=1.0)
+    momentum: float = flag(
+        0.9,
+        "Of momentum and nesterov: share of the last update that the next one keeps; of adam: "
+        "decay of the first moment.",
+        minimum=0.0,
+        below=1.0,
+        is_hparam=True,
+    )
     accumulate_steps: int = flag(
         1,
         "Batches per update and worker: their gradients are averaged before the one all-reduce. "
         "Pays where memory is too small for a larger batch, or the network between hosts is slow.",
         minimum=1,
+        is_hparam=True,
     )
     label_smoothing: float = flag(
         0.0,
         "Share of the target spread over all classes (arXiv:1512.00567).",
         minimum=0.0,
         below=1.0,
+        is_hparam=True,
     )
 
 
@@ -53,6 +68,7 @@ class CommunicationConfig(Checked):
         "Type in which gradients travel: none (as they are, float32) or float16. Pays between "
         "hosts on a slow network; within a host, and on CPUs, converting costs more than it saves.",
         choices=("none", "float16"),
+        is_hparam=True,
     )
     fusion_threshold_mb: int | None = flag(
         None,

@@ -12,14 +12,6 @@ from trainer.machine import environment
 from trainer.process import files
 
 _MODEL = "model.json"
-# Group and name of the fields that training and use of a network have to agree on.
-_OF_THE_MODEL = (
-    ("model", "model"),
-    ("model", "batch_norm_epsilon"),
-    ("data", "image_size"),
-    ("data", "preprocessing"),
-    ("data", "crop_fraction"),
-)
 
 
 def check_places(config: Config, worker: Worker) -> None:
@@ -68,7 +60,7 @@ def write_model(config: Config, worker: Worker, names: Sequence[str] | None) -> 
     """
     if config.run.logdir is None or worker.rank != 0:
         return
-    fields = {name: getattr(getattr(config, group), name) for group, name in _OF_THE_MODEL}
+    fields = {flag.name: flag.value for flag in config.flags() if flag.statement.belongs_to_model}
     text = json.dumps({"class_names": names and list(names), **fields}, indent=2)
     files.write_text(Path(config.run.logdir) / _MODEL, text + "\n")
 
@@ -86,10 +78,12 @@ def as_trained(config: Config) -> Config:
     A digit that was trained on at 32 pixels must not be classified at 224.
     """
     recorded = _read_model(config)
-    for group, name in _OF_THE_MODEL:
-        if name in recorded and name not in config.given:
-            changed = dataclasses.replace(getattr(config, group), **{name: recorded[name]})
-            config = dataclasses.replace(config, **{group: changed})
+    for flag in config.flags():
+        is_meant = flag.statement.belongs_to_model and flag.name not in config.given
+        if is_meant and flag.name in recorded:
+            group = getattr(config, flag.group)
+            changed = dataclasses.replace(group, **{flag.name: recorded[flag.name]})
+            config = dataclasses.replace(config, **{flag.group: changed})
     return config
 
 

@@ -1,6 +1,5 @@
 """Finds out before the first step whether all workers run the same."""
 
-import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -32,13 +31,8 @@ def _shorten(value: str | None) -> str:
 
 def flags_of(config: Config) -> Facts:
     """Every flag and its value."""
-    facts = {"flag --mode": config.mode}
-    for group in dataclasses.fields(config):
-        values = getattr(config, group.name)
-        if dataclasses.is_dataclass(values) and not isinstance(values, type):
-            for field in dataclasses.fields(values):
-                facts[f"flag --{field.name}"] = _as_text(getattr(values, field.name))
-    return facts
+    values = {f"flag --{flag.name}": _as_text(flag.value) for flag in config.flags()}
+    return {"flag --mode": config.mode, **values}
 
 
 def code_of(config: Config) -> Facts:

@@ -10,18 +10,6 @@ from trainer.plan import Plan
 
 MEAN_RATE = "perf/mean_images_per_sec"
 
-# Group and name of the fields that two runs may differ in to a purpose.
-_FIELDS = (
-    *(("model", name) for name in ("model", "precision", "xla")),
-    *(("model", name) for name in ("weight_decay", "batch_norm_decay")),
-    *(("data", name) for name in ("image_size", "batch_size", "preprocessing", "augment")),
-    *(("data", name) for name in ("color_jitter", "mixup", "cutmix")),
-    *(("optimizer", name) for name in ("optimizer", "base_learning_rate", "warmup_epochs")),
-    *(("optimizer", name) for name in ("lr_schedule", "momentum", "label_smoothing")),
-    ("optimizer", "accumulate_steps"),
-    ("communication", "gradient_compression"),
-    *(("run", name) for name in ("seed", "deterministic")),
-)
 _METRICS = (
     ("eval/top1", "top-1"),
     ("eval/top5", "top-5"),
@@ -39,7 +27,7 @@ _TYPES = {
 
 def list_hparams(config: Config, plan: Plan, *, workers: int) -> dict[str, Any]:
     """The values that a run is told by, by flag name, and what follows from them."""
-    values = {name: getattr(getattr(config, group), name) for group, name in _FIELDS}
+    values = {flag.name: flag.value for flag in config.flags() if flag.statement.is_hparam}
     return values | {
         "workers": workers,
         "global_batch_size": plan.global_batch_size,
