@@ -173,7 +173,7 @@ phase "Horovod for this TensorFlow ($mode)" "$venv/bin/python" "${build[@]}"
 phase "slim-horovod itself" "$venv/bin/python" -m pip install --no-deps --no-build-isolation \
   --editable "$repository"
 cd "$repository" # Python looks for `trainer` in the current folder first.
-phase "proof: doctor, with a two-process all-reduce" "$venv/bin/python" -m trainer.modes.doctor
+phase "proof: doctor, with a two-process all-reduce" "$venv/bin/python" -m trainer --mode=doctor
 
 printf '%s\n' "$wanted_for" "$(fingerprint)" >"$state/stamp.new"
 mv "$state/stamp.new" "$state/stamp"

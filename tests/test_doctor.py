@@ -7,7 +7,11 @@ from importlib import metadata
 
 import pytest
 
+from trainer.config import Config
 from trainer.modes import doctor
+from trainer.modes.doctor import allreduce, children, libraries, packages
+from trainer.modes.doctor.finding import Finding
+from trainer.process import settings
 
 
 def broken(findings):
@@ -30,26 +34,26 @@ def with_version(monkeypatch, name, version):
 @pytest.mark.parametrize("name", ["tensorflow", "tf-slim", "horovod", "slim-horovod"])
 def test_a_missing_package_is_named(monkeypatch, name):
     with_version(monkeypatch, name, None)
-    (finding,) = broken(doctor.check_packages())
+    (finding,) = broken(packages.check_packages())
     assert finding == (name, "is not installed for this Python", "run scripts/setup.sh")
 
 
 @pytest.mark.parametrize(("name", "version"), [("tensorflow", "2.16.1"), ("horovod", "0.27.0")])
 def test_a_wrong_version_is_held_against_its_rule(monkeypatch, name, version):
     with_version(monkeypatch, name, version)
-    (finding,) = broken(doctor.check_packages())
+    (finding,) = broken(packages.check_packages())
     assert finding.title == name
     assert finding.text.startswith(f"{version} does not fit ")
     assert finding.remedy == "run scripts/setup.sh"
 
 
 def test_this_environments_packages_are_right():
-    assert broken(doctor.check_packages()) == []
+    assert broken(packages.check_packages()) == []
 
 
 def test_horovod_for_another_tensorflow_is_told_by_what_it_was_built_for(monkeypatch):
-    monkeypatch.setattr(doctor, "read_text", lambda path: '{"tensorflow": "2.12.0"}')
-    (finding,) = doctor.check_horovod(
+    monkeypatch.setattr(libraries, "read_text", lambda path: '{"tensorflow": "2.12.0"}')
+    (finding,) = libraries.check_horovod(
         {"error": "NotFoundError: mpi_lib.so: undefined symbol: _ZN3"}
     )
     here = metadata.version("tensorflow")
@@ -58,7 +62,7 @@ def test_horovod_for_another_tensorflow_is_told_by_what_it_was_built_for(monkeyp
 
 
 def test_horovod_that_does_not_load_is_told_by_the_first_line_of_its_error():
-    (finding,) = doctor.check_horovod({"error": "ImportError: libmpi.so.40: no such file\nmore"})
+    (finding,) = libraries.check_horovod({"error": "ImportError: libmpi.so.40: no such file\nmore"})
     assert finding.text == "can't be loaded (ImportError: libmpi.so.40: no such file)"
     assert finding.remedy is not None
 
@@ -73,26 +77,38 @@ def test_horovod_that_does_not_load_is_told_by_the_first_line_of_its_error():
 )
 def test_which_kernels_are_used_is_told(reason, text, is_broken):
     kernels = {"missing": reason, "broken": is_broken}
-    findings = list(doctor.check_devices({"cores": 2, "gpus": 0, "kernels": kernels}))
+    findings = list(libraries.check_devices({"cores": 2, "gpus": 0, "kernels": kernels}))
     assert text in [finding.text for finding in findings if finding.title == "kernels"]
     assert [finding.title for finding in broken(findings)] == ["kernels"] * is_broken
 
 
+def test_every_setting_is_reported_and_whose_it_is(monkeypatch):
+    for setting in settings.SETTINGS:
+        monkeypatch.delenv(setting.name, raising=False)
+    monkeypatch.setenv("HOROVOD_CYCLE_TIME", "7")
+    found = [finding.text for finding in libraries.check_settings(Config(), has_gpu=False)]
+    assert "HOROVOD_CYCLE_TIME=7 (as given)" in found
+    assert any(text.startswith("GLIBC_TUNABLES=glibc.malloc.hugetlb=1") for text in found)
+    monkeypatch.delenv("HOROVOD_CYCLE_TIME")
+    found = [finding.text for finding in libraries.check_settings(Config(), has_gpu=False)]
+    assert "HOROVOD_CYCLE_TIME=100 (set before Horovod starts)" in found
+
+
 def test_slim_that_builds_no_update_ops_is_broken():
-    assert broken(doctor.check_slim({"updates": 0}))
-    assert broken(doctor.check_slim({"error": "AttributeError: Tensor"}))
-    assert not broken(doctor.check_slim({"updates": 2}))
+    assert broken(libraries.check_slim({"updates": 0}))
+    assert broken(libraries.check_slim({"error": "AttributeError: Tensor"}))
+    assert not broken(libraries.check_slim({"updates": 2}))
 
 
 def test_a_missing_launcher_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    finding = doctor.check_allreduce()
+    finding = allreduce.check_allreduce()
     assert str(tmp_path / "horovodrun") in finding.text
     assert finding.remedy is not None
 
 
 def test_a_crash_while_a_library_loads_is_a_finding(monkeypatch):
-    monkeypatch.setattr(doctor, "_PROBE", "import os; os.abort()")
+    monkeypatch.setattr(doctor, "_PROBE", ("-c", "import os; os.abort()"))
     (finding,) = broken(doctor.examine())
     assert finding.title == "tensorflow"
     assert finding.text == "ends the process that loads it (SIGABRT)"
@@ -101,12 +117,12 @@ def test_a_crash_while_a_library_loads_is_a_finding(monkeypatch):
 def test_processes_that_do_not_end_are_ended():
     start = time.monotonic()
     sleep = "import subprocess; subprocess.run(['sleep', '60'])"
-    assert doctor.run_python(sleep, timeout_sec=0.5).errors == "no end after 0.5 s"
+    assert children.run_python("-c", sleep, timeout_sec=0.5).errors == "no end after 0.5 s"
     assert time.monotonic() - start < 20
 
 
 def test_the_status_says_whether_anything_is_broken(monkeypatch, capsys):
-    good, bad = doctor.Finding("python", "3.11"), doctor.Finding("slim", "fails", "mend it")
+    good, bad = Finding("python", "3.11"), Finding("slim", "fails", "mend it")
     monkeypatch.setattr(doctor, "examine", lambda: [good])
     assert doctor.run() == 0
     monkeypatch.setattr(doctor, "examine", lambda: [good, bad])
@@ -118,7 +134,7 @@ def test_the_status_says_whether_anything_is_broken(monkeypatch, capsys):
 
 @pytest.mark.processes
 def test_two_workers_average_their_ranks():
-    finding = doctor.check_allreduce()
+    finding = allreduce.check_allreduce()
     assert finding.remedy is None, finding
     assert finding.text.startswith("2 workers, on ")
 
@@ -129,6 +145,6 @@ def test_a_launcher_that_fails_is_told_by_its_last_words(monkeypatch, tmp_path):
     launcher.write_text("#!/bin/sh\necho 'no route to host' >&2\nexit 1\n")
     launcher.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / os.path.basename(sys.executable)))
-    finding = doctor.check_allreduce()
+    finding = allreduce.check_allreduce()
     assert "no route to host" in finding.text
     assert finding.remedy is not None

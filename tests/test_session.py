@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from trainer.machine import cores as machine_cores
 from trainer.machine import session
-from trainer.process import launcher
+from trainer.process import launcher, settings
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def bound(monkeypatch):
         return share
 
     monkeypatch.setattr(session.tf.config, "list_physical_devices", lambda kind: [])
-    monkeypatch.setenv(machine_cores._BOUND, "")  # So that it is as it was, after the test.
-    monkeypatch.delenv(machine_cores._BOUND)
+    monkeypatch.setenv(settings.BOUND, "")  # So that it is as it was, after the test.
+    monkeypatch.delenv(settings.BOUND)
     for variable in ("SLURM_CPU_BIND", "OMPI_MCA_orte_bound_at_launch"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HOROVOD_RANK", "0")

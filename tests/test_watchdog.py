@@ -10,8 +10,6 @@ import time
 import pytest
 from processes import ROOT, environment
 
-from trainer.safety import watchdog
-
 pytestmark = pytest.mark.processes
 
 GUARDED = """
@@ -83,21 +81,6 @@ def test_a_suspended_process_is_not_taken_to_hang(tmp_path):
 def test_without_a_limit_there_is_no_watch(tmp_path):
     assert run_guarded(tmp_path, 0, "time.sleep(0.3)").returncode == 0
     assert not (tmp_path / "status.json").exists()
-
-
-def test_horovods_stall_check_agrees_unless_the_user_says_else():
-    environ = {}
-    watchdog.set_stall_check(600, environ)
-    warn_sec = int(environ["HOROVOD_STALL_CHECK_TIME_SECONDS"])
-    shutdown_sec = int(environ["HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"])
-    # It warns before the watchdog ends a step, and ends the job after its longest limit.
-    assert warn_sec < 600 < 6 * 600 < shutdown_sec
-    set_by_user = {"HOROVOD_STALL_CHECK_TIME_SECONDS": "7"}
-    watchdog.set_stall_check(600, set_by_user)
-    assert set_by_user["HOROVOD_STALL_CHECK_TIME_SECONDS"] == "7"
-    nothing = {}
-    watchdog.set_stall_check(0, nothing)
-    assert nothing == {}
 
 
 WORKER = """

@@ -7,29 +7,23 @@
 The modes: train, evaluate, benchmark, export, predict FILE..., describe, doctor.
 """
 
-import contextlib
-import importlib
-import os
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from trainer.config import Config
+from trainer import modes
 from trainer.errors import UserError
 from trainer.process import keeper, launcher, settings
 
 try:
     from flags import command_line
 except ModuleNotFoundError as error:
-    sys.exit(
-        f"slim-horovod: {sys.executable} has no {error.name}: "
-        "scripts/setup.sh, then source .venv/bin/activate"
-    )
+    remedy = "scripts/setup.sh, then source .venv/bin/activate"
+    sys.exit(f"slim-horovod: {sys.executable} has no {error.name}: {remedy}")
 
 
 def main() -> None:
-    """The console script: runs this process's command line and exits with its status."""
+    """Runs this process's command line, as the console script, and exits with its status."""
     settings.restart_with_settings()
     keeper.stay_behind()
     sys.exit(run(sys.argv))
@@ -38,7 +32,7 @@ def main() -> None:
 def run(argv: Sequence[str]) -> int:
     """Runs one command line; returns the exit status. A user's mistake is one line and status 1."""
     try:
-        return run_mode(command_line.parse(argv))
+        return modes.run(command_line.parse(argv))
     except command_line.HelpRequested as help_text:
         print(__doc__, help_text, sep="\n")
         return 0
@@ -49,42 +43,6 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("slim-horovod: interrupted", file=sys.stderr, flush=True)
         return 128 + signal.SIGINT
-
-
-@contextlib.contextmanager
-def _without_start_up_notes() -> Iterator[None]:
-    """Sieves what TensorFlow's libraries say while they are loaded, whatever the log level.
-
-    Each worker would say it before its first line of ours. All else that is written to the standard
-    error meanwhile comes through, even from a library that brings the process down.
-    """
-    errors = os.dup(2)
-    sieve = subprocess.Popen(
-        ["grep", "--invert-match", "--extended-regexp", "^(I0000 |WARNING: All log messages)"],
-        stdin=subprocess.PIPE,
-        stdout=errors,
-    )
-    with sieve:
-        os.dup2(sieve.stdin.fileno(), 2)  # type: ignore[union-attr]  # It is a pipe.
-        try:
-            yield
-        finally:
-            os.dup2(errors, 2)
-            os.close(errors)
-
-
-def run_mode(config: Config) -> int:
-    """Runs the mode that `config` asks for; returns the exit status."""
-    if config.model.xla:
-        # XLA compiles for CPUs only where this says so; TensorFlow reads it once.
-        given = os.environ.get("TF_XLA_FLAGS", "")
-        os.environ["TF_XLA_FLAGS"] = f"{given} --tf_xla_cpu_global_jit".strip()
-    if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
-        # Without the driver's device file, that there is no GPU is no error.
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2" if settings.has_gpu() else "3"
-        with _without_start_up_notes():
-            importlib.import_module("tensorflow")
-    return importlib.import_module(f"trainer.modes.{config.mode}").run(config)
 
 
 if __name__ == "__main__":

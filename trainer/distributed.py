@@ -4,7 +4,6 @@ import contextlib
 import functools
 import importlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -12,13 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from trainer.config import CommunicationConfig
+from trainer.config import Config
 from trainer.errors import UserError
 from trainer.machine import cores, session
-from trainer.process import launcher
-
-# Each of Horovod's cycles takes 0.2 ms of a worker's core, and more with something to average.
-CPU_CYCLE_MS = "100"
+from trainer.process import launcher, settings
 
 # Begins the name of a collective that a step waits for: it ends Horovod's cycle early, by
 # scripts/horovod/patches/speed/01-urgent-tensors.patch, which compares this very prefix.
@@ -186,28 +182,21 @@ class _ControlGraph(NamedTuple):
     texts: tf.Tensor
 
 
-def _set_horovod_up(config: CommunicationConfig) -> None:
-    """Sets what Horovod reads from the environment at its start, where the user has not."""
-    if not tf.config.list_physical_devices("GPU"):
-        # On GPUs its default of 1 ms costs nothing.
-        os.environ.setdefault("HOROVOD_CYCLE_TIME", CPU_CYCLE_MS)
-    if config.fusion_threshold_mb is not None:
-        threshold_bytes = config.fusion_threshold_mb * 2**20
-        os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", str(threshold_bytes))
-    if config.autotune:
-        os.environ.setdefault("HOROVOD_AUTOTUNE", "1")
+def load_horovod() -> ModuleType:
+    """Returns Horovod's module for TensorFlow.
+
+    Raises:
+      ImportError, tf.errors.NotFoundError, ValueError: it is missing, or was built for another
+        TensorFlow.
+    """
+    return importlib.import_module("horovod.tensorflow")
 
 
-def connect(
-    config: CommunicationConfig = CommunicationConfig(),  # noqa: B008 (frozen)
-    *,
-    with_timeline: bool = False,
-) -> Group:
+def connect(config: Config = Config()) -> Group:  # noqa: B008 (frozen)
     """Joins the workers that a launcher started with this one; without a launcher, stands alone.
 
     Args:
-      config: how they are to talk.
-      with_timeline: whether `Group.start_timeline` will be called; the same on all workers.
+      config: of this run: how the workers talk, and how long one may wait for the others.
 
     Raises:
       UserError: a launcher started several processes, but Horovod is missing or can't join them.
@@ -216,11 +205,10 @@ def connect(
     if launched is None:
         return Group()
     remedy = "run scripts/setup.sh, then python -m trainer --mode=doctor"
-    _set_horovod_up(config)
-    if with_timeline:
-        os.environ.setdefault("HOROVOD_TIMELINE", "DYNAMIC")
+    has_gpu = bool(tf.config.list_physical_devices("GPU"))
+    settings.apply(settings.Moment.HOROVOD, config, has_gpu=has_gpu)
     try:
-        hvd = importlib.import_module("horovod.tensorflow")
+        hvd = load_horovod()
         hvd.init()
     except (ImportError, tf.errors.NotFoundError, ValueError) as error:
         reason = str(error).splitlines()[0]

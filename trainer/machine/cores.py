@@ -7,10 +7,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from trainer.process import launcher
-
-# Where it is set, each worker of this host has been bound to its own cores.
-_BOUND = "SLIM_HOROVOD_BOUND"
+from trainer.process import launcher, settings
 
 
 def _quota_cores() -> int:
@@ -30,7 +27,7 @@ def available_cores() -> int:
 def _is_bound() -> bool:
     """Whether this worker's cores are its alone: its launcher has seen to it, or `bind_worker`."""
     by_slurm = "mask" in os.environ.get("SLURM_CPU_BIND", "")
-    return by_slurm or "OMPI_MCA_orte_bound_at_launch" in os.environ or _BOUND in os.environ
+    return by_slurm or "OMPI_MCA_orte_bound_at_launch" in os.environ or settings.BOUND in os.environ
 
 
 def worker_cores(local_size: int) -> int:
@@ -65,7 +62,7 @@ def bind_worker(local_rank: int, local_size: int) -> None:
     for thread in os.listdir("/proc/self/task"):
         with contextlib.suppress(ProcessLookupError):  # It has ended since.
             os.sched_setaffinity(int(thread), share)
-    os.environ[_BOUND] = ",".join(str(core) for core in share)
+    os.environ[settings.BOUND] = ",".join(str(core) for core in share)
 
 
 def _locate_core(core: int) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ _peaks: dict[str, float] = {}
 
 def run(config: Config) -> int:
     """Times the passes that --benchmark_passes names and reports them."""
-    group = distributed.connect(config.communication)
+    group = distributed.connect(config)
     with group.fail_together():
         _check(config, group)
     say: Say = functools.partial(print, flush=True) if group.worker.rank == 0 else _say_nothing

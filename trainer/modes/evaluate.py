@@ -25,7 +25,7 @@ from trainer.telemetry.writers.run_writer import create_writer
 
 def run(config: Config) -> int:
     """Evaluates --init_checkpoint, or the newest good checkpoint in --logdir."""
-    group = distributed.connect(config.communication)
+    group = distributed.connect(config)
     with group.fail_together():
         config = outputs.as_trained(config)
         prefix = search.choose(config.run)

@@ -2,7 +2,6 @@
 
 import contextlib
 import enum
-import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +16,7 @@ from trainer.run.guard import LoopGuard
 from trainer.run.monitor import Monitor, create_monitor
 from trainer.run.setup import Setup, set_up
 from trainer.run.summary import RunTimes
-from trainer.safety import agreement, exit_status, run_folder, watchdog
+from trainer.safety import agreement, exit_status, run_folder
 from trainer.safety.protection import Protection, protect
 from trainer.safety.status import Status
 from trainer.telemetry import pauses
@@ -37,9 +36,7 @@ class Ending(enum.Enum):
 
 def run(config: Config) -> int:
     """Trains; evaluates now and then and at the end. All workers of a run call it."""
-    watchdog.set_stall_check(config.run.watchdog_seconds, os.environ)
-    with_timeline = config.telemetry.profile_steps is not None
-    group = distributed.connect(config.communication, with_timeline=with_timeline)
+    group = distributed.connect(config)
     status = Status(config.run.logdir, rank=group.worker.rank)
     with (
         run_folder.hold(config.run.logdir, group) as notes,

@@ -1,37 +1,211 @@
-"""The memory allocator of a process that computes on CPUs. Nothing here imports TensorFlow."""
+"""Every environment variable that this program sets for the libraries under it, in one table.
 
+What the user has set stays. Nothing here imports TensorFlow: most of these variables are read once,
+when it or the C library is loaded.
+"""
+
+import enum
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import NamedTuple
 
-VARIABLE = "GLIBC_TUNABLES"
+from trainer.config import Config
 
-# TensorFlow takes every large tensor from malloc and gives it back at once. With pages of 4 KiB a
-# step spends a tenth of its time on the kernel's handing them out; resnet_v2_50, batch 32,
-# bfloat16, 2 cores: 2.43 s a step without huge pages, 2.24 s with them. One arena: memory that one
-# thread gives back serves the others.
-_TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1"
+# Start-up, the first step (which compiles), a save and an evaluation may take that many times the
+# limit of a step: how long they take does not follow from their kind.
+LONG_PHASE = 6
+
+
+class Moment(enum.Enum):
+    """When a variable is read, and has to be set before."""
+
+    PYTHON = "the C library starts"
+    TENSORFLOW = "TensorFlow is loaded"
+    HOROVOD = "Horovod starts"
+
+
+class Situation(NamedTuple):
+    """What a value depends on.
+
+    Attributes:
+      config: of this run.
+      has_gpu: whether steps run on a GPU.
+      environ: the variables as they are.
+    """
+
+    config: Config
+    has_gpu: bool
+    environ: Mapping[str, str]
+
+
+class Setting(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+      name: of the environment variable.
+      moment: before which it has to be set.
+      find_value: its value in a situation; None: it is left alone.
+      why: the reason, with what was measured.
+      extends: whether the value takes the place of the user's, which it then contains.
+    """
+
+    name: str
+    moment: Moment
+    find_value: Callable[[Situation], str | None]
+    why: str
+    extends: bool = False
+
+
+def _tunables(situation: Situation) -> str | None:
+    return None if situation.has_gpu else "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1"
+
+
+def _log_level(situation: Situation) -> str:
+    return "2" if situation.has_gpu else "3"
+
+
+def _xla_flags(situation: Situation) -> str | None:
+    if not situation.config.model.xla:
+        return None
+    return f"{situation.environ.get('TF_XLA_FLAGS', '')} --tf_xla_cpu_global_jit".strip()
+
+
+def _cycle_time(situation: Situation) -> str | None:
+    return None if situation.has_gpu else "100"
+
+
+def _fusion_threshold(situation: Situation) -> str | None:
+    threshold = situation.config.communication.fusion_threshold_mb
+    return None if threshold is None else str(threshold * 2**20)
+
+
+def _autotune(situation: Situation) -> str | None:
+    return "1" if situation.config.communication.autotune else None
+
+
+def _timeline(situation: Situation) -> str | None:
+    return None if situation.config.telemetry.profile_steps is None else "DYNAMIC"
+
+
+def _stall_warning(situation: Situation) -> str | None:
+    limit_sec = situation.config.run.watchdog_seconds
+    return str(max(1, round(limit_sec / 2))) if limit_sec else None
+
+
+def _stall_shutdown(situation: Situation) -> str | None:
+    warning = situation.environ.get(_STALL_CHECK, "0")
+    if not warning.isdecimal() or int(warning) == 0:
+        return None  # Without a warning there is no shutdown either.
+    limit_sec = situation.config.run.watchdog_seconds
+    return str(max(int(warning) + 1, round((LONG_PHASE + 1) * limit_sec))) if limit_sec else None
+
+
+_STALL_CHECK = "HOROVOD_STALL_CHECK_TIME_SECONDS"
+
+# In the order in which they are set.
+SETTINGS = (
+    Setting(
+        "GLIBC_TUNABLES",
+        Moment.PYTHON,
+        _tunables,
+        "TensorFlow takes every large tensor from malloc and gives it back at once. With pages of "
+        "4 KiB a step spends a tenth of its time on the kernel's handing them out (resnet_v2_50, "
+        "batch 32, bfloat16, 2 cores: 2.43 s a step without huge pages, 2.24 s with them). One "
+        "arena: memory that one thread gives back serves the others",
+    ),
+    Setting(
+        "TF_CPP_MIN_LOG_LEVEL",
+        Moment.TENSORFLOW,
+        _log_level,
+        "each worker would print TensorFlow's notes before its own first line; without the "
+        "driver's device file, that there is no GPU is no error",
+    ),
+    Setting(
+        "TF_XLA_FLAGS",
+        Moment.TENSORFLOW,
+        _xla_flags,
+        "XLA compiles for CPUs only where this says so",
+        extends=True,
+    ),
+    Setting(
+        "HOROVOD_CYCLE_TIME",
+        Moment.HOROVOD,
+        _cycle_time,
+        "each of Horovod's cycles takes 0.2 ms of a worker's core, and more with something to "
+        "average; on GPUs its default of 1 ms costs nothing. A tensor that is waited for ends the "
+        "cycle",
+    ),
+    Setting("HOROVOD_FUSION_THRESHOLD", Moment.HOROVOD, _fusion_threshold, "--fusion_threshold_mb"),
+    Setting("HOROVOD_AUTOTUNE", Moment.HOROVOD, _autotune, "--autotune"),
+    Setting(
+        "HOROVOD_TIMELINE",
+        Moment.HOROVOD,
+        _timeline,
+        "--profile_steps: Horovod's timeline can be started later only where it starts with this",
+    ),
+    Setting(
+        _STALL_CHECK,
+        Moment.HOROVOD,
+        _stall_warning,
+        "Horovod names the worker that others wait for after half of --watchdog_seconds",
+    ),
+    Setting(
+        "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS",
+        Moment.HOROVOD,
+        _stall_shutdown,
+        "Horovod ends the job where even the watchdog's longest limit has passed",
+    ),
+)
+# Not a setting, but a mark: the cores that `machine.cores.bind_worker` has bound this worker to,
+# for the processes that it starts.
+BOUND = "SLIM_HOROVOD_BOUND"
 
 
 def has_gpu() -> bool:
-    """Whether there is an NVIDIA driver's device file: tensors then live on the GPU."""
+    """Returns whether there is an NVIDIA driver's device file: tensors then live on the GPU."""
     return os.path.exists("/dev/nvidiactl")
 
 
-def find_settings(environ: Mapping[str, str] = os.environ) -> str | None:
-    """What `VARIABLE` is to be for this process; None: it stays as it is.
+def find_values(moment: Moment, situation: Situation) -> Iterator[tuple[Setting, str, bool]]:
+    """Yields each setting of a moment that has a value, the value, and whether it is the user's."""
+    for setting in SETTINGS:
+        if setting.moment is not moment:
+            continue
+        given = situation.environ.get(setting.name)
+        value = setting.find_value(situation)
+        if given is not None and not (setting.extends and value is not None):
+            yield setting, given, True
+        elif value is not None:
+            yield setting, value, False
 
-    The user's own setting stays, and so does everything where the tensors live on a GPU.
+
+def apply(
+    moment: Moment,
+    config: Config,
+    *,
+    has_gpu: bool,
+    environ: MutableMapping[str, str] = os.environ,
+) -> None:
+    """Sets the variables that are read at a moment, where the user has not.
+
+    Args:
+      moment: the one that comes next.
+      config: of this run.
+      has_gpu: whether steps run on a GPU.
+      environ: gets the variables.
     """
-    return None if VARIABLE in environ or has_gpu() else _TUNABLES
+    for setting, value, is_given in find_values(moment, Situation(config, has_gpu, environ)):
+        if not is_given:
+            environ[setting.name] = value
 
 
 def restart_with_settings() -> None:
-    """Starts this program again in the same process, with `VARIABLE`, where it is missing.
+    """Starts this program again in the same process, where the C library lacks its settings.
 
-    The C library reads it once, before Python starts. It costs 0.1 s.
+    The C library reads them once, before Python starts. It costs 0.1 s.
     """
-    settings = find_settings()
-    if settings is not None:
-        os.environ[VARIABLE] = settings
+    before = dict(os.environ)
+    apply(Moment.PYTHON, Config(), has_gpu=has_gpu())
+    if os.environ != before:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

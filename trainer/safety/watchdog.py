@@ -5,17 +5,15 @@ import faulthandler
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
+from trainer.process.settings import LONG_PHASE
 from trainer.safety import exit_status
 from trainer.safety.sudden_exit import SuddenExit, within
 
 # A step may take that many times the longest one before it, whatever the flag says.
 _LONGEST_STEPS = 20
-# Start-up, the first step (which compiles), a save and an evaluation may take that many times the
-# limit of a step: they can't be told from their kind how long they take.
-_LONG_PHASE = 6
 # So that workers that hang together all show their stacks before the launcher hears of one's end.
 _LAST_WORDS_SEC = 3.0
 
@@ -52,7 +50,7 @@ class Watchdog:
         self._poll_sec = min(1.0, limit_sec / 10)
         self._last = "nothing yet"
         self._doing = "start-up"
-        self._factor = _LONG_PHASE
+        self._factor = LONG_PHASE
         self._beat_sec = clock()
         self._longest_step_sec = 0.0
         self._idle_sec = 0.0
@@ -71,7 +69,7 @@ class Watchdog:
     def long_phase(self, what: str) -> Iterator[None]:
         """Allows more time for what is done inside; after it, a step begins anew."""
         doing, factor = self._doing, self._factor
-        self._begin(what, _LONG_PHASE, self._clock())
+        self._begin(what, LONG_PHASE, self._clock())
         try:
             yield
         finally:
@@ -137,22 +135,3 @@ class NullWatchdog(Watchdog):
 def create_watchdog(limit_sec: float, exit_now: SuddenExit) -> Watchdog:
     """The watchdog that --watchdog_seconds asks for."""
     return Watchdog(limit_sec, exit_now) if limit_sec else NullWatchdog()
-
-
-def set_stall_check(limit_sec: float, environ: MutableMapping[str, str]) -> None:
-    """Makes Horovod's own check of workers that wait for others agree with the watchdog.
-
-    It names the missing worker after half of a step's limit, and shuts the job down where even
-    the watchdog's longest limit has passed. What the user has set stays.
-
-    Args:
-      limit_sec: --watchdog_seconds; 0 leaves Horovod's defaults.
-      environ: read by Horovod when it starts.
-    """
-    if not limit_sec:
-        return
-    warn_sec = max(1, round(limit_sec / 2))
-    environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(warn_sec))
-    if int(environ["HOROVOD_STALL_CHECK_TIME_SECONDS"]) > 0:
-        shutdown_sec = max(warn_sec + 1, round((_LONG_PHASE + 1) * limit_sec))
-        environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(shutdown_sec))

@@ -1,0 +1,98 @@
+"""Environment variables are set where they have to be, and where the user has not set them."""
+
+import sys
+
+import pytest
+from processes import run
+
+from trainer.config import CommunicationConfig, Config, ModelConfig, RunConfig, TelemetryConfig
+from trainer.process import settings
+from trainer.process.settings import Moment
+
+# Tells its settings and its number, starts again, and tells them once more.
+PROGRAM = """
+import os, sys
+print(os.environ.get("GLIBC_TUNABLES"), os.getpid(), sys.argv[1:], sys.prefix, flush=True)
+from trainer.process import settings
+settings.restart_with_settings()
+"""
+
+
+def start(monkeypatch, value):
+    """What the program prints where the variable has a value."""
+    if value is None:
+        monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    else:
+        monkeypatch.setenv("GLIBC_TUNABLES", value)
+    done = run([sys.executable, "-c", PROGRAM, "two words"])
+    assert done.returncode == 0, done.stderr
+    return [line.split(maxsplit=2) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.skipif(settings.has_gpu(), reason="tensors live on the GPU")
+def test_it_starts_once_more_as_the_same_process_with_the_same_arguments(monkeypatch):
+    (before, number, rest), (after, same_number, same_rest) = start(monkeypatch, None)
+    assert before == "None"
+    assert "glibc.malloc.hugetlb=1" in after
+    assert (same_number, same_rest) == (number, rest)
+
+
+def test_the_users_own_setting_stays(monkeypatch):
+    ((value, *_),) = start(monkeypatch, "glibc.malloc.check=0")
+    assert value == "glibc.malloc.check=0"
+
+
+def apply(moment, environ, *, has_gpu=False, **groups):
+    settings.apply(moment, Config(**groups), has_gpu=has_gpu, environ=environ)
+    return environ
+
+
+def test_what_the_user_has_set_stays():
+    for setting in settings.SETTINGS:
+        environ = apply(setting.moment, {setting.name: "7"})
+        assert environ[setting.name] == "7"
+
+
+def test_horovods_cycle_is_long_on_cpus_alone():
+    assert apply(Moment.HOROVOD, {})["HOROVOD_CYCLE_TIME"] == "100"
+    assert "HOROVOD_CYCLE_TIME" not in apply(Moment.HOROVOD, {}, has_gpu=True)
+
+
+def test_flags_of_communication_and_of_the_profile_reach_horovod():
+    environ = apply(
+        Moment.HOROVOD,
+        {},
+        communication=CommunicationConfig(fusion_threshold_mb=3, autotune=True),
+        run=RunConfig(logdir="runs/one"),
+        telemetry=TelemetryConfig(profile_steps="1:2"),
+    )
+    assert environ["HOROVOD_FUSION_THRESHOLD"] == str(3 * 2**20)
+    assert (environ["HOROVOD_AUTOTUNE"], environ["HOROVOD_TIMELINE"]) == ("1", "DYNAMIC")
+    plain = apply(Moment.HOROVOD, {})
+    assert not {"HOROVOD_FUSION_THRESHOLD", "HOROVOD_AUTOTUNE", "HOROVOD_TIMELINE"} & plain.keys()
+
+
+def test_xla_is_asked_for_beside_the_users_own_flags():
+    model = ModelConfig(xla=True)
+    environ = apply(Moment.TENSORFLOW, {"TF_XLA_FLAGS": "--tf_xla_clustering_debug"}, model=model)
+    assert environ["TF_XLA_FLAGS"] == "--tf_xla_clustering_debug --tf_xla_cpu_global_jit"
+    assert "TF_XLA_FLAGS" not in apply(Moment.TENSORFLOW, {})
+
+
+STALL_CHECK = "HOROVOD_STALL_CHECK_TIME_SECONDS"
+STALL_SHUTDOWN = "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"
+
+
+def test_horovods_stall_check_agrees_with_the_watchdog():
+    environ = apply(Moment.HOROVOD, {}, run=RunConfig(watchdog_seconds=600))
+    # It warns before the watchdog ends a step, and ends the job after its longest limit.
+    assert int(environ[STALL_CHECK]) < 600 < 6 * 600 < int(environ[STALL_SHUTDOWN])
+    assert (
+        not {STALL_CHECK, STALL_SHUTDOWN}
+        & apply(Moment.HOROVOD, {}, run=RunConfig(watchdog_seconds=0)).keys()
+    )
+
+
+@pytest.mark.parametrize("given", ["0", "never"])
+def test_without_horovods_warning_there_is_no_shutdown(given):
+    assert STALL_SHUTDOWN not in apply(Moment.HOROVOD, {STALL_CHECK: given})

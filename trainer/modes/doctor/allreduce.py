@@ -1,0 +1,38 @@
+"""Two workers under horovodrun average a number."""
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from trainer.modes.doctor.children import TIMEOUT_SEC, how_ended, run_python
+from trainer.modes.doctor.finding import AFRESH, Finding
+
+_WORKER = ("-m", "trainer.modes.doctor.probe_allreduce")
+
+
+def check_allreduce(timeout_sec: float = TIMEOUT_SEC) -> Finding:
+    """Two workers under horovodrun average their ranks."""
+    launcher = Path(sys.executable).with_name("horovodrun")
+    if not launcher.exists():
+        return Finding("all-reduce", f"there is no {launcher}", AFRESH)
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        ended = run_python(
+            *_WORKER,
+            folder,
+            launcher=(str(launcher), "-np", "2"),
+            timeout_sec=timeout_sec,
+        )
+        answers = Path(folder).iterdir() if ended.status == 0 else ()
+        said = [json.loads(answer.read_text()) for answer in answers]
+    if len(said) == 2 and all((each["mean"], each["size"]) == (0.5, 2) for each in said):
+        seconds = time.monotonic() - start
+        return Finding("all-reduce", f"2 workers, on {said[0]['on']}, right, in {seconds:.0f} s")
+    reason = f"of 2 workers under horovodrun failed ({how_ended(ended)})"
+    return Finding(
+        "all-reduce",
+        reason,
+        "see that this host's name resolves and no firewall stands between",
+    )

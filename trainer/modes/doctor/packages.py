@@ -1,0 +1,37 @@
+"""The packages that are installed, held against what setup.py allows."""
+
+from collections.abc import Iterator
+from importlib import metadata
+
+from trainer.modes.doctor.finding import RENEW, Finding
+
+_SHOWN = (
+    "slim-horovod", "tensorflow", "tf-slim", "horovod", "tensorboard", "numpy", "protobuf",
+    "absl-py",
+)  # fmt: skip
+
+
+def check_packages() -> Iterator[Finding]:
+    """Yields the versions, held against what setup.py allows."""
+    versions = {}
+    for name in (*_SHOWN, "packaging"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield Finding(name, "is not installed for this Python", RENEW)
+            return
+    from packaging.requirements import Requirement  # Only now known to be there.
+
+    rules = {
+        rule.name: rule.specifier
+        for rule in map(Requirement, metadata.requires("slim-horovod") or ())
+        if rule.marker is None or rule.name == "horovod"
+    }
+    for name in _SHOWN:
+        rule = rules.get(name)
+        wrong = rule is not None and versions[name] not in rule
+        yield Finding(
+            name,
+            f"{versions[name]} does not fit {rule}" if wrong else versions[name],
+            RENEW if wrong else None,
+        )
