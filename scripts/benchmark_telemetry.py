@@ -29,11 +29,11 @@ from trainer.config import Config, DataConfig, ModelConfig, RunConfig
 from trainer.graph import train_step
 from trainer.inputs.dataset import open_dataset
 from trainer.machine.session import create_config
-from trainer.modes import train
 from trainer.run.monitor import create_monitor
 from trainer.telemetry import pauses
 from trainer.telemetry.console import TextConsole
 from trainer.telemetry.mllog import NullMLPerfLog
+from trainer.telemetry.step import measure_step
 from trainer.telemetry.writers.run_writer import create_writer
 
 _RATE = 0.01
@@ -98,7 +98,7 @@ def create_steps(logdir: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
         nonlocal number
         number += 1
         metrics, histograms = take_step(_RATE, 0.0)
-        monitor.log.add(train.as_step(number, monitor.clock.finish_step(), _RATE, metrics))
+        monitor.log.add(measure_step(number, monitor.clock.finish_step(), _RATE, metrics))
         monitor.after_step(session, number, histograms)
         if course.reports_at(number):
             with monitor.pauses.during(pauses.REPORT, number):

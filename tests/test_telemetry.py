@@ -11,9 +11,11 @@ from tensorboard.backend.event_processing import event_accumulator, event_file_l
 
 from trainer.config import RunConfig
 from trainer.distributed import Group
+from trainer.graph.train_step import StepMetrics
 from trainer.plan import create_plan
 from trainer.telemetry import console, slow_worker, step_log
 from trainer.telemetry.memory_use import MemoryUse
+from trainer.telemetry.step import Step
 from trainer.telemetry.writers import background, json_lines, protocol
 from trainer.telemetry.writers.run_writer import create_writer
 
@@ -218,19 +220,13 @@ class ThreeWorkers(Group):
 
 
 def step(number, *, duration_sec=0.5, own_sec=0.4):
-    return step_log.Step(
+    metrics = dict.fromkeys(StepMetrics._fields, 0.5) | {"data_wait_sec": 0.1}
+    return Step(
         number=number,
         duration_sec=duration_sec,
         own_sec=own_sec,
-        data_wait_sec=0.1,
         learning_rate=0.05,
-        loss=2.0,
-        cross_entropy=1.5,
-        weight_decay_loss=0.5,
-        gradient_norm=3.0,
-        top1=0.25,
-        loss_scale=1.0,
-        is_applied=True,
+        metrics=StepMetrics(**metrics),
     )
 
 

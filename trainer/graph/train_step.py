@@ -89,11 +89,12 @@ class TrainGraph(NamedTuple):
     def create_step(
         self, session: tf1.Session, *, also: Any = ()
     ) -> Callable[[float, float], tuple[StepMetrics, Any]]:
-        """A function that takes a step: (learning rate, request) -> its metrics, as numbers.
+        """Returns the function that runs a step: (learning rate, request) -> its metrics.
 
         Args:
           session: holds the variables.
-          also: what else to fetch in the step; the function returns it after the metrics.
+          also: what else to fetch in the step; the function returns it after the metrics, which
+            are Python numbers.
         """
         fetches = [self.metrics, also, self.train_op]
         update = session.make_callable(fetches, [self.learning_rate, self.request])
@@ -101,7 +102,8 @@ class TrainGraph(NamedTuple):
 
         def take_step(rate: float, request: float) -> tuple[StepMetrics, Any]:
             waited_sec = sum(accumulate()[0] for _ in range(self.batches_per_update - 1))
-            metrics, others, _ = update(rate, request)
+            fetched, others, _ = update(rate, request)
+            metrics = StepMetrics(*(value.item() for value in fetched))
             return metrics._replace(data_wait_sec=metrics.data_wait_sec + waited_sec), others
 
         return take_step

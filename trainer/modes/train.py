@@ -2,14 +2,13 @@
 
 import contextlib
 import enum
-import time
 from collections.abc import Iterator
 from typing import Any
 
 from trainer import distributed
 from trainer.config import Config
 from trainer.distributed import Group
-from trainer.graph import learning_rate, train_step
+from trainer.graph import learning_rate
 from trainer.run import outputs, summary
 from trainer.run.evaluation import Evaluation, Interrupted, evaluate, write_scalars
 from trainer.run.guard import LoopGuard
@@ -22,7 +21,7 @@ from trainer.safety.status import Status
 from trainer.telemetry import pauses
 from trainer.telemetry.console import create_console
 from trainer.telemetry.pages import run_page
-from trainer.telemetry.step_log import Step
+from trainer.telemetry.step import measure_step
 from trainer.telemetry.writers.run_writer import create_writer
 
 
@@ -156,7 +155,7 @@ def _loop(
         take = draw_step if monitor.histograms.is_due(number) else take_step
         with stream.explain_errors():
             metrics, histograms = take(rate, guard.request())
-        step = as_step(number, monitor.clock.finish_step(), rate, metrics)
+        step = measure_step(number, monitor.clock.finish_step(), rate, metrics)
         guard.finish_step(number)
         times.add(step)
         monitor.log.add(step)
@@ -180,25 +179,6 @@ def _loop(
             guard.stop(number)
             return times, evaluation, Ending.PREEMPTED
     return times, evaluation, Ending.FINISHED
-
-
-def as_step(number: int, duration_sec: float, rate: float, metrics: train_step.StepMetrics) -> Step:
-    """A step's numbers, once it is over: called at its end, since it looks at the clock."""
-    waited_sec = max(0.0, time.time() - float(metrics.gradients_ready_sec))
-    return Step(
-        number=number,
-        duration_sec=duration_sec,
-        own_sec=max(0.0, duration_sec - waited_sec),
-        data_wait_sec=float(metrics.data_wait_sec),
-        learning_rate=rate,
-        loss=float(metrics.loss),
-        cross_entropy=float(metrics.cross_entropy),
-        weight_decay_loss=float(metrics.weight_decay_loss),
-        gradient_norm=float(metrics.gradient_norm),
-        top1=float(metrics.top1),
-        loss_scale=float(metrics.loss_scale),
-        is_applied=bool(metrics.is_applied),
-    )
 
 
 def _evaluate(

@@ -10,7 +10,7 @@ from trainer.distributed import Group
 from trainer.inputs.dataset import DatasetInfo
 from trainer.plan import Plan
 from trainer.run.evaluation import Evaluation
-from trainer.telemetry.step_log import Step
+from trainer.telemetry.step import Step
 
 
 class RunTimes:
@@ -30,8 +30,8 @@ class RunTimes:
     def add(self, step: Step) -> None:
         """Takes note of a step."""
         self.durations_sec.append(step.duration_sec)
-        self.data_waits_sec.append(step.data_wait_sec)
-        self.final_loss = step.loss
+        self.data_waits_sec.append(step.metrics.data_wait_sec)
+        self.final_loss = step.metrics.loss
 
 
 def summarize(

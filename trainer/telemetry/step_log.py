@@ -1,6 +1,5 @@
 """Collects each step's numbers on every worker, and writes them as numbers of the whole run."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -9,39 +8,8 @@ from trainer.distributed import Group
 from trainer.telemetry.console import Console
 from trainer.telemetry.memory_use import MemoryUse
 from trainer.telemetry.slow_worker import SlowWorkerWatch
+from trainer.telemetry.step import Step
 from trainer.telemetry.writers.protocol import Writer
-
-
-class Step(NamedTuple):
-    """One step, as one worker saw it.
-
-    Attributes:
-      number: of the step, from 1.
-      duration_sec: from the end of the step before to the end of this one.
-      own_sec: the part of it before this worker began to wait for the others.
-      data_wait_sec: the part of that in which it waited for its input.
-      learning_rate: of the update.
-      loss, cross_entropy, weight_decay_loss, gradient_norm, top1, loss_scale, is_applied: see
-        `graph.StepMetrics`.
-    """
-
-    number: int
-    duration_sec: float
-    own_sec: float
-    data_wait_sec: float
-    learning_rate: float
-    loss: float
-    cross_entropy: float
-    weight_decay_loss: float
-    gradient_norm: float
-    top1: float
-    loss_scale: float
-    is_applied: bool
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether it was not applied, and a smaller loss scale is no remedy."""
-        return not self.is_applied and not (math.isfinite(self.loss) and self.loss_scale > 1)
 
 
 class WorkerReport(NamedTuple):
@@ -102,7 +70,10 @@ class StepLog:
     def add(self, step: Step) -> None:
         """Takes note of a step; its scalars are written by the next `flush`."""
         self._waiting.append((time.time(), step))
-        self._console.report_step(step.number, step.duration_sec, loss=step.loss, top1=step.top1)
+        metrics = step.metrics
+        self._console.report_step(
+            step.number, step.duration_sec, loss=metrics.loss, top1=metrics.top1
+        )
 
     def flush(self) -> None:
         """Writes the steps since the last time. A collective."""
@@ -126,7 +97,7 @@ class StepLog:
     def _report(self) -> WorkerReport:
         return WorkerReport(
             own_sec=[step.own_sec for _, step in self._waiting],
-            data_wait_sec=[step.data_wait_sec for _, step in self._waiting],
+            data_wait_sec=[step.metrics.data_wait_sec for _, step in self._waiting],
             bad_examples=self._count_bad_examples(),
             resident_mib=self._memory_use.resident_mib(),
             device_mib=self._memory_use.device_mib(),
@@ -135,20 +106,21 @@ class StepLog:
     def _scalars(self, step: Step, own_times_sec: Sequence[float]) -> dict[str, float]:
         """The scalars of a step; `own_times_sec`: of each worker, in order of rank."""
         slowest_sec, fastest_sec = max(own_times_sec), min(own_times_sec)
+        metrics = step.metrics
         images_per_sec = self._images_per_step / step.duration_sec
         return {
-            "train/loss": step.loss,
-            "train/cross_entropy": step.cross_entropy,
-            "train/weight_decay_loss": step.weight_decay_loss,
+            "train/loss": metrics.loss,
+            "train/cross_entropy": metrics.cross_entropy,
+            "train/weight_decay_loss": metrics.weight_decay_loss,
             "train/learning_rate": step.learning_rate,
-            "train/gradient_norm": step.gradient_norm,
-            "train/top1": step.top1,
-            "train/loss_scale": step.loss_scale,
+            "train/gradient_norm": metrics.gradient_norm,
+            "train/top1": metrics.top1,
+            "train/loss_scale": metrics.loss_scale,
             "perf/step_time_ms": 1000 * step.duration_sec,
             "perf/images_per_sec": images_per_sec,
             "perf/images_per_sec_per_worker": images_per_sec / self._group.worker.size,
-            "perf/data_wait_ms": 1000 * step.data_wait_sec,
-            "perf/compute_ms": 1000 * (step.own_sec - step.data_wait_sec),
+            "perf/data_wait_ms": 1000 * metrics.data_wait_sec,
+            "perf/compute_ms": 1000 * (step.own_sec - metrics.data_wait_sec),
             "perf/wait_for_slowest_ms": 1000 * (slowest_sec - step.own_sec),
             "perf/allreduce_and_update_ms": 1000 * (step.duration_sec - slowest_sec),
             "perf/slowest_worker_step_ms": 1000 * slowest_sec,
