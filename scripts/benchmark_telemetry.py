@@ -30,7 +30,7 @@ from trainer.graph import train_step
 from trainer.inputs.dataset import open_dataset
 from trainer.machine.session import create_config
 from trainer.run.monitor import create_monitor
-from trainer.telemetry import pauses
+from trainer.telemetry import tags
 from trainer.telemetry.console import TextConsole
 from trainer.telemetry.mllog import NullMLPerfLog
 from trainer.telemetry.step import measure_step
@@ -101,7 +101,7 @@ def create_steps(logdir: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
         monitor.log.add(measure_step(number, monitor.clock.finish_step(), _RATE, metrics))
         monitor.after_step(session, number, histograms)
         if course.reports_at(number):
-            with monitor.pauses.during(pauses.REPORT, number):
+            with monitor.pauses.during(tags.REPORT_MS, number):
                 monitor.log.flush()
 
     return plain, watched

@@ -8,13 +8,15 @@ import time
 
 import pytest
 from tensorboard.backend.event_processing import event_accumulator, event_file_loader
+from tensorboard.plugins.custom_scalar import layout_pb2
 
 from trainer.config import RunConfig
 from trainer.distributed import Group
 from trainer.graph.train_step import StepMetrics
 from trainer.plan import create_plan
-from trainer.telemetry import console, slow_worker, step_log
+from trainer.telemetry import console, slow_worker, step_log, tags
 from trainer.telemetry.memory_use import MemoryUse
+from trainer.telemetry.pages import custom_scalars
 from trainer.telemetry.step import Step
 from trainer.telemetry.writers import background, json_lines, protocol
 from trainer.telemetry.writers.run_writer import create_writer
@@ -274,6 +276,48 @@ def test_a_steps_time_is_told_apart():
     assert first["perf/slowest_worker"] == 1
     assert "perf/peak_resident_mib" not in first
     assert (second["perf/peak_resident_mib"], second["perf/peak_device_mib"]) == (9e9, 8e9)
+
+
+def test_each_tag_has_one_row():
+    names = [row.name for row in (*tags.EVERY_STEP, *tags.OCCASIONAL)]
+    assert len(names) == len(set(names))
+
+
+def test_a_scalar_is_logged_and_charted_by_its_row_alone(monkeypatch):
+    row = tags.StepTag(
+        "perf/longest_data_wait_ms",
+        "longest wait for input of any worker",
+        lambda run: 1000 * max(run.data_wait_sec),
+        (tags.Chart.DATA_WAIT,),
+    )
+    monkeypatch.setattr(tags, "EVERY_STEP", (*tags.EVERY_STEP, row))
+    recorder = Recorder()
+    log = create_log(ThreeWorkers(([0.3], [0.25], 0, 1.0, None)), recorder, images_per_step=1)
+    log.add(step(1))
+    log.flush()
+    assert recorder.steps[1]["perf/longest_data_wait_ms"] == 250
+    assert read_layout()["waiting for data, ms"] == [
+        "^perf/data_wait_ms$",
+        "^perf/longest_data_wait_ms$",
+    ]
+
+
+def read_layout():
+    """The tags of each chart of the Custom Scalars page, by the chart's title."""
+    (value,) = custom_scalars.build_layout().value
+    layout = layout_pb2.Layout.FromString(value.tensor.string_val[0])
+    (category,) = layout.category
+    return {chart.title: list(chart.multiline.tag) for chart in category.chart}
+
+
+def test_a_chart_has_tags_of_steps_before_occasional_ones():
+    layout = read_layout()
+    assert layout["loss"] == ["^train/loss$", "^train/cross_entropy$", "^eval/loss$"]
+    assert list(layout)[:2] == [
+        "images per second, over all workers",
+        "time of a step, and each worker's own part of it, ms",
+    ]
+    assert all(layout.values())
 
 
 def test_a_flush_writes_only_what_is_new():

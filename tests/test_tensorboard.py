@@ -4,6 +4,7 @@ import json
 import os
 import sys
 
+import fixed_tags
 import numpy as np
 import pytest
 import tensorboard_server
@@ -18,19 +19,6 @@ from trainer.telemetry.writers.run_writer import create_writer
 
 pytestmark = pytest.mark.processes
 
-PER_STEP_TAGS = {
-    "train/loss",
-    "train/cross_entropy",
-    "train/weight_decay_loss",
-    "train/learning_rate",
-    "train/gradient_norm",
-    "perf/step_time_ms",
-    "perf/images_per_sec",
-    "perf/images_per_sec_per_worker",
-    "perf/data_wait_ms",
-    "perf/slowest_worker_step_ms",
-    "perf/fastest_worker_step_ms",
-}
 SLOW = [*tiny.FLAGS[1:], "--model=slow:network", "--deterministic", "--checkpoint_every=30"]
 STEPS = list(range(1, 61))
 
@@ -83,14 +71,14 @@ def server(request, logs):
 
 def test_every_tag_has_every_step_once(server):
     tags = server.get("plugin/scalars/tags")["whole"]
-    assert set(tags) >= PER_STEP_TAGS | {"eval/top1", "eval/top5", "eval/loss"}
-    for tag in PER_STEP_TAGS:
+    assert set(tags) >= fixed_tags.EVERY_STEP | fixed_tags.EVALUATION
+    for tag in fixed_tags.EVERY_STEP:
         assert [step for step, _ in server.scalars("whole", tag)] == STEPS, tag
 
 
 def test_metrics_jsonl_holds_the_same_numbers(server, run):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    for tag in sorted(PER_STEP_TAGS | {"eval/top1", "perf/evaluation_ms"}):
+    for tag in sorted(fixed_tags.EVERY_STEP | {"eval/top1", "perf/evaluation_ms"}):
         expected = [(line["step"], line[tag]) for line in lines if tag in line]
         found = server.scalars("whole", tag)
         assert [step for step, _ in found] == [step for step, _ in expected], tag
@@ -99,7 +87,7 @@ def test_metrics_jsonl_holds_the_same_numbers(server, run):
 
 
 def test_a_run_that_was_stopped_at_37_and_went_on_from_30_shows_each_step_once(server):
-    for tag in PER_STEP_TAGS:
+    for tag in fixed_tags.EVERY_STEP:
         assert [step for step, _ in server.scalars("stopped", tag)] == STEPS, tag
 
 

@@ -16,6 +16,7 @@ from trainer.inputs.dataset import open_dataset
 from trainer.machine.session import create_config
 from trainer.run import outputs
 from trainer.run.evaluation import evaluate, write_scalars
+from trainer.telemetry import tags
 from trainer.telemetry.pages.evaluation_views import (
     create_evaluation_views,
 )
@@ -74,4 +75,4 @@ def run(config: Config) -> int:
 
 def _latest_evaluation(logdir: str | None) -> int:
     """The latest step of the run in `logdir` that was evaluated; -1: none was."""
-    return -1 if logdir is None else newest_step(Path(logdir) / "metrics.jsonl", "eval/top1")
+    return -1 if logdir is None else newest_step(Path(logdir) / "metrics.jsonl", tags.EVAL_TOP1)

@@ -18,7 +18,7 @@ from trainer.run.summary import RunTimes
 from trainer.safety import agreement, exit_status, run_folder
 from trainer.safety.protection import Protection, protect
 from trainer.safety.status import Status
-from trainer.telemetry import pauses
+from trainer.telemetry import tags
 from trainer.telemetry.console import create_console
 from trainer.telemetry.pages import run_page
 from trainer.telemetry.step import measure_step
@@ -162,16 +162,16 @@ def _loop(
         monitor.after_step(session, number, histograms)
         is_asked = metrics.request > 0
         if course.reports_at(number) or is_asked or step.is_lost:
-            with monitor.pauses.during(pauses.REPORT, number):
+            with monitor.pauses.during(tags.REPORT_MS, number):
                 monitor.log.flush()
         if step.is_lost and guard.judge(number, metrics):
             return times, evaluation, Ending.ROLLED_BACK
         if course.saves_at(number):
-            with monitor.pauses.during(pauses.CHECKPOINT, number):
+            with monitor.pauses.during(tags.CHECKPOINT_MS, number):
                 monitor.writer.flush()
                 guard.save(number)
         if course.evaluates_at(number) and not is_asked:
-            with monitor.pauses.during(pauses.EVALUATION, number):
+            with monitor.pauses.during(tags.EVALUATION_MS, number):
                 evaluation, ending = _evaluate(group, setup, number, monitor, guard)
                 is_asked = ending is Ending.PREEMPTED
         if is_asked:

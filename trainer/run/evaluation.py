@@ -10,6 +10,7 @@ import tensorflow.compat.v1 as tf1
 from trainer.distributed import Group
 from trainer.errors import UserError
 from trainer.graph.evaluation import EvaluationGraph
+from trainer.telemetry import tags
 from trainer.telemetry.pages.evaluation_views import (
     EvaluationViews,
     NullEvaluationViews,
@@ -92,5 +93,9 @@ def evaluate(
 
 def write_scalars(writer: Writer, step: int, result: Evaluation) -> None:
     """Writes the result of an evaluation of the variables after a step."""
-    scalars = {"eval/top1": result.top1, "eval/top5": result.top5, "eval/loss": result.loss}
+    scalars = {
+        tags.EVAL_TOP1: result.top1,
+        tags.EVAL_TOP5: result.top5,
+        tags.EVAL_LOSS: result.loss,
+    }
     writer.write(step, scalars, wall_time=time.time())

@@ -9,7 +9,7 @@ from trainer.config import Config
 from trainer.distributed import Group
 from trainer.graph.train_step import TrainGraph
 from trainer.plan import Plan
-from trainer.telemetry import pauses
+from trainer.telemetry import tags
 from trainer.telemetry.console import Console
 from trainer.telemetry.hello import say_hello
 from trainer.telemetry.histograms import HistogramLog, create_histogram_log
@@ -59,10 +59,10 @@ class Monitor(NamedTuple):
         """
         self.mllog.after_step(step)
         if self.histograms.is_due(step):
-            with self.pauses.during(pauses.HISTOGRAMS, step):
+            with self.pauses.during(tags.HISTOGRAMS_MS, step):
                 self.histograms.write(session, step, gradients)
         if self.profiler.is_due(step):
-            with self.pauses.during(pauses.PROFILE, step):
+            with self.pauses.during(tags.PROFILE_MS, step):
                 self.profiler.after_step(step)
 
 

@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from trainer.machine import memory
+from trainer.telemetry import tags
 
 _MIB = 2**20
 
@@ -28,7 +29,9 @@ class MemoryUse:
         except (RuntimeError, ValueError, tf.errors.OpError) as error:
             # The eager runtime can't share it with the session's: nothing to end a run for.
             reason = str(error).splitlines()[0]
-            self.trouble = f"perf/peak_device_mib is not logged, since it can't be read ({reason})"
+            self.trouble = (
+                f"{tags.PEAK_DEVICE_MIB} is not logged, since it can't be read ({reason})"
+            )
 
     def resident_mib(self) -> float:
         """Of main memory."""

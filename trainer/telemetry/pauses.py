@@ -7,12 +7,6 @@ from collections.abc import Iterator
 from trainer.telemetry.writers.protocol import Writer
 from trainer.timing import StepClock
 
-CHECKPOINT = "perf/checkpoint_ms"
-EVALUATION = "perf/evaluation_ms"
-REPORT = "perf/report_ms"
-HISTOGRAMS = "perf/histograms_ms"
-PROFILE = "perf/profile_ms"
-
 
 class Pauses:
     """Pauses of a run: the sum of all step times and of all pauses is its loop's wall time."""

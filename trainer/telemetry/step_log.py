@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from trainer.distributed import Group
+from trainer.telemetry import tags
 from trainer.telemetry.console import Console
 from trainer.telemetry.memory_use import MemoryUse
 from trainer.telemetry.slow_worker import SlowWorkerWatch
 from trainer.telemetry.step import Step
+from trainer.telemetry.tags import RunStep
 from trainer.telemetry.writers.protocol import Writer
 
 
@@ -80,10 +82,13 @@ class StepLog:
         if not self._waiting:
             return
         reports = [WorkerReport(*part) for part in self._group.gather(self._report())]
-        own_times = zip(*(report.own_sec for report in reports), strict=True)
-        for (wall_time, step), of_workers in zip(self._waiting, own_times, strict=True):
-            scalars = self._scalars(step, of_workers)
-            scalars["data/bad_examples"] = sum(report.bad_examples for report in reports)
+        bad_examples = sum(report.bad_examples for report in reports)
+        own_sec = zip(*(report.own_sec for report in reports), strict=True)
+        data_wait_sec = zip(*(report.data_wait_sec for report in reports), strict=True)
+        times = zip(own_sec, data_wait_sec, strict=True)
+        for (wall_time, step), (own, waits) in zip(self._waiting, times, strict=True):
+            run = RunStep(step, own, waits, self._images_per_step, bad_examples)
+            scalars = {row.name: row.value(run) for row in tags.EVERY_STEP}
             if step is self._waiting[-1][1]:
                 scalars |= _memory_scalars(reports)
             self._writer.write(step.number, scalars, wall_time=wall_time)
@@ -103,36 +108,11 @@ class StepLog:
             device_mib=self._memory_use.device_mib(),
         )
 
-    def _scalars(self, step: Step, own_times_sec: Sequence[float]) -> dict[str, float]:
-        """The scalars of a step; `own_times_sec`: of each worker, in order of rank."""
-        slowest_sec, fastest_sec = max(own_times_sec), min(own_times_sec)
-        metrics = step.metrics
-        images_per_sec = self._images_per_step / step.duration_sec
-        return {
-            "train/loss": metrics.loss,
-            "train/cross_entropy": metrics.cross_entropy,
-            "train/weight_decay_loss": metrics.weight_decay_loss,
-            "train/learning_rate": step.learning_rate,
-            "train/gradient_norm": metrics.gradient_norm,
-            "train/top1": metrics.top1,
-            "train/loss_scale": metrics.loss_scale,
-            "perf/step_time_ms": 1000 * step.duration_sec,
-            "perf/images_per_sec": images_per_sec,
-            "perf/images_per_sec_per_worker": images_per_sec / self._group.worker.size,
-            "perf/data_wait_ms": 1000 * metrics.data_wait_sec,
-            "perf/compute_ms": 1000 * (step.own_sec - metrics.data_wait_sec),
-            "perf/wait_for_slowest_ms": 1000 * (slowest_sec - step.own_sec),
-            "perf/allreduce_and_update_ms": 1000 * (step.duration_sec - slowest_sec),
-            "perf/slowest_worker_step_ms": 1000 * slowest_sec,
-            "perf/fastest_worker_step_ms": 1000 * fastest_sec,
-            "perf/slowest_worker": own_times_sec.index(slowest_sec),
-        }
-
 
 def _memory_scalars(reports: Sequence[WorkerReport]) -> dict[str, float]:
     """The most memory that any worker has used."""
-    scalars = {"perf/peak_resident_mib": max(report.resident_mib for report in reports)}
+    scalars = {tags.PEAK_RESIDENT_MIB: max(report.resident_mib for report in reports)}
     on_devices = [report.device_mib for report in reports if report.device_mib is not None]
     if on_devices:
-        scalars["perf/peak_device_mib"] = max(on_devices)
+        scalars[tags.PEAK_DEVICE_MIB] = max(on_devices)
     return scalars

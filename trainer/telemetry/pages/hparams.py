@@ -7,15 +7,14 @@ from tensorboard.plugins.hparams import api_pb2, summary
 
 from trainer.config import Config
 from trainer.plan import Plan
-
-MEAN_RATE = "perf/mean_images_per_sec"
+from trainer.telemetry import tags
 
 _METRICS = (
-    ("eval/top1", "top-1"),
-    ("eval/top5", "top-5"),
-    ("eval/loss", "evaluation loss"),
+    (tags.EVAL_TOP1, "top-1"),
+    (tags.EVAL_TOP5, "top-5"),
+    (tags.EVAL_LOSS, "evaluation loss"),
     ("train/loss", "training loss"),
-    (MEAN_RATE, "images/s"),
+    (tags.MEAN_IMAGES_PER_SEC, "images/s"),
 )
 _TYPES = {
     bool: api_pb2.DATA_TYPE_BOOL,

@@ -14,6 +14,7 @@ from trainer.config import Config
 from trainer.distributed import Worker
 from trainer.machine import environment
 from trainer.plan import Plan
+from trainer.telemetry import tags
 from trainer.telemetry.pages import custom_scalars, hparams
 from trainer.telemetry.writers.protocol import Writer
 
@@ -58,7 +59,7 @@ def write_run_page(
 def write_end(writer: Writer, step: int, result: Mapping[str, Any]) -> None:
     """Writes the figures of a whole run, once it is complete, for the HParams tab."""
     if "images_per_sec" in result:
-        rate = {hparams.MEAN_RATE: result["images_per_sec"]}
+        rate = {tags.MEAN_IMAGES_PER_SEC: result["images_per_sec"]}
         writer.write(step, rate, wall_time=time.time())
     writer.write_summary(step, hparams.build_end(), wall_time=time.time())
 

@@ -1,0 +1,233 @@
+"""The tags of all scalars that a run writes, each in one row of one of two tables.
+
+`EVERY_STEP` is written by the step log at every step, `OCCASIONAL` by whoever has the number. The
+Custom Scalars page shows the charts that the rows name. To add a scalar to every step: give
+`StepMetrics` a field with its value (graph/train_step.py), and `EVERY_STEP` a row.
+"""
+
+import enum
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from trainer.graph.train_step import StepMetrics
+from trainer.telemetry.step import Step
+
+
+class RunStep(NamedTuple):
+    """One step of the whole run, from which its scalars follow.
+
+    Attributes:
+      step: the step as rank 0 saw it.
+      own_sec: each worker's `Step.own_sec`, in order of rank.
+      data_wait_sec: each worker's wait for its input, in order of rank.
+      images: number of images of the step, over all workers.
+      bad_examples: number of bad examples found up to now, over all workers.
+    """
+
+    step: Step
+    own_sec: Sequence[float]
+    data_wait_sec: Sequence[float]
+    images: int
+    bad_examples: int
+
+    @property
+    def metrics(self) -> StepMetrics:
+        """The graph's metrics: means over all workers, but for rank 0's own times."""
+        return self.step.metrics
+
+    @property
+    def images_per_sec(self) -> float:
+        """Throughput of all workers together."""
+        return self.images / self.step.duration_sec
+
+
+class Chart(enum.Enum):
+    """The charts of the Custom Scalars page by title, in the page's order."""
+
+    THROUGHPUT = "images per second, over all workers"
+    STEP_TIME = "time of a step, and each worker's own part of it, ms"
+    PARTS_OF_STEP_TIME = "where the time goes, ms"
+    DATA_WAIT = "waiting for data, ms"
+    LOSS = "loss"
+    LEARNING_RATE = "learning rate"
+    ACCURACY = "accuracy"
+    TRAINING_AND_BENCHMARK = "training and its benchmark, ms per step"
+
+
+class StepTag(NamedTuple):
+    """A scalar of every step.
+
+    Attributes:
+      name: the tag itself.
+      meaning: description in one line.
+      value: function that computes the scalar.
+      charts: charts that show it; a chart has its tags in the order of the table.
+    """
+
+    name: str
+    meaning: str
+    value: Callable[[RunStep], float]
+    charts: tuple[Chart, ...] = ()
+
+
+class OccasionalTag(NamedTuple):
+    """A scalar of some steps.
+
+    Attributes:
+      name: the tag itself, or, with a part in angle brackets, a family of tags.
+      meaning: description in one line.
+      charts: charts that show it, after the scalars of every step.
+    """
+
+    name: str
+    meaning: str
+    charts: tuple[Chart, ...] = ()
+
+
+EVERY_STEP = (
+    StepTag(
+        "train/loss",
+        "cross-entropy plus weight decay, mean over the batches of all workers",
+        lambda run: run.metrics.loss,
+        (Chart.LOSS,),
+    ),
+    StepTag(
+        "train/cross_entropy",
+        "cross-entropy with label smoothing, mean over the batches of all workers",
+        lambda run: run.metrics.cross_entropy,
+        (Chart.LOSS,),
+    ),
+    StepTag(
+        "train/weight_decay_loss",
+        "weight_decay * sum(w^2) / 2 over the convolution weights",
+        lambda run: run.metrics.weight_decay_loss,
+    ),
+    StepTag(
+        "train/learning_rate",
+        "learning rate of the update",
+        lambda run: run.step.learning_rate,
+        (Chart.LEARNING_RATE,),
+    ),
+    StepTag(
+        "train/gradient_norm",
+        "L2 norm of the averaged gradient of all variables",
+        lambda run: run.metrics.gradient_norm,
+    ),
+    StepTag(
+        "train/top1",
+        "share of images, over all workers, whose label got the highest logit",
+        lambda run: run.metrics.top1,
+        (Chart.ACCURACY,),
+    ),
+    StepTag(
+        "train/loss_scale",
+        "loss scale of float16; 1 in other precisions",
+        lambda run: run.metrics.loss_scale,
+    ),
+    StepTag(
+        "perf/step_time_ms",
+        "time from the end of a step to the end of the next, without pauses",
+        lambda run: 1000 * run.step.duration_sec,
+        (Chart.STEP_TIME, Chart.TRAINING_AND_BENCHMARK),
+    ),
+    StepTag(
+        "perf/images_per_sec",
+        "throughput of all workers together",
+        lambda run: run.images_per_sec,
+        (Chart.THROUGHPUT,),
+    ),
+    StepTag(
+        "perf/images_per_sec_per_worker",
+        "throughput by the number of workers",
+        lambda run: run.images_per_sec / len(run.own_sec),
+    ),
+    StepTag(
+        "perf/data_wait_ms",
+        "rank 0's wait for its input",
+        lambda run: 1000 * run.metrics.data_wait_sec,
+        (Chart.PARTS_OF_STEP_TIME, Chart.DATA_WAIT),
+    ),
+    StepTag(
+        "perf/compute_ms",
+        "time from then on until rank 0's gradients are ready",
+        lambda run: 1000 * (run.step.own_sec - run.metrics.data_wait_sec),
+        (Chart.PARTS_OF_STEP_TIME,),
+    ),
+    StepTag(
+        "perf/wait_for_slowest_ms",
+        "time from then on until the slowest worker's gradients are ready",
+        lambda run: 1000 * (max(run.own_sec) - run.step.own_sec),
+        (Chart.PARTS_OF_STEP_TIME,),
+    ),
+    StepTag(
+        "perf/allreduce_and_update_ms",
+        "rest of the step",
+        lambda run: 1000 * (run.step.duration_sec - max(run.own_sec)),
+        (Chart.PARTS_OF_STEP_TIME,),
+    ),
+    StepTag(
+        "perf/slowest_worker_step_ms",
+        "longest time, of any worker, until its gradients are ready",
+        lambda run: 1000 * max(run.own_sec),
+        (Chart.STEP_TIME,),
+    ),
+    StepTag(
+        "perf/fastest_worker_step_ms",
+        "shortest time, of any worker, until its gradients are ready",
+        lambda run: 1000 * min(run.own_sec),
+        (Chart.STEP_TIME,),
+    ),
+    StepTag(
+        "perf/slowest_worker",
+        "rank of the worker with the longest time",
+        lambda run: run.own_sec.index(max(run.own_sec)),
+    ),
+    StepTag(
+        "data/bad_examples",
+        "number of images that could not be read up to now, over all workers",
+        lambda run: run.bad_examples,
+    ),
+)
+
+EVAL_TOP1 = "eval/top1"
+EVAL_TOP5 = "eval/top5"
+EVAL_LOSS = "eval/loss"
+CHECKPOINT_MS = "perf/checkpoint_ms"
+EVALUATION_MS = "perf/evaluation_ms"
+REPORT_MS = "perf/report_ms"
+HISTOGRAMS_MS = "perf/histograms_ms"
+PROFILE_MS = "perf/profile_ms"
+PEAK_RESIDENT_MIB = "perf/peak_resident_mib"
+PEAK_DEVICE_MIB = "perf/peak_device_mib"
+MEAN_IMAGES_PER_SEC = "perf/mean_images_per_sec"
+
+OCCASIONAL = (
+    OccasionalTag(EVAL_TOP1, "share of all validation examples", (Chart.ACCURACY,)),
+    OccasionalTag(
+        EVAL_TOP5, "share whose label is among the five highest logits", (Chart.ACCURACY,)
+    ),
+    OccasionalTag(EVAL_LOSS, "mean cross-entropy of an evaluation", (Chart.LOSS,)),
+    OccasionalTag(CHECKPOINT_MS, "pause for a checkpoint"),
+    OccasionalTag(EVALUATION_MS, "pause for an evaluation"),
+    OccasionalTag(REPORT_MS, "pause for the exchange of the workers' times"),
+    OccasionalTag(HISTOGRAMS_MS, "pause for the histograms of the weights"),
+    OccasionalTag(PROFILE_MS, "pause for the start or the end of a trace"),
+    OccasionalTag(PEAK_RESIDENT_MIB, "most main memory that any worker has used up to now"),
+    OccasionalTag(PEAK_DEVICE_MIB, "most memory of a GPU that any worker has used up to now"),
+    OccasionalTag(MEAN_IMAGES_PER_SEC, "throughput of a whole run, at its end"),
+    OccasionalTag("gradient_norm/<variable>", "L2 norm of a gradient, with its histogram"),
+    OccasionalTag("weight_norm/<variable>", "L2 norm of a variable, with its histogram"),
+    OccasionalTag("benchmark/<pass>/step_time_ms", "time of each timed run of a pass"),
+    OccasionalTag("benchmark/<pass>/images_per_sec", "throughput of each timed run of a pass"),
+    OccasionalTag(
+        "benchmark/train_step/step_time_ms",
+        "time of each timed run of the training step",
+        (Chart.TRAINING_AND_BENCHMARK,),
+    ),
+)
+
+
+def list_names(chart: Chart) -> list[str]:
+    """Returns the tags that a chart shows."""
+    rows: tuple[StepTag | OccasionalTag, ...] = (*EVERY_STEP, *OCCASIONAL)
+    return [row.name for row in rows if chart in row.charts]
