@@ -12,7 +12,7 @@ from trainer.telemetry.pages import pictures
 from trainer.telemetry.pages.evaluation_views import (
     CONFUSION_TAG,
     MISCLASSIFIED_TAG,
-    EvaluationViews,
+    DrawnEvaluationViews,
 )
 from trainer.telemetry.writers import protocol
 
@@ -81,7 +81,7 @@ def test_an_evaluation_counts_and_shows_what_was_wrong(group, monkeypatch):
         ),
     )
     recorder = Recorder()
-    views = EvaluationViews(recorder, names=["a", "b", "c"], images=2)
+    views = DrawnEvaluationViews(recorder, names=["a", "b", "c"], images=2)
     views.add((answers([0, 1, 2, 0], [0, 2, 2, 1], np.array([1.0, 1.0, 1.0, 0.0])), images(4)))
     views.add((answers([2, 0, 1], [0, 0, 0]), images(3)))
     views.publish(7, group)
@@ -100,7 +100,7 @@ def test_an_evaluation_counts_and_shows_what_was_wrong(group, monkeypatch):
 
 def test_no_matrix_beyond_50_classes():
     recorder = Recorder()
-    views = EvaluationViews(recorder, names=[str(number) for number in range(51)], images=2)
+    views = DrawnEvaluationViews(recorder, names=[str(number) for number in range(51)], images=2)
     views.add((answers([50], [49]), images(1)))
     views.publish(1, Group())
     assert CONFUSION_TAG not in recorder.pictures

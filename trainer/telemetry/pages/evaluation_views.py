@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from trainer.distributed import Group, Worker
 from trainer.graph.evaluation import Answers, EvaluationGraph
 from trainer.telemetry.pages import pictures
-from trainer.telemetry.writers.protocol import NullWriter, Writer
+from trainer.telemetry.writers.protocol import Writer
 
 MAX_CLASSES = 50
 CONFUSION_TAG = "eval/confusion"
@@ -18,8 +18,40 @@ MISCLASSIFIED_TAG = "eval/misclassified"
 _IMAGES = 16
 
 
-class EvaluationViews:
-    """Collects answers during an evaluation, and writes what is to be seen of them.
+class EvaluationViews(Protocol):
+    """Shows single examples of an evaluation, and how their classes were confused."""
+
+    def fetches(self, evaluation: EvaluationGraph) -> Any:
+        """Returns what `add` needs of the next batch."""
+
+    def add(self, values: Any) -> None:
+        """Takes note of a batch: of the values of `fetches`."""
+
+    def publish(self, step: int, group: Group) -> None:
+        """Writes the pictures, and begins anew. A collective.
+
+        Args:
+          step: number of the step whose variables were evaluated.
+          group: the workers, whose matrices are added up.
+        """
+
+
+class NullEvaluationViews:
+    """The views of a run without a --logdir."""
+
+    def fetches(self, evaluation: EvaluationGraph) -> Any:
+        del evaluation
+        return ()
+
+    def add(self, values: Any) -> None:
+        del values
+
+    def publish(self, step: int, group: Group) -> None:
+        del step, group
+
+
+class DrawnEvaluationViews:
+    """Draws a confusion matrix, and a sheet of misclassified images.
 
     All workers collect the matrix, where there are few enough classes for one; rank 0 alone the
     images, of its own part of the examples.
@@ -36,9 +68,9 @@ class EvaluationViews:
         self._writer = writer
         self._names = names
         self._max_images = images
-        self.clear()
+        self._clear()
 
-    def clear(self) -> None:
+    def _clear(self) -> None:
         """Forgets the answers up to now."""
         classes = len(self._names)
         self._counts = np.zeros((classes, classes) if classes <= MAX_CLASSES else (0, 0), np.int64)
@@ -46,12 +78,10 @@ class EvaluationViews:
         self._captions: list[str] = []
 
     def fetches(self, evaluation: EvaluationGraph) -> Any:
-        """What `add` wants of the next batch: images only as long as some are missing."""
-        wanted = len(self._images) < self._max_images
+        wanted = len(self._images) < self._max_images  # Copying images takes time.
         return evaluation.answers, evaluation.stream.batch.images if wanted else ()
 
     def add(self, values: tuple[Answers, npt.NDArray[Any]]) -> None:
-        """Takes note of a batch: of what `fetches` has named."""
         answers, images = values
         rows = np.flatnonzero(answers.weights > 0)
         labels, predictions = answers.labels[rows], answers.predictions[rows]
@@ -69,40 +99,17 @@ class EvaluationViews:
             self._captions.append(f"{right}\nnot {taken_for}")
 
     def publish(self, step: int, group: Group) -> None:
-        """Writes the pictures, and forgets the answers. A collective.
-
-        Args:
-          step: whose variables were evaluated.
-          group: the workers: their matrices are added up.
-        """
         if self._counts.size:
             counts = np.sum(group.gather(self._counts.tolist()), axis=0)
             self._write(step, CONFUSION_TAG, pictures.draw_confusion(counts, self._names))
         if self._images:
             sheet = pictures.draw_sheet(self._images, self._captions)
             self._write(step, MISCLASSIFIED_TAG, sheet)
-        self.clear()
+        self._clear()
 
     def _write(self, step: int, tag: str, picture: Any) -> None:
         summary = pictures.build_image(tag, picture)
         self._writer.write_summary(step, summary, wall_time=time.time())
-
-
-class NullEvaluationViews(EvaluationViews):
-    """What runs without a --logdir get."""
-
-    def __init__(self) -> None:
-        super().__init__(NullWriter(), names=(), images=0)
-
-    def fetches(self, evaluation: EvaluationGraph) -> Any:
-        del evaluation
-        return ()
-
-    def add(self, values: tuple[Answers, npt.NDArray[Any]]) -> None:
-        del values
-
-    def publish(self, step: int, group: Group) -> None:
-        del step, group
 
 
 def create_evaluation_views(
@@ -111,4 +118,4 @@ def create_evaluation_views(
     """The views of one worker; `names` are those of the classes."""
     if logdir is None:
         return NullEvaluationViews()
-    return EvaluationViews(writer, names=names, images=_IMAGES if worker.rank == 0 else 0)
+    return DrawnEvaluationViews(writer, names=names, images=_IMAGES if worker.rank == 0 else 0)
