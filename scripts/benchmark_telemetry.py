@@ -76,7 +76,7 @@ def create_steps(logdir: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
         session.run(tf1.global_variables_initializer())
         session.run(built.broadcast_op)
         session.run(built.stream.initializer, {built.stream.start_step: 0})
-    take_step = built.create_step(session)
+    run_step = built.create_step(session)
     monitor = create_monitor(
         config,
         group,
@@ -92,12 +92,12 @@ def create_steps(logdir: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
     number = 0
 
     def plain() -> None:
-        take_step(_RATE, 0.0)
+        run_step(_RATE, 0.0)
 
     def watched() -> None:
         nonlocal number
         number += 1
-        metrics, histograms = take_step(_RATE, 0.0)
+        metrics, histograms = run_step(_RATE, 0.0)
         monitor.log.add(measure_step(number, monitor.clock.finish_step(), _RATE, metrics))
         monitor.after_step(session, number, histograms)
         if course.reports_at(number):

@@ -120,18 +120,18 @@ def spoil(plan):
         return run(session, fetches, *args, **kwargs)
 
     def create_faulty_step(train_graph, session, **options):
-        take_step = create_step(train_graph, session, **options)
+        run_step = create_step(train_graph, session, **options)
         taken = []
 
-        def take_faulty_step(*args):
+        def run_faulty_step(*args):
             taken.append(args)
             if len(taken) == _FIRST_STEPS:
                 visit(plan, "mid-step")
             if int(session.run(train_graph.global_step)) + 1 == int(os.environ["LAST_STEP"]):
                 visit(plan, "last step")
-            return take_step(*args)
+            return run_step(*args)
 
-        return take_faulty_step
+        return run_faulty_step
 
     train_step.build_train_graph = build_train_graph
     tf1.Session.run = session_run

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from trainer.distributed import Group
-from trainer.graph.evaluation import Answers
+from trainer.graph.evaluation import Predictions
 from trainer.telemetry.pages import pictures
 from trainer.telemetry.pages.evaluation_views import (
     CONFUSION_TAG,
@@ -28,15 +28,15 @@ class Recorder(protocol.NullWriter):
 
 
 class TwoWorkers(Group):
-    """The other worker has the same answers."""
+    """The other worker has the same predictions."""
 
     def gather(self, value):
         return [value, value]
 
 
-def answers(labels, predictions, weights=None):
-    labels, predictions = np.array(labels), np.array(predictions)
-    return Answers(labels, predictions, np.ones(len(labels)) if weights is None else weights)
+def predictions(labels, classes, weights=None):
+    labels, classes = np.array(labels), np.array(classes)
+    return Predictions(labels, classes, np.ones(len(labels)) if weights is None else weights)
 
 
 def images(count):
@@ -82,8 +82,8 @@ def test_an_evaluation_counts_and_shows_what_was_wrong(group, monkeypatch):
     )
     recorder = Recorder()
     views = DrawnEvaluationViews(recorder, names=["a", "b", "c"], images=2)
-    views.add((answers([0, 1, 2, 0], [0, 2, 2, 1], np.array([1.0, 1.0, 1.0, 0.0])), images(4)))
-    views.add((answers([2, 0, 1], [0, 0, 0]), images(3)))
+    views.add((predictions([0, 1, 2, 0], [0, 2, 2, 1], np.array([1.0, 1.0, 1.0, 0.0])), images(4)))
+    views.add((predictions([2, 0, 1], [0, 0, 0]), images(3)))
     views.publish(7, group)
     workers = len(group.gather(None))
     np.testing.assert_array_equal(
@@ -101,7 +101,7 @@ def test_an_evaluation_counts_and_shows_what_was_wrong(group, monkeypatch):
 def test_no_matrix_beyond_50_classes():
     recorder = Recorder()
     views = DrawnEvaluationViews(recorder, names=[str(number) for number in range(51)], images=2)
-    views.add((answers([50], [49]), images(1)))
+    views.add((predictions([50], [49]), images(1)))
     views.publish(1, Group())
     assert CONFUSION_TAG not in recorder.pictures
     assert MISCLASSIFIED_TAG in recorder.pictures

@@ -74,8 +74,8 @@ def train(group, folder, name):
     return {"count": result.count, "top1": result.top1, "loss": result.loss}
 
 
-def take_steps(group, config, feeds_of_steps):
-    """Takes a step of the trainer's own graph for each dict of feeds by name.
+def run_steps(group, config, feeds_of_steps):
+    """Runs a step of the trainer's own graph for each dict of feeds by name.
 
     Returns:
       the metrics of each step, the final variables by name, and how many all-reduces the last step
@@ -133,7 +133,7 @@ def update_together(group, folder):
     }
     report = {}
     for name, (config, feeds) in runs.items():
-        metrics, final, collectives = take_steps(group, config, feeds)
+        metrics, final, collectives = run_steps(group, config, feeds)
         np.savez(folder / f"{name}_{group.worker.rank}.npz", **final)
         report[name] = {"metrics": metrics, "collectives": collectives}
     return report

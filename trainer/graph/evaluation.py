@@ -13,17 +13,17 @@ from trainer.inputs.dataset import AnyDataset
 from trainer.inputs.pipeline import Stream
 
 
-class Answers(NamedTuple):
-    """What the network says of a batch.
+class Predictions(NamedTuple):
+    """Predictions for a batch, beside its labels.
 
     Attributes:
       labels: int32 [batch].
-      predictions: int32 [batch]: the class with the highest logit.
+      classes: int32 [batch]: the class with the highest logit.
       weights: float32 [batch]: 0 for a row that does not count.
     """
 
     labels: tf.Tensor
-    predictions: tf.Tensor
+    classes: tf.Tensor
     weights: tf.Tensor
 
 
@@ -32,13 +32,13 @@ class EvaluationGraph(NamedTuple):
 
     Attributes:
       totals: float64 [4]: examples, right at first, right among the first 5, summed cross-entropy.
-      answers: of each example.
+      predictions: of each example.
       stream: the input.
       steps: batches, the same number on every worker.
     """
 
     totals: tf.Tensor
-    answers: Answers
+    predictions: Predictions
     stream: Stream
     steps: int
 
@@ -64,6 +64,6 @@ def build_evaluation_graph(config: Config, group: Group, dataset: AnyDataset) ->
     # Padding counts nothing, not even where its cross-entropy is not finite.
     counted = tf.where(batch.weights > 0, rows, tf.zeros_like(rows))
     totals = tf.reduce_sum(tf.cast(counted, tf.float64), axis=1)
-    predictions = tf.argmax(logits, 1, output_type=tf.int32)
-    answers = Answers(batch.labels, predictions, batch.weights)
-    return EvaluationGraph(totals, answers, stream, stream.steps)
+    classes = tf.argmax(logits, 1, output_type=tf.int32)
+    predictions = Predictions(batch.labels, classes, batch.weights)
+    return EvaluationGraph(totals, predictions, stream, stream.steps)

@@ -100,13 +100,13 @@ class TrainGraph(NamedTuple):
         update = session.make_callable(fetches, [self.learning_rate, self.request])
         accumulate = session.make_callable([self.accumulate_wait_sec, self.accumulate_op])
 
-        def take_step(rate: float, request: float) -> tuple[StepMetrics, Any]:
+        def run_step(rate: float, request: float) -> tuple[StepMetrics, Any]:
             waited_sec = sum(accumulate()[0] for _ in range(self.batches_per_update - 1))
             fetched, others, _ = update(rate, request)
             metrics = StepMetrics(*(value.item() for value in fetched))
             return metrics._replace(data_wait_sec=metrics.data_wait_sec + waited_sec), others
 
-        return take_step
+        return run_step
 
 
 def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> TrainGraph:

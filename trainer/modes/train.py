@@ -136,8 +136,8 @@ def _loop(
         total_steps=course.total_steps,
         steps_per_epoch=course.steps_per_epoch,
     )
-    take_step = setup.train.create_step(session)
-    draw_step = setup.train.create_step(session, also=setup.train.histograms.gradients)
+    run_step = setup.train.create_step(session)
+    run_histogram_step = setup.train.create_step(session, also=setup.train.histograms.gradients)
     times = RunTimes()
     evaluation = None
 
@@ -152,9 +152,9 @@ def _loop(
     monitor.clock.start()
     for number in range(done + 1, course.total_steps + 1):
         rate = schedule(number - 1)
-        take = draw_step if monitor.histograms.is_due(number) else take_step
+        run_next = run_histogram_step if monitor.histograms.is_due(number) else run_step
         with stream.explain_errors():
-            metrics, histograms = take(rate, guard.request())
+            metrics, histograms = run_next(rate, guard.request())
         step = measure_step(number, monitor.clock.finish_step(), rate, metrics)
         guard.finish_step(number)
         times.add(step)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.distributed import Group, Worker
-from trainer.graph.evaluation import Answers, EvaluationGraph
+from trainer.graph.evaluation import EvaluationGraph, Predictions
 from trainer.telemetry.pages import pictures
 from trainer.telemetry.writers.protocol import Writer
 
@@ -58,7 +58,7 @@ class DrawnEvaluationViews:
     """
 
     def __init__(self, writer: Writer, *, names: Sequence[str], images: int) -> None:
-        """Begins with no answers.
+        """Begins without predictions.
 
         Args:
           writer: gets the pictures.
@@ -71,7 +71,7 @@ class DrawnEvaluationViews:
         self._clear()
 
     def _clear(self) -> None:
-        """Forgets the answers up to now."""
+        """Forgets the predictions up to now."""
         classes = len(self._names)
         self._counts = np.zeros((classes, classes) if classes <= MAX_CLASSES else (0, 0), np.int64)
         self._images: list[npt.NDArray[Any]] = []
@@ -79,21 +79,21 @@ class DrawnEvaluationViews:
 
     def fetches(self, evaluation: EvaluationGraph) -> Any:
         wanted = len(self._images) < self._max_images  # Copying images takes time.
-        return evaluation.answers, evaluation.stream.batch.images if wanted else ()
+        return evaluation.predictions, evaluation.stream.batch.images if wanted else ()
 
-    def add(self, values: tuple[Answers, npt.NDArray[Any]]) -> None:
-        answers, images = values
-        rows = np.flatnonzero(answers.weights > 0)
-        labels, predictions = answers.labels[rows], answers.predictions[rows]
+    def add(self, values: tuple[Predictions, npt.NDArray[Any]]) -> None:
+        predictions, images = values
+        rows = np.flatnonzero(predictions.weights > 0)
+        labels, classes = predictions.labels[rows], predictions.classes[rows]
         if self._counts.size:
-            np.add.at(self._counts, (labels, predictions), 1)
+            np.add.at(self._counts, (labels, classes), 1)
         if len(images) == 0:
             return
-        wrong = rows[labels != predictions]
+        wrong = rows[labels != classes]
         for row in wrong[: self._max_images - len(self._images)]:
             right, taken_for = (
                 self._names[number][:14]
-                for number in (answers.labels[row], answers.predictions[row])
+                for number in (predictions.labels[row], predictions.classes[row])
             )
             self._images.append(images[row])
             self._captions.append(f"{right}\nnot {taken_for}")
