@@ -1,1 +1,1 @@
-"""Batches -> the tensors of a step: no files, no console, no telemetry."""
+"""The graph of a step, from a batch to its update: no files, no console, no telemetry."""

@@ -1,4 +1,4 @@
-"""--accumulate_steps: several small batches make one update, with one all-reduce."""
+"""Accumulation of gradients: several batches make one update, with one all-reduce."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ import tensorflow.compat.v1 as tf1
 class Accumulator:
     """Means of tensors over the batches of an update.
 
-    All batches but the last run `add_op`; with the last one the means are complete. Nothing of it
-    is saved: checkpoints are written between updates, when the sums are 0.
+    Every batch but the last of an update runs `add_op`; with the last one the means are complete.
+    Checkpoints don't have the sums: they are written between updates, when the sums are 0.
 
     Attributes:
-      means: like the tensors: their means over all batches of an update.
-      add_op: adds this batch's tensors to the sums. No collectives.
+      means: means over all batches of an update, one for each tensor, of its shape and type.
+      add_op: operation that adds this batch's tensors to the sums. No collectives.
     """
 
     def __init__(self, tensors: Sequence[tf.Tensor], batches: int) -> None:
@@ -23,7 +23,7 @@ class Accumulator:
             self._sums: list[tf.Variable] = []
             self.means, self.add_op = list(tensors), tf.no_op()
             return
-        # In no collection: nobody saves, broadcasts or initializes them but `build_reset`.
+        # In no collection, so that nothing saves, broadcasts or initializes them.
         self._sums = [
             tf1.Variable(
                 tf.zeros(tensor.shape, tensor.dtype),
@@ -38,5 +38,5 @@ class Accumulator:
         self.add_op = tf.group(*(total.assign_add(tensor).op for total, tensor in pairs))
 
     def build_reset(self) -> tf.Operation:
-        """Sets the sums to 0: before a run's first batch, and at the end of each update."""
+        """Adds what sets the sums to 0: before a run's first batch, at the end of each update."""
         return tf.group(*(total.assign(tf.zeros_like(total)).op for total in self._sums))

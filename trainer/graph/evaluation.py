@@ -18,8 +18,8 @@ class Predictions(NamedTuple):
 
     Attributes:
       labels: int32 [batch].
-      classes: int32 [batch]: the class with the highest logit.
-      weights: float32 [batch]: 0 for a row that does not count.
+      classes: int32 [batch]: class with the highest logit.
+      weights: float32 [batch]: 1, or 0 for padding, which does not count.
     """
 
     labels: tf.Tensor
@@ -31,10 +31,11 @@ class EvaluationGraph(NamedTuple):
     """The evaluation of one batch.
 
     Attributes:
-      totals: float64 [4]: examples, right at first, right among the first 5, summed cross-entropy.
-      predictions: of each example.
+      totals: float64 [4]: number of examples, of those whose label has the highest logit, of those
+        whose label is among the five highest; and the sum of cross-entropies.
+      predictions: predicted class of each example, beside its label.
       stream: the input.
-      steps: batches, the same number on every worker.
+      steps: number of batches, the same on every worker.
     """
 
     totals: tf.Tensor

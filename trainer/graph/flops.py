@@ -1,8 +1,8 @@
-"""Floating-point operations of a graph's convolutions and matrix products, from its static shapes.
+"""Counts floating-point operations of convolutions and matrix products, from static shapes.
 
-A multiplication and the addition that follows count as two, and as many as the definition has: an
-operation may do its work with fewer (cpu_kernels/src/winograd.h). Everything else in a network (BN,
-ReLU, pools, sums) is left out: it is limited by memory, not by arithmetic.
+A multiplication and the addition that follows count as two, and all of the definition's count: an
+implementation may need fewer (cpu_kernels/src/winograd.h). Everything else in a network (BN, ReLU,
+pools, sums) is left out: it is limited by memory, not by arithmetic.
 """
 
 import math
@@ -18,10 +18,10 @@ def _elements(shape: tf.TensorShape, op: tf.Operation) -> int:
 
 
 def count_op_flops(op: tf.Operation) -> int:
-    """FLOP of one run of an operation: 0 for all but convolutions, their gradients and products.
+    """Counts an operation's FLOP: 0 for all but convolutions, their gradients and products.
 
     Args:
-      op: of any type; the batch size is a part of its shapes.
+      op: operation of any type; the batch size is a part of its shapes.
 
     Raises:
       ValueError: a shape that the count needs is not static.
@@ -53,7 +53,7 @@ def count_op_flops(op: tf.Operation) -> int:
 
 
 def count_flops(operations: Iterable[tf.Operation]) -> int:
-    """FLOP of running each of the operations once, for the whole batch.
+    """Counts the FLOP of running each of the operations once, for the whole batch.
 
     Args:
       operations: `graph.get_operations()` for all that was built, `list_needed_operations(...)` for
@@ -63,11 +63,11 @@ def count_flops(operations: Iterable[tf.Operation]) -> int:
 
 
 def list_needed_operations(targets: Iterable[tf.Operation]) -> list[tf.Operation]:
-    """The operations that a session runs to compute the targets: them, and all that they depend on.
+    """Lists the operations that a session runs for the targets: they and all that they need.
 
-    A graph holds more. The gradient of a network's first convolution by the images, for one, is
-    there, but nothing asks for it. Where something waits for it all the same, through a control
-    input, TensorFlow takes it out, as it does with whatever has no effect but its result.
+    A graph holds more: for example the gradient of the first convolution with respect to its
+    images, which nothing uses. Where something waits for such an operation through a control input,
+    TensorFlow removes it, as it does with every operation that has no effect but its result.
     """
     needed: dict[tf.Operation, None] = {}
     waited_for: set[tf.Operation] = set()

@@ -1,4 +1,4 @@
-"""From a batch to the network's input: ops of the training graph, which run on its device."""
+"""Turns batches into the network's input, by operations of the graph, on its device."""
 
 from typing import Any
 
@@ -15,15 +15,15 @@ _IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
 
 def normalize(images: tf.Tensor, config: DataConfig) -> tf.Tensor:
-    """Scales pixels as --preprocessing says.
+    """Scales pixels as --preprocessing asks.
 
     Args:
       images: uint8 [batch, height, width, 3].
       config: names the scaling.
 
     Returns:
-      float32 [batch, height, width, 3]: in [-1, 1] (inception), or each channel with mean 0 and
-      standard deviation 1 over ImageNet.
+      float32 [batch, height, width, 3]: in [-1, 1] (inception), or with mean 0 and standard
+      deviation 1 of each channel over ImageNet.
     """
     pixels = tf.cast(images, tf.float32)
     if config.preprocessing == "inception":
@@ -32,7 +32,7 @@ def normalize(images: tf.Tensor, config: DataConfig) -> tf.Tensor:
 
 
 def to_pixels(images: npt.NDArray[Any], config: DataConfig) -> npt.NDArray[Any]:
-    """The opposite of `normalize`, for people to look at.
+    """Turns normalized images into pixels that people can look at: the inverse of `normalize`.
 
     Args:
       images: float32 [batch, height, width, 3].
@@ -49,9 +49,9 @@ def to_pixels(images: npt.NDArray[Any], config: DataConfig) -> npt.NDArray[Any]:
 
 
 def network_input(batch: Batch, config: DataConfig) -> tf.Tensor:
-    """A training batch's images, scaled, and mixed where --mixup or --cutmix ask for it.
+    """Scales a training batch's images, and mixes them where --mixup or --cutmix ask for it.
 
-    An example's partner is its mirror image in the batch: the first's is the last.
+    Examples are mixed in pairs from both ends of the batch: the first with the last, and so on.
 
     Returns:
       float32 [batch, height, width, 3]; see `normalize`.
@@ -68,7 +68,7 @@ def network_input(batch: Batch, config: DataConfig) -> tf.Tensor:
 
 
 def _inside(boxes: tf.Tensor, size: int) -> tf.Tensor:
-    """Which pixels lie in each box (int32 [batch, 4]): bool [batch, size, size, 1]."""
+    """Returns which pixels lie in each box (int32 [batch, 4]): bool [batch, size, size, 1]."""
     top, left, height, width = (part[:, None] for part in tf.unstack(boxes, axis=1))
     places = tf.range(size)[None]
     rows = (places >= top) & (places < top + height)
@@ -77,10 +77,10 @@ def _inside(boxes: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def targets(batch: Batch, num_classes: int) -> tf.Tensor:
-    """The share of every class in each example: float32 [batch, num_classes].
+    """Returns the share of every class in each example: float32 [batch, num_classes].
 
-    One-hot labels, unless examples are mixed: then each example's share is its own label's, and
-    the rest is its partner's.
+    These are one-hot labels, unless examples are mixed: then `batch.shares` belong to an example's
+    own label, and the rest to its partner's.
     """
     labels = tf.one_hot(batch.labels, num_classes)
     shares = batch.shares[:, None]

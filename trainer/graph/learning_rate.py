@@ -18,18 +18,18 @@ def create_schedule(
     total_steps: int,
     steps_per_epoch: float,
 ) -> Schedule:
-    """The learning rate of each step.
+    """Returns the learning rate as a function of the step.
 
     Args:
       config: the peak rate (for a global batch of 256), the warm-up and the schedule.
       global_batch_size: examples per update, over all workers; the peak scales linearly with it.
-      total_steps: updates in the run.
-      steps_per_epoch: updates in one pass over the data; need not be whole.
+      total_steps: number of updates in the run.
+      steps_per_epoch: number of updates in one pass over the data; need not be whole.
 
     Returns:
-      a function of the step, which counts updates already made: 0 for the first. Warm-up is linear
-      and ends with the peak: step k of w has (k + 1) / w of it. What comes after is a function of
-      the share of the remaining steps that is done.
+      a function of the number of updates already made: 0 for the first. Warm-up is linear and ends
+      with the peak: step k of w has (k + 1) / w of it. After it, the rate follows from the share of
+      the remaining steps that is done.
     """
     peak = config.base_learning_rate * global_batch_size / 256
     # A run that is shorter than its warm-up would never reach the peak.

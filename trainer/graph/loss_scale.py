@@ -1,9 +1,9 @@
 """Dynamic loss scaling for float16, whose smallest number is 6e-8 (arXiv:1710.03740).
 
 The loss is multiplied by the scale, so that small gradients don't become 0, and the averaged
-gradients are divided by it. Where one overflows, that update is left out and the scale is halved;
+gradients are divided by it. Where one overflows, the update is skipped and the scale is halved;
 after `GROWTH_STEPS` good updates in a row it is doubled. All workers see the same averaged
-gradients, so all hold the same scale.
+gradients, so all have the same scale.
 """
 
 import tensorflow as tf
@@ -15,11 +15,11 @@ _MAXIMUM_SCALE = 2.0**24
 
 
 class LossScale:
-    """The scale as variables of the graph, which every checkpoint has, whatever the precision.
+    """The loss scale, as variables that every checkpoint has, whatever the precision.
 
     Attributes:
       is_used: whether the precision needs it.
-      value: float32 []: the scale of this step; 1 where it is not used.
+      value: float32 []: scale of this step; 1 where it is not used.
     """
 
     def __init__(self, precision: str) -> None:
@@ -35,15 +35,15 @@ class LossScale:
         self.value = tf.identity(self._scale.read_value()) if self.is_used else tf.constant(1.0)
 
     def multiply(self, loss: tf.Tensor) -> tf.Tensor:
-        """The loss whose gradients are taken: float32 []."""
+        """Returns the scaled loss, whose gradients are computed: float32 []."""
         return loss * self.value if self.is_used else loss
 
     def divide(self, gradient: tf.Tensor) -> tf.Tensor:
-        """A float32 gradient of the scaled loss, brought back to the loss's own size."""
+        """Returns the gradient of the loss, from a float32 gradient of the scaled loss."""
         return gradient / self.value if self.is_used else gradient
 
     def build_update(self, is_finite: tf.Tensor) -> tf.Operation:
-        """Halves or doubles the scale; `is_finite`: bool [], the same on all workers."""
+        """Adds what halves or doubles the scale; `is_finite`: bool [], the same on all workers."""
         if not self.is_used:
             return tf.no_op()
         counted = self._good_steps.read_value() + 1

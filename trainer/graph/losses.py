@@ -11,7 +11,13 @@ from trainer.inputs.pipeline import Batch
 
 
 class Losses(NamedTuple):
-    """float32 []: their sum, the cross-entropy's mean over the batch, and the weight decay."""
+    """The losses of a batch, each float32 [].
+
+    Attributes:
+      total: sum of the others and of whatever the network adds to REGULARIZATION_LOSSES.
+      cross_entropy: mean over the batch.
+      weight_decay: see `build_weight_decay`.
+    """
 
     total: tf.Tensor
     cross_entropy: tf.Tensor
@@ -21,11 +27,11 @@ class Losses(NamedTuple):
 def build_cross_entropy(
     logits: tf.Tensor, targets: tf.Tensor, label_smoothing: float = 0.0
 ) -> tf.Tensor:
-    """The cross-entropy of each example: float32 [batch].
+    """Adds the cross-entropy of each example: float32 [batch].
 
     Args:
       logits: float32 [batch, num_classes].
-      targets: float32 [batch, num_classes], the share of every class in each example.
+      targets: float32 [batch, num_classes]: share of every class in each example.
       label_smoothing: share of the target that is spread evenly over all classes.
     """
     targets = targets * (1 - label_smoothing) + label_smoothing / logits.shape[-1]
@@ -33,7 +39,7 @@ def build_cross_entropy(
 
 
 def build_weight_decay(config: ModelConfig) -> tf.Tensor:
-    """The weight-decay loss, float32 []: of the kernels, which slim names `weights`, alone."""
+    """Adds the weight-decay loss, float32 [], of kernels alone: slim names them `weights`."""
     kernels = [v for v in tf1.trainable_variables() if v.op.name.endswith("/weights")]
     if not kernels:
         return tf.constant(0.0)
@@ -41,10 +47,7 @@ def build_weight_decay(config: ModelConfig) -> tf.Tensor:
 
 
 def build_losses(config: Config, logits: tf.Tensor, batch: Batch) -> Losses:
-    """The losses of a batch: `logits` are float32 [batch, num_classes].
-
-    The total has whatever else the network put into REGULARIZATION_LOSSES, too.
-    """
+    """Adds the losses of a batch; `logits` are float32 [batch, num_classes]."""
     smoothing = config.optimizer.label_smoothing
     targets = images.targets(batch, logits.shape[-1])
     cross_entropy = tf.reduce_mean(build_cross_entropy(logits, targets, smoothing))

@@ -1,4 +1,4 @@
-"""BN's moving statistics: the same on all workers after every step, and never not finite."""
+"""BN's moving statistics: the same on all workers after every step, and always finite."""
 
 from collections.abc import Sequence
 
@@ -11,12 +11,12 @@ from trainer.distributed import URGENT, Group
 class Statistics:
     """Averages BN's moving statistics, and some scalars, over the workers.
 
-    Each worker's statistics see its own examples only. Averaged at every step, they are the same
-    everywhere, as all variables are, and whoever saves or evaluates has nothing to gather. It is
-    one small collective.
+    Each worker's statistics are of its own examples only. Averaged at every step, in one small
+    collective, they are the same on all workers, as all variables are: a checkpoint or an
+    evaluation has nothing to gather.
 
     Attributes:
-      scalars: float32 [n]: the means of the scalars over all workers.
+      scalars: float32 [n]: means of the scalars over all workers.
     """
 
     def __init__(self, group: Group, scalars: Sequence[tf.Tensor], after: tf.Operation) -> None:
@@ -24,9 +24,10 @@ class Statistics:
 
         Args:
           group: the workers.
-          scalars: float32 [].
-          after: what moves this worker's statistics, UPDATE_OPS, and whatever else the step has
-            that is averaged: this is its last collective, and tells Horovod not to wait for more.
+          scalars: float32 [] each.
+          after: operation that ends once UPDATE_OPS have updated this worker's statistics and all
+            else that the step averages is computed: this collective is the step's last one, and
+            its name makes Horovod not wait for more.
         """
         self._group = group
         trainable = {variable.ref() for variable in tf1.trainable_variables()}
@@ -36,17 +37,17 @@ class Statistics:
             sent = tf.concat([tf.stack(scalars), self._read()], 0)
             mean = group.average(sent, f"{URGENT}statistics")
         self.scalars, self._mean = mean[: len(scalars)], mean[len(scalars) :]
-        # As they were after the last good step, for the next one that is not.
+        # The statistics after the last good step, to be restored after a bad one.
         self._kept = tf1.Variable(
             tf.zeros(self._mean.shape), trainable=False, collections=[], use_resource=True
         )
 
     def build_begin(self) -> tf.Operation:
-        """To be run before a run's first step, when the statistics have their values."""
+        """Adds what is to be run before a run's first step, when the statistics have values."""
         return self._kept.assign(self._read()).op
 
     def _read(self) -> tf.Tensor:
-        """All statistics, one after another: float32 [n]."""
+        """Returns all statistics, one after another: float32 [n]."""
         parts = [tf.reshape(variable.read_value(), [-1]) for variable in self._moving]
         return tf.concat([tf.zeros([0]), *parts], 0)
 
@@ -59,12 +60,12 @@ class Statistics:
         )
 
     def build_update(self, is_finite: tf.Tensor) -> tf.Operation:
-        """Gives the statistics their means, or, where the step is not finite, their old values."""
+        """Adds what assigns the means, or, where the step is not finite, the old values."""
         values = tf.cond(is_finite, lambda: self._mean, self._kept.read_value)
         with tf.control_dependencies([values]):
             kept = self._kept.assign(values).op
         if self._group.worker.size > 1:
             return tf.group(kept, self._assign(values))
-        # A worker alone has them already.
+        # The only worker has its means already.
         restored = tf.cond(is_finite, tf.no_op, lambda: self._assign(values))
         return tf.group(kept, restored)

@@ -1,4 +1,4 @@
-"""The network that --model names, in the precision that --precision names."""
+"""The network of --model, in the precision of --precision."""
 
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
@@ -12,10 +12,10 @@ from trainer.graph import precision
 
 
 def find_network(config: ModelConfig, image_size: int) -> models.Network:
-    """The network that --model names.
+    """Returns the network that --model names.
 
     Raises:
-      ConfigError: there is none, or images of `image_size` pixels are too small for it.
+      ConfigError: there is no such network, or images of `image_size` pixels are too small for it.
     """
     try:
         network = models.get(config.model)
@@ -31,12 +31,12 @@ def find_network(config: ModelConfig, image_size: int) -> models.Network:
 def build_logits(
     config: ModelConfig, images: tf.Tensor, *, num_classes: int, is_training: bool
 ) -> tf.Tensor:
-    """The network's answer; its variables are shared by all calls within a graph.
+    """Adds the network; all calls within a graph share its variables.
 
     Args:
       config: the network, its arg scope and its precision.
       images: float32 [batch, size, size, 3], normalized.
-      num_classes: of the logits.
+      num_classes: number of logits for each image.
       is_training: whether BN uses the batch's statistics.
 
     Returns:
@@ -44,8 +44,8 @@ def build_logits(
     """
     network = find_network(config, images.shape[1])
     dtype = precision.compute_dtype(config.precision)
-    # Weight decay is not the arg scope's here: its losses would be computed from the cast copies
-    # of the variables, in low precision. See `losses`.
+    # The arg scope's own weight decay would be computed from the cast copies of the variables, in
+    # low precision: `losses` has it instead.
     arg_scope = network.arg_scope_fn(
         weight_decay=0.0,
         batch_norm_decay=config.batch_norm_decay,

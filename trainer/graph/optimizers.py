@@ -8,7 +8,7 @@ from trainer.config import OptimizerConfig
 def create_optimizer(
     config: OptimizerConfig, learning_rate: tf.Tensor
 ) -> tf.compat.v1.train.Optimizer:
-    """The optimizer that `config` names.
+    """Returns the optimizer that `config` names.
 
     Args:
       config: the rule and its momentum. Adam's moments decay by `momentum` and 0.999, with an

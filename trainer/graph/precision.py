@@ -1,4 +1,4 @@
-"""Low-precision activations over float32 master variables."""
+"""Activations of low precision, with float32 master variables."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,16 +7,16 @@ import tensorflow as tf
 
 
 def compute_dtype(precision: str) -> tf.DType:
-    """The type of activations and convolutions for a value of --precision."""
+    """Returns the type of activations and convolutions for a value of --precision."""
     return tf.dtypes.as_dtype(precision)
 
 
 def create_variable_getter(dtype: tf.DType) -> Callable[..., Any]:
-    """A variable getter that keeps float32 masters where a layer asks for `dtype`.
+    """Returns a variable getter that keeps float32 masters where a layer asks for `dtype`.
 
-    Layers ask for variables of their input's type. With this getter they are stored as float32 and
-    handed out cast, so that a checkpoint is the same in every precision, updates too small for
-    `dtype` are not lost, and gradients arrive in float32 through the cast.
+    Layers ask for variables of their input's type. This getter stores them as float32 and returns a
+    cast, so that a checkpoint is the same in every precision, updates too small for `dtype` are not
+    lost, and gradients arrive in float32 through the cast.
     """
 
     def get_variable(getter: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

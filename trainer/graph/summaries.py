@@ -1,4 +1,4 @@
-"""Summaries that a step computes for TensorBoard: histograms and norms of gradients and weights."""
+"""Summaries for TensorBoard: histograms and norms of gradients and weights."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,11 +10,11 @@ from trainer.config import TelemetryConfig
 
 
 class HistogramGraph(NamedTuple):
-    """Serialized summaries, string []; () where there are to be none.
+    """Serialized summaries, string [] each; () in runs without histograms.
 
     Attributes:
-      gradients: of each averaged gradient; to be run with the step that makes them.
-      weights: of each trainable variable.
+      gradients: summary of all averaged gradients, to be run with the step that computes them.
+      weights: summary of all trainable variables.
     """
 
     gradients: tf.Tensor
@@ -24,14 +24,14 @@ class HistogramGraph(NamedTuple):
 def build_histograms(
     config: TelemetryConfig, gradients: Sequence[tf.Tensor], variables: Sequence[tf.Variable]
 ) -> HistogramGraph:
-    """Adds the summaries to the default graph: on every rank, so that all graphs are the same.
+    """Adds the summaries to the default graph, on every rank, so that all graphs are the same.
 
-    They have no collectives of their own: rank 0 runs them alone.
+    They contain no collectives: rank 0 alone runs them.
 
     Args:
-      config: says whether there are to be any.
-      gradients: averaged, one for each variable.
-      variables: trainable.
+      config: has --histogram_every.
+      gradients: averaged gradients, one for each variable.
+      variables: trainable variables.
     """
     if not config.histogram_every:
         return HistogramGraph((), ())
@@ -45,11 +45,11 @@ def build_histograms(
 
 
 def _build_summaries(kind: str, names: Sequence[str], values: Sequence[tf.Tensor]) -> tf.Tensor:
-    """The histogram and the norm of each value, in one summary."""
-    # The raw operations: those of tf.summary would have the name scope in their tags.
+    """Adds the histogram and the norm of each value, in one summary."""
+    # Raw operations, since those of tf.summary put the name scope into their tags.
     parts = []
     for name, value in zip(names, values, strict=True):
-        # TensorFlow refuses to draw what is not finite; the norm tells of it.
+        # HistogramSummary refuses what is not finite; the norm shows it.
         finite = tf.where(tf.math.is_finite(value), value, tf.zeros_like(value))
         parts.append(tf.raw_ops.HistogramSummary(tag=f"{kind}/{name}", values=finite))
         norm = tf.norm(value)

@@ -1,4 +1,4 @@
-"""The training step, as a graph."""
+"""The graph of the training step."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -21,24 +21,25 @@ from trainer.inputs.pipeline import Batch, Stream
 
 
 class StepMetrics(NamedTuple):
-    """What a training step tells of itself. float32 [], but for the times: float64 [], seconds.
+    """Metrics of a training step: tensors in the graph, Python numbers once a step has run.
 
-    Losses and accuracy are means over the examples of all workers; the times are this worker's.
+    They are float32 [], but for the times: float64 [], seconds. Losses and accuracy are means over
+    the examples of all workers; the times are this worker's.
 
     Attributes:
-      loss: cross-entropy and weight decay, and what the network adds to REGULARIZATION_LOSSES.
-      cross_entropy: with label smoothing, where there is any.
+      loss: cross-entropy plus weight decay and what the network adds to REGULARIZATION_LOSSES.
+      cross_entropy: cross-entropy, with label smoothing where there is any.
       weight_decay_loss: weight_decay * sum(w^2) / 2 over the convolution weights.
       gradient_norm: L2 norm of the averaged gradient of all trainable variables.
-      top1: share of the batch's images that were classified right.
-      request: above 0 where any worker was fed a request.
+      top1: share of the batch's images whose label got the highest logit.
+      request: number above 0 where any worker was fed a request, else 0.
       is_applied: 1, or 0 where the loss or the averaged gradient was not finite: then variables,
         optimizer slots and moving statistics are as before.
-      loss_scale: of the step; 1 where the precision needs none.
-      nonfinite_gradient: int32 []: of the first variable whose gradient was not finite on this
-        worker, its index in `TrainGraph.gradient_names`; -1 where there is none.
-      data_wait_sec: how long the step waited for its input.
-      gradients_ready_sec: when this worker's gradients were ready, since 1970.
+      loss_scale: loss scale of the step; 1 where the precision needs none.
+      nonfinite_gradient: int32 []: index in `TrainGraph.gradient_names` of the first variable whose
+        gradient was not finite on this worker; -1 where there is none.
+      data_wait_sec: time for which the step waited for its input.
+      gradients_ready_sec: moment at which this worker's gradients were ready, since 1970.
     """
 
     loss: tf.Tensor
@@ -55,22 +56,24 @@ class StepMetrics(NamedTuple):
 
 
 class TrainGraph(NamedTuple):
-    """A complete training step.
+    """The graph of a complete training step.
 
     Attributes:
-      train_op: updates variables, optimizer slots and BN's moving statistics, where all is finite,
-        and `global_step` in any case.
-      metrics: of the step, before its update.
-      accumulate_op: what each batch of an update but the last runs instead of `train_op`.
-      accumulate_wait_sec: float64 []: how long it waited for its input.
-      batches_per_update: --accumulate_steps.
+      train_op: operation that updates variables, optimizer slots and BN's moving statistics, where
+        all is finite, and `global_step` in any case.
+      metrics: metrics of the step, before its update.
+      accumulate_op: operation that each batch of an update but the last runs instead of `train_op`.
+      accumulate_wait_sec: float64 []: time for which that batch waited for its input.
+      batches_per_update: value of --accumulate_steps.
       learning_rate: float32 [], to be fed.
-      request: float32 [], may be fed: above 0 tells all workers, in `metrics.request`.
-      gradient_names: the variables that have gradients.
-      global_step: int64 [], steps taken.
+      request: float32 [], 0 unless it is fed: any worker's request reaches all workers as
+        `metrics.request`.
+      gradient_names: names of the variables that have gradients.
+      global_step: int64 []: number of steps done.
       stream: the input.
-      broadcast_op: gives every worker rank 0's variables; to be run before the first step.
-      histograms: of gradients and weights.
+      broadcast_op: operation that gives every worker rank 0's variables; to be run before the first
+        step.
+      histograms: histograms of gradients and weights.
     """
 
     train_op: tf.Operation
@@ -92,9 +95,8 @@ class TrainGraph(NamedTuple):
         """Returns the function that runs a step: (learning rate, request) -> its metrics.
 
         Args:
-          session: holds the variables.
-          also: what else to fetch in the step; the function returns it after the metrics, which
-            are Python numbers.
+          session: session that has the variables.
+          also: further fetches of the step, which the function returns after the metrics.
         """
         fetches = [self.metrics, also, self.train_op]
         update = session.make_callable(fetches, [self.learning_rate, self.request])
@@ -143,7 +145,7 @@ def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> Trai
     loss, cross_entropy, top1, requested = tf.unstack(statistics.scalars)
     gradient_norm = tf.linalg.global_norm(averaged)
 
-    # All workers see the same loss and gradients: they apply an update, or none does.
+    # All workers see the same loss and gradients: all of them apply the update, or none.
     is_finite = tf.math.is_finite(loss + gradient_norm)
     nonfinite = tf.cond(is_finite, lambda: tf.constant(-1), lambda: _find_nonfinite(local))
     global_step = tf1.train.get_or_create_global_step()
@@ -190,7 +192,7 @@ def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> Trai
 def _build_timed_input(
     config: Config, group: Group, dataset: AnyDataset
 ) -> tuple[Stream, Batch, tf.Tensor]:
-    """The stream, its batch, and how long the batch was waited for: float64 [], seconds."""
+    """Returns the stream, its batch, and the time waited for the batch: float64 [], seconds."""
     began = _build_now(config)
     with tf.control_dependencies([began]):
         stream = dataset.build_train(group.worker, seed=config.run.seed)
@@ -205,29 +207,29 @@ def _build_timed_input(
 def _compute_gradients(
     optimizer: tf1.train.Optimizer, loss: tf.Tensor
 ) -> tuple[list[tf.Tensor], list[tf.Variable]]:
-    """The trainable variables that the loss depends on, and its gradient by each."""
+    """Returns the gradients of the loss, and the trainable variables that they belong to."""
     pairs = optimizer.compute_gradients(loss, tf1.trainable_variables())
     found = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
     return [gradient for gradient, _ in found], [variable for _, variable in found]
 
 
 def _average_gradient(config: Config, group: Group, gradient: tf.Tensor, name: str) -> tf.Tensor:
-    """The mean over all workers, float32, sent as --gradient_compression says."""
+    """Averages a gradient over all workers, sent in the type of --gradient_compression."""
     compression = config.communication.gradient_compression
     sent = gradient if compression == "none" else tf.cast(gradient, compression)
     return tf.cast(group.average(sent, f"gradient/{name}"), tf.float32)
 
 
 def _find_nonfinite(gradients: Sequence[tf.Tensor]) -> tf.Tensor:
-    """int32 []: the index of the first that is not finite throughout; -1 where all are."""
+    """Returns the index of the first gradient that is not finite, int32 []; -1: all are."""
     bad = tf.stack([tf.reduce_any(~tf.math.is_finite(gradient)) for gradient in gradients])
     first = tf.argmax(tf.cast(bad, tf.int32), output_type=tf.int32)
     return tf.where(tf.reduce_any(bad), first, -1)
 
 
 def _build_now(config: Config) -> tf.Tensor:
-    """The time at which it runs: float64 [], seconds since 1970."""
+    """Returns the time at which the operation runs: float64 [], seconds since 1970."""
     if not config.run.deterministic:
         return tf.timestamp()
-    # TensorFlow refuses its own clock where it is to be deterministic.
+    # tf.timestamp is refused where operations are to be deterministic.
     return tf.ensure_shape(tf.numpy_function(time.time, [], tf.float64), [])
