@@ -1,4 +1,4 @@
-"""Everything that watches a run, on one worker of it."""
+"""The telemetry of one worker of a run, put together."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,18 +25,18 @@ from trainer.timing import StepClock
 
 
 class Monitor(NamedTuple):
-    """What the loop tells, and to whom; on ranks other than 0 most of it are null twins.
+    """The telemetry of one worker; on ranks other than 0 most parts do nothing.
 
     Attributes:
-      writer: keeps scalars and summaries.
-      console: talks to the person who started the run.
-      clock: times the steps.
-      pauses: take what is between steps out of their times.
-      log: of the steps.
-      histograms: of weights and gradients.
-      profiler: of --profile_steps.
+      writer: writer of scalars and summaries.
+      console: messages to the person who started the run.
+      clock: clock of the steps.
+      pauses: times between steps, which belong to no step.
+      log: scalars of the steps.
+      histograms: histograms of weights and gradients.
+      profiler: traces of --profile_steps.
       views: pictures of an evaluation.
-      mllog: of --mllog.
+      mllog: log of --mllog.
     """
 
     writer: Writer
@@ -50,12 +50,12 @@ class Monitor(NamedTuple):
     mllog: MLPerfLog
 
     def after_step(self, session: tf1.Session, step: int, gradients: bytes) -> None:
-        """Does what is due after a step, in pauses.
+        """Writes what is due after a step, in pauses.
 
         Args:
-          session: of the run.
-          step: its number.
-          gradients: their histograms, where they are due.
+          session: session of the run.
+          step: number of the step.
+          gradients: histograms of the gradients, where they are due.
         """
         self.mllog.after_step(step)
         if self.histograms.is_due(step):
@@ -78,16 +78,16 @@ def create_monitor(
     console: Console,
     mllog: MLPerfLog,
 ) -> Monitor:
-    """The monitor of one worker of a run; says hello. A collective.
+    """Returns the monitor of one worker of a run; prints the list of workers. A collective.
 
     Args:
-      config: of the run.
+      config: configuration of the run.
       group: the workers.
-      plan: of the run.
-      train: the step.
-      logdir: where the run is logged, if at all.
-      class_names: as many as the network has classes.
-      writer, console, mllog: this worker's.
+      plan: plan of the run.
+      train: graph of the step.
+      logdir: folder of the logs; None: the run is not logged.
+      class_names: as many names as the network has classes.
+      writer, console, mllog: those of this worker.
     """
     rank = group.worker.rank
     names = say_hello(group, console)

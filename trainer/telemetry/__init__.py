@@ -1,1 +1,1 @@
-"""Where a run's numbers go: TensorBoard, JSON lines, the console. Other ranks than 0 write none."""
+"""A run's numbers for people: TensorBoard, JSON lines, the console. Only rank 0 writes."""

@@ -1,4 +1,4 @@
-"""What a run says to the person who watches it."""
+"""The console: messages of a run to the person who watches it."""
 
 import contextlib
 import errno
@@ -14,20 +14,20 @@ from trainer.plan import Plan
 
 
 class Console(Protocol):
-    """Talks to the person who started the run."""
+    """Prints messages for the person who started the run."""
 
     def say(self, text: str) -> None:
         """Prints a line."""
 
     def report_step(self, step: int, duration_sec: float, *, loss: float, top1: float) -> None:
-        """Takes note of a step; every so often, says how the run goes."""
+        """Counts a step; every so many steps, prints the progress of the run."""
 
     def close(self) -> None:
         """Ends the progress bar, if there is one."""
 
 
 class NullConsole:
-    """What ranks other than 0 get."""
+    """The console of ranks other than 0."""
 
     def say(self, text: str) -> None:
         del text
@@ -52,9 +52,9 @@ class TextConsole:
         """Starts the progress bar, where `stream` is a terminal.
 
         Args:
-          plan: of the run.
-          first_step: the first that will be reported; they count from 1.
-          stream: where to print.
+          plan: plan of the run.
+          first_step: first step that will be reported; they count from 1.
+          stream: file to print to.
         """
         self._plan = plan
         self._stream = stream
@@ -77,10 +77,10 @@ class TextConsole:
 
     @contextlib.contextmanager
     def _unheard(self, *, is_last: bool = False) -> Iterator[None]:
-        """The run goes on where what it says inside can't be written.
+        """Lets the run go on where the messages printed inside can't be written.
 
-        What a full disk does not take is tried again with the next line; a reader or a terminal
-        that is gone hears nothing any more.
+        On a full disk, they are tried again with the next line; where the reader or the terminal is
+        gone, nothing is printed any more.
         """
         try:
             yield
@@ -111,12 +111,12 @@ class TextConsole:
 
 
 def _as_time(seconds: float) -> str:
-    """H:MM:SS."""
+    """Formats a time as H:MM:SS."""
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02}:{second:02}"
 
 
 def create_console(rank: int, plan: Plan, *, first_step: int) -> Console:
-    """The console of one worker of a run: rank 0's talks, the others' are silent."""
+    """Returns the console of one worker of a run: that of rank 0 prints, the others don't."""
     return TextConsole(plan, first_step=first_step) if rank == 0 else NullConsole()

@@ -1,4 +1,4 @@
-"""The first lines of a run: who takes part in it."""
+"""The first messages of a run: its workers."""
 
 import os
 
@@ -8,10 +8,10 @@ from trainer.telemetry.console import Console
 
 
 def say_hello(group: Group, console: Console) -> list[str]:
-    """Says of each worker where it runs: a collective, and rank 0's console prints.
+    """Prints, on rank 0's console, where each worker runs. A collective.
 
     Returns:
-      what to call each worker, in order of rank.
+      the name of each worker in messages, in order of rank.
     """
     worker = group.worker
     here = environment.describe(worker.local_rank, worker.local_size)

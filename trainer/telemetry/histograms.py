@@ -1,4 +1,4 @@
-"""--histogram_every: how weights and gradients are spread, and their norms."""
+"""Histograms and norms of weights and gradients, for --histogram_every."""
 
 import time
 from typing import Protocol
@@ -12,23 +12,23 @@ from trainer.telemetry.writers.protocol import Writer
 
 
 class HistogramLog(Protocol):
-    """Says at which steps there are histograms, and writes them."""
+    """Writes the histograms of some steps."""
 
     def is_due(self, step: int) -> bool:
-        """Whether `step` is to be run with the gradients' histograms."""
+        """Returns whether `step` is to be run with the gradients' histograms."""
 
     def write(self, session: tf1.Session, step: int, gradients: bytes) -> None:
         """Writes the histograms of a step.
 
         Args:
-          session: whose weights are drawn, too.
-          step: the one that was just taken.
-          gradients: what `HistogramGraph.gradients` was in it.
+          session: session that has the weights.
+          step: number of the step that has just ended.
+          gradients: value of `HistogramGraph.gradients` in it.
         """
 
 
 class NullHistogramLog:
-    """What ranks other than 0 get, and runs without histograms."""
+    """The log of ranks other than 0, and of runs without histograms."""
 
     def is_due(self, step: int) -> bool:
         del step
@@ -39,7 +39,7 @@ class NullHistogramLog:
 
 
 class EveryFewSteps:
-    """Writes them every `every` steps."""
+    """Writes histograms every `every` steps."""
 
     def __init__(self, weights: tf.Tensor, every: int, writer: Writer) -> None:
         self._weights = weights
@@ -58,7 +58,7 @@ class EveryFewSteps:
 def create_histogram_log(
     config: TelemetryConfig, graph: HistogramGraph, *, rank: int, writer: Writer
 ) -> HistogramLog:
-    """The histograms of one worker of a run."""
+    """Returns the histogram log of one worker of a run."""
     if rank != 0 or not config.histogram_every:
         return NullHistogramLog()
     return EveryFewSteps(graph.weights, config.histogram_every, writer)

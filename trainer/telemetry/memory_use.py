@@ -1,4 +1,4 @@
-"""How much memory this worker has used at most."""
+"""The most memory that this worker has used."""
 
 import tensorflow as tf
 
@@ -9,17 +9,18 @@ _MIB = 2**20
 
 
 class MemoryUse:
-    """Peaks since the start of the process, MiB.
+    """Reads the peaks of memory use since the start of the process, MiB.
 
     Attributes:
-      trouble: why the device is not asked, though there is one; None where all is well.
+      trouble: message that says why the device's peak can't be read; None where it can, and where
+        there is no device.
     """
 
     def __init__(self, local_rank: int) -> None:
-        """Finds out whether this worker has a device whose memory can be asked for.
+        """Finds out whether this worker has a device whose peak can be read.
 
         Args:
-          local_rank: of this worker on its host.
+          local_rank: rank of this worker on its host.
         """
         self._local_rank = local_rank
         self._has_device = False
@@ -27,18 +28,18 @@ class MemoryUse:
         try:
             self._has_device = memory.device_peak_bytes(local_rank) is not None
         except (RuntimeError, ValueError, tf.errors.OpError) as error:
-            # The eager runtime can't share it with the session's: nothing to end a run for.
+            # The eager runtime can't share the device with the session's: no reason to end a run.
             reason = str(error).splitlines()[0]
             self.trouble = (
                 f"{tags.PEAK_DEVICE_MIB} is not logged, since it can't be read ({reason})"
             )
 
     def resident_mib(self) -> float:
-        """Of main memory."""
+        """Returns the peak of main memory."""
         return memory.resident_peak_bytes() / _MIB
 
     def device_mib(self) -> float | None:
-        """Of the device, in TensorFlow's allocator; None where there is no device."""
+        """Returns the peak of TensorFlow's allocator on the device; None without a device."""
         if not self._has_device:
             return None
         peak_bytes = memory.device_peak_bytes(self._local_rank)

@@ -1,11 +1,11 @@
-"""--mllog: the lines of a log that MLPerf's tools read, for a ResNet run of the open division.
+"""A log that MLPerf's tools read (--mllog), for a ResNet run of the open division.
 
 A line is `:::MLLOG` and a JSON object; https://github.com/mlcommons/logging lists its keys and
 has the checker, whose last rules for ResNet are training 4.0.0:
 
     python -m mlperf_logging.compliance_checker --ruleset 4.0.0 FILE
 
-What only a person knows (submission_org, submission_platform) is "unknown", to be replaced.
+Values that only a person knows (submission_org, submission_platform) are "unknown", to be replaced.
 """
 
 import contextlib
@@ -26,29 +26,29 @@ _START, _END, _POINT = "INTERVAL_START", "INTERVAL_END", "POINT_IN_TIME"
 
 
 class MLPerfLog(Protocol):
-    """Logs the course of a run."""
+    """Logs the events of a run."""
 
     def begin(self, plan: Plan, *, done: int, train_examples: int, eval_examples: int) -> None:
-        """Logs what the run is, and that its first step comes next.
+        """Logs the run's parameters, and that its first step comes next.
 
         Args:
-          plan: of the run.
-          done: steps taken before.
-          train_examples, eval_examples: in the data set.
+          plan: plan of the run.
+          done: number of steps done before.
+          train_examples, eval_examples: numbers of examples in the data set.
         """
 
     def after_step(self, step: int) -> None:
-        """Logs the end of an epoch, where a step is the last one of it."""
+        """Logs the end of an epoch, where a step is the last one of an epoch."""
 
     def evaluating(self, step: int) -> contextlib.AbstractContextManager[list[float]]:
-        """Logs an evaluation after a step; the list it gives is to get the top-1 accuracy."""
+        """Logs an evaluation after a step; its top-1 accuracy is to be added to the list."""
 
     def end(self) -> None:
         """Logs that the run is complete."""
 
 
 class NullMLPerfLog:
-    """What ranks other than 0 get, and runs without --mllog."""
+    """The log of ranks other than 0, and of runs without --mllog."""
 
     def begin(self, plan: Plan, *, done: int, train_examples: int, eval_examples: int) -> None:
         del plan, done, train_examples, eval_examples
@@ -66,13 +66,13 @@ class NullMLPerfLog:
 
 
 class MLPerfLogFile:
-    """Writes a new file, a line at a time: rank 0's."""
+    """Writes a new file, a line at a time, on rank 0."""
 
     def __init__(self, path: str, config: Config) -> None:
         """Begins the file: the set-up of the run comes next.
 
         Raises:
-          UserError: it can't be written.
+          UserError: the file can't be written.
         """
         self._config = config
         self._is_told = False
@@ -118,11 +118,11 @@ class MLPerfLogFile:
 
     def end(self) -> None:
         self._log(_END, "run_stop", status="success")
-        with contextlib.suppress(OSError):  # It is told.
+        with contextlib.suppress(OSError):  # `_log` has reported it.
             self._file.close()
 
     def _epoch_of(self, step: int) -> int:
-        """The epoch that a step is in, or begins in; both count from 1."""
+        """Returns the epoch in which a step begins; both count from 1."""
         return math.floor(self._plan.epoch_at(step - 1)) + 1
 
     def _log(self, kind: str, key: str, value: Any = None, **metadata: Any) -> None:
@@ -150,7 +150,7 @@ class MLPerfLogFile:
 
 
 def _describe(config: Config, plan: Plan) -> dict[str, Any]:
-    """The parameters of a run, by MLPerf's keys."""
+    """Returns the parameters of a run, by MLPerf's keys."""
     optimizer = config.optimizer
     return {
         "submission_benchmark": "resnet",
@@ -171,7 +171,7 @@ def _describe(config: Config, plan: Plan) -> dict[str, Any]:
 
 
 def create_mllog(config: Config, *, rank: int) -> MLPerfLog:
-    """The log of one worker of a run, where --mllog asks for one.
+    """Returns the log of one worker of a run, written where --mllog asks for one.
 
     Raises:
       UserError: the file can't be written.

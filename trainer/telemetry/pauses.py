@@ -1,4 +1,4 @@
-"""What happens between steps: told as tags of its own, and not in the time of any step."""
+"""Pauses between steps: logged under tags of their own, and in no step's time."""
 
 import contextlib
 import time
@@ -9,7 +9,7 @@ from trainer.timing import StepClock
 
 
 class Pauses:
-    """Pauses of a run: the sum of all step times and of all pauses is its loop's wall time."""
+    """Measures pauses: all step times and all pauses add up to the wall time of the loop."""
 
     def __init__(self, clock: StepClock, writer: Writer) -> None:
         self._clock = clock
@@ -17,11 +17,11 @@ class Pauses:
 
     @contextlib.contextmanager
     def during(self, tag: str, step: int) -> Iterator[None]:
-        """Takes what happens inside out of the next step's time, and writes how long it took.
+        """Excludes the time spent inside from the next step's time, and writes it as a scalar.
 
         Args:
-          tag: names what happens.
-          step: the step after which it does.
+          tag: tag of the scalar.
+          step: number of the step before the pause.
         """
         before_sec = self._clock.paused_sec
         with self._clock.pause():

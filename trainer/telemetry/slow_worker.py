@@ -1,26 +1,27 @@
-"""Finds the worker that the others wait for."""
+"""Finds a worker that the others wait for."""
 
 import collections
 import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# Behind by this share, and by as much as is worth a look, in the median of this many steps.
+# A slow worker is behind by this share, and by this much, in medians of this many steps.
 _SHARE = 0.2
 _LEAST_SEC = 0.002
 _STEPS = 20
-# Who was named stays slow until less than this is left of it, or noise would be told, too.
+# A worker stays slow until it is behind by less than this share of the limit: noise around the
+# limit would be reported again and again.
 _RECOVERED_SHARE = 0.5
 
 
 class Lag(NamedTuple):
-    """How far a worker is behind; medians over some steps, in seconds.
+    """The times of a slow worker beside those of the others; medians over some steps, in seconds.
 
     Attributes:
-      rank: of the worker.
-      own_sec: the part of a step before it waits for the others.
-      data_wait_sec: the part of that in which it waits for its input.
-      others_sec: the median of the other workers' `own_sec`.
+      rank: rank of the slow worker.
+      own_sec: part of a step before it waits for the others.
+      data_wait_sec: part of `own_sec` in which it waits for its input.
+      others_sec: median of the other workers' `own_sec`.
     """
 
     rank: int
@@ -32,11 +33,11 @@ class Lag(NamedTuple):
 def find_lag(
     own_sec: Sequence[float], data_wait_sec: Sequence[float], *, named: int | None = None
 ) -> Lag | None:
-    """The slowest worker, where it is far behind the others.
+    """Returns the slowest worker's lag, where it is far behind the others.
 
     Args:
-      own_sec, data_wait_sec: of each worker, in order of rank.
-      named: the worker that was slow before.
+      own_sec, data_wait_sec: times of each worker, in order of rank; see `Lag`.
+      named: rank of the worker that was slow before.
     """
     if len(own_sec) < 2:
         return None
@@ -50,10 +51,10 @@ def find_lag(
 
 
 class SlowWorkerWatch:
-    """Names the slowest worker when it has been far behind for long, once each time."""
+    """Reports the slowest worker when it has been far behind for some time, once each time."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        """Begins to watch; `names` are the workers', in order of rank."""
+        """Begins to watch; `names` are those of the workers, in order of rank."""
         self._names = names
         window = [collections.deque[float](maxlen=_STEPS) for _ in names]
         self._own_sec, self._data_wait_sec = window, [part.copy() for part in window]
@@ -62,13 +63,13 @@ class SlowWorkerWatch:
     def add(
         self, own_sec: Sequence[Sequence[float]], data_wait_sec: Sequence[Sequence[float]]
     ) -> str | None:
-        """Takes note of some steps.
+        """Adds some steps.
 
         Args:
-          own_sec, data_wait_sec: of each worker, in order of rank, at each of the steps.
+          own_sec, data_wait_sec: times of each worker, in order of rank, in each of the steps.
 
         Returns:
-          what is to be said now, one line; None: nothing.
+          a message in one line, where a worker has become slow or is slow no longer.
         """
         for window, times in zip(self._own_sec, own_sec, strict=True):
             window.extend(times)

@@ -1,4 +1,4 @@
-"""Collects each step's numbers on every worker, and writes them as numbers of the whole run."""
+"""Collects each step's numbers on every worker, and writes the scalars of the whole run."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -15,12 +15,14 @@ from trainer.telemetry.writers.protocol import Writer
 
 
 class WorkerReport(NamedTuple):
-    """What a worker tells the others of the steps since the last time.
+    """A worker's numbers of the steps since the last exchange.
 
     Attributes:
-      own_sec, data_wait_sec: of each step; see `Step`.
-      bad_examples: that it has found up to now.
-      resident_mib, device_mib: the most memory it has used up to now; device: None without one.
+      own_sec: `Step.own_sec` of each step.
+      data_wait_sec: wait for input in each step.
+      bad_examples: number of bad examples that the worker has found up to now.
+      resident_mib: most main memory that it has used up to now.
+      device_mib: most memory that it has used on its device up to now; None without a device.
     """
 
     own_sec: list[float]
@@ -31,11 +33,11 @@ class WorkerReport(NamedTuple):
 
 
 class StepLog:
-    """Gathers steps and writes them.
+    """Writes the scalars of all steps.
 
-    Only the time until a worker's gradients are ready is its own: from there on all wait for the
-    slowest, and their step times are the same. The own times are gathered for all steps since the
-    last time in one small collective.
+    Only the time until its gradients are ready differs between workers: from then on all wait for
+    the slowest, and their step times are the same. One small collective exchanges these times of
+    all steps since the last exchange.
     """
 
     def __init__(
@@ -53,12 +55,13 @@ class StepLog:
 
         Args:
           group: the workers. All of them must call `flush` after the same steps.
-          writer: gets the scalars.
-          console: hears of each step.
-          images_per_step: over all workers.
-          count_bad_examples: how many this worker has found to be bad up to now.
-          memory_use: this worker's.
-          watch: hears of all workers' times, to find a slow one.
+          writer: writer of the scalars.
+          console: console that reports each step.
+          images_per_step: number of images of a step, over all workers.
+          count_bad_examples: function that returns the number of bad examples that this worker has
+            found up to now.
+          memory_use: memory use of this worker.
+          watch: watch over all workers' times, to find a slow one.
         """
         self._group = group
         self._writer = writer
@@ -70,7 +73,7 @@ class StepLog:
         self._waiting: list[tuple[float, Step]] = []
 
     def add(self, step: Step) -> None:
-        """Takes note of a step; its scalars are written by the next `flush`."""
+        """Adds a step, whose scalars the next `flush` writes."""
         self._waiting.append((time.time(), step))
         metrics = step.metrics
         self._console.report_step(
@@ -78,7 +81,7 @@ class StepLog:
         )
 
     def flush(self) -> None:
-        """Writes the steps since the last time. A collective."""
+        """Writes the scalars of all steps since the last call. A collective."""
         if not self._waiting:
             return
         reports = [WorkerReport(*part) for part in self._group.gather(self._report())]
@@ -110,7 +113,7 @@ class StepLog:
 
 
 def _memory_scalars(reports: Sequence[WorkerReport]) -> dict[str, float]:
-    """The most memory that any worker has used."""
+    """Returns the scalars of the most memory that any worker has used."""
     scalars = {tags.PEAK_RESIDENT_MIB: max(report.resident_mib for report in reports)}
     on_devices = [report.device_mib for report in reports if report.device_mib is not None]
     if on_devices:

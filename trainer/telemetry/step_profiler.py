@@ -1,4 +1,4 @@
-"""--profile_steps: a trace of some steps, by TensorFlow's profiler and by Horovod."""
+"""Traces of some steps (--profile_steps), by TensorFlow's profiler and by Horovod."""
 
 import shutil
 from pathlib import Path
@@ -15,17 +15,17 @@ class StepProfiler(Protocol):
     """Profiles some of a run's steps."""
 
     def is_due(self, step: int) -> bool:
-        """Whether something is to be done after `step`."""
+        """Returns whether a trace begins or ends after `step`."""
 
     def after_step(self, step: int) -> None:
-        """Begins, where the next step is the first of them; ends after the last of them."""
+        """Begins the trace before the first of its steps, and ends it after the last."""
 
     def close(self) -> None:
-        """Ends, wherever it is."""
+        """Ends the trace, if it has begun."""
 
 
 class NullStepProfiler:
-    """What ranks other than 0 get, and runs without --profile_steps."""
+    """The profiler of ranks other than 0, and of runs without --profile_steps."""
 
     def is_due(self, step: int) -> bool:
         del step
@@ -39,11 +39,11 @@ class NullStepProfiler:
 
 
 class TraceWriter:
-    """Profiles the steps from the first to the last: rank 0's.
+    """Writes the trace of a range of steps, on rank 0.
 
     TensorFlow's trace goes where TensorBoard's profile plug-in looks for it,
-    `<logdir>/plugins/profile/steps_A_to_B/`. In `<logdir>/profile/` are the same for Perfetto,
-    `steps_A_to_B.trace.json.gz`, and Horovod's own view, `steps_A_to_B.horovod.json`.
+    `<logdir>/plugins/profile/steps_A_to_B/`. `<logdir>/profile/` has the same for Perfetto,
+    `steps_A_to_B.trace.json.gz`, and Horovod's timeline, `steps_A_to_B.horovod.json`.
     """
 
     def __init__(self, logdir: str, steps: range, group: Group, console: Console) -> None:
@@ -87,7 +87,7 @@ class TraceWriter:
             shutil.rmtree(self._aside, ignore_errors=True)
 
     def _keep(self) -> None:
-        """Brings what TensorFlow has written aside to where it is looked for."""
+        """Moves TensorFlow's trace from the temporary folder to its places."""
         folder = self._logdir / "plugins" / "profile" / self._name
         folder.mkdir(parents=True, exist_ok=True)
         for path in self._aside.glob("plugins/profile/*/*.xplane.pb"):
@@ -98,7 +98,7 @@ class TraceWriter:
 def create_step_profiler(
     logdir: str | None, steps: range | None, group: Group, console: Console
 ) -> StepProfiler:
-    """The profiler of one worker of a run; `steps`: None: none of them."""
+    """Returns the profiler of one worker of a run; without a trace where `steps` is None."""
     if group.worker.rank != 0 or logdir is None or steps is None:
         return NullStepProfiler()
     return TraceWriter(logdir, steps, group, console)

@@ -1,4 +1,4 @@
-"""Chrome's trace format, which Perfetto (https://ui.perfetto.dev) opens, out of TensorFlow's."""
+"""Converts TensorFlow's traces to Chrome's format, for Perfetto (https://ui.perfetto.dev)."""
 
 import gzip
 import json
@@ -12,7 +12,7 @@ from trainer.process import files
 
 
 def convert(space: xplane_pb2.XSpace) -> dict[str, Any]:
-    """A trace with a process per plane (a device, or the host) and a thread per line of it."""
+    """Returns a trace with a process per plane (a device, or the host), a thread per line."""
     events: list[dict[str, Any]] = []
     for process, plane in enumerate(space.planes, start=1):
         if not plane.lines:
@@ -39,7 +39,7 @@ def _convert_line(
             "pid": process,
             "tid": thread,
             "name": metadata.display_name or metadata.name,
-            "ts": line.timestamp_ns / 1e3 + event.offset_ps / 1e6,  # Microseconds, both.
+            "ts": line.timestamp_ns / 1e3 + event.offset_ps / 1e6,  # Like dur, in microseconds.
             "dur": event.duration_ps / 1e6,
         }
 

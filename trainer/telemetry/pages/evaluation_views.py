@@ -1,4 +1,4 @@
-"""What an evaluation shows besides its figures: a confusion matrix, and images it got wrong."""
+"""Pictures of an evaluation: the confusion matrix, and misclassified images."""
 
 import time
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ _IMAGES = 16
 
 
 class EvaluationViews(Protocol):
-    """Shows single examples of an evaluation, and how their classes were confused."""
+    """Collects an evaluation's predictions, and shows them."""
 
     def fetches(self, evaluation: EvaluationGraph) -> Any:
         """Returns what `add` needs of the next batch."""
 
     def add(self, values: Any) -> None:
-        """Takes note of a batch: of the values of `fetches`."""
+        """Adds a batch: the values of `fetches`."""
 
     def publish(self, step: int, group: Group) -> None:
-        """Writes the pictures, and begins anew. A collective.
+        """Writes the pictures, and forgets the predictions. A collective.
 
         Args:
           step: number of the step whose variables were evaluated.
@@ -51,19 +51,19 @@ class NullEvaluationViews:
 
 
 class DrawnEvaluationViews:
-    """Draws a confusion matrix, and a sheet of misclassified images.
+    """Draws the confusion matrix, and a sheet of misclassified images.
 
-    All workers collect the matrix, where there are few enough classes for one; rank 0 alone the
-    images, of its own part of the examples.
+    All workers count for the matrix, unless there are too many classes for one; rank 0 alone
+    collects images, of its own part of the examples.
     """
 
     def __init__(self, writer: Writer, *, names: Sequence[str], images: int) -> None:
         """Begins without predictions.
 
         Args:
-          writer: gets the pictures.
-          names: of the classes.
-          images: how many misclassified ones to collect; 0: none.
+          writer: writer of the pictures.
+          names: names of the classes.
+          images: number of misclassified images to collect.
         """
         self._writer = writer
         self._names = names
@@ -115,7 +115,7 @@ class DrawnEvaluationViews:
 def create_evaluation_views(
     logdir: str | None, worker: Worker, writer: Writer, names: Sequence[str]
 ) -> EvaluationViews:
-    """The views of one worker; `names` are those of the classes."""
+    """Returns the views of one worker; `names` are those of the classes."""
     if logdir is None:
         return NullEvaluationViews()
     return DrawnEvaluationViews(writer, names=names, images=_IMAGES if worker.rank == 0 else 0)

@@ -1,4 +1,4 @@
-"""TensorBoard's HParams tab: the flags that matter, and the figures by which runs compare."""
+"""TensorBoard's HParams tab, which compares runs by their flags and final figures."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ _TYPES = {
 
 
 def list_hparams(config: Config, plan: Plan, *, workers: int) -> dict[str, Any]:
-    """The values that a run is told by, by flag name, and what follows from them."""
+    """Returns the values by which runs are compared: of flags, and what follows from them."""
     values = {flag.name: flag.value for flag in config.flags() if flag.statement.is_hparam}
     return values | {
         "workers": workers,
@@ -35,7 +35,7 @@ def list_hparams(config: Config, plan: Plan, *, workers: int) -> dict[str, Any]:
 
 
 def build_start(hparams: dict[str, Any]) -> list[tf1.Summary]:
-    """What the tab has to know at the start of a run; `hparams` as `list_hparams` makes them."""
+    """Returns what the tab needs at the start of a run; `hparams` are those of `list_hparams`."""
     infos = [
         api_pb2.HParamInfo(name=name, type=_TYPES[type(value)]) for name, value in hparams.items()
     ]
@@ -47,5 +47,5 @@ def build_start(hparams: dict[str, Any]) -> list[tf1.Summary]:
 
 
 def build_end() -> tf1.Summary:
-    """That the run is complete."""
+    """Returns the summary that says that the run is complete."""
     return summary.session_end_pb(api_pb2.STATUS_SUCCESS)

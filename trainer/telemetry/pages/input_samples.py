@@ -1,4 +1,4 @@
-"""A few of the first images, as the network gets them: augmented, mixed, with their labels."""
+"""The first images as the network gets them: augmented, mixed, with their labels."""
 
 import time
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ class SampleGraph(NamedTuple):
     """The first examples of a batch.
 
     Attributes:
-      images: float32 [at most 16, height, width, 3], as the network gets them.
-      targets: float32 [at most 16, classes]: the share of every class in each.
+      images: float32 [at most 16, height, width, 3]: images as the network gets them.
+      targets: float32 [at most 16, classes]: share of every class in each image.
     """
 
     images: tf.Tensor
@@ -43,19 +43,19 @@ class InputSamples(Protocol):
         step: int,
         first_batch: int,
     ) -> None:
-        """Writes the next images of the stream, which is to be started anew after it.
+        """Writes the next images of the stream, which must be initialized again afterwards.
 
         Args:
-          session: of the graph.
-          stream: of the training examples.
-          writer: gets the picture.
-          step: steps taken before.
-          first_batch: batches read before.
+          session: session of the graph.
+          stream: stream of the training examples.
+          writer: writer of the picture.
+          step: number of steps done before.
+          first_batch: number of batches read before.
         """
 
 
 class NullInputSamples:
-    """What ranks other than 0 get, and runs without a --logdir."""
+    """The samples of ranks other than 0, and of runs without a --logdir."""
 
     def show(
         self,
@@ -95,7 +95,7 @@ class DrawnInputSamples:
 
 
 def _describe(targets: npt.NDArray[Any], names: Sequence[str]) -> str:
-    """The class of an example, or the two that it is mixed of, with their shares."""
+    """Returns the class of an example, or the two that are mixed in it, with their shares."""
     first, *others = np.argsort(-targets, kind="stable")[:2]
     parts = [first, *(other for other in others if targets[other] > 0)]
     if len(parts) == 1:
@@ -104,7 +104,7 @@ def _describe(targets: npt.NDArray[Any], names: Sequence[str]) -> str:
 
 
 def build_samples(stream: Stream, config: Config, num_classes: int) -> SampleGraph:
-    """Adds the samples to the default graph: on every rank, so that all graphs are the same."""
+    """Adds the samples to the default graph, on every rank, so that all graphs are the same."""
     images = device.network_input(stream.batch, config.data)
     targets = device.targets(stream.batch, num_classes)
     return SampleGraph(images[:_COUNT], targets[:_COUNT])
@@ -113,13 +113,13 @@ def build_samples(stream: Stream, config: Config, num_classes: int) -> SampleGra
 def create_input_samples(
     graph: SampleGraph, config: Config, *, rank: int, names: Sequence[str]
 ) -> InputSamples:
-    """What shows the samples of a run.
+    """Returns what shows the samples of a run.
 
     Args:
-      graph: of the samples.
-      config: of the run.
-      rank: of this worker.
-      names: of the classes.
+      graph: graph of the samples.
+      config: configuration of the run.
+      rank: rank of this worker.
+      names: names of the classes.
     """
     if rank != 0 or config.run.logdir is None:
         return NullInputSamples()

@@ -10,14 +10,14 @@ import numpy.typing as npt
 import tensorflow.compat.v1 as tf1
 from PIL import Image, ImageDraw
 
-_TILE_PIXELS = 96  # Least width of an image in a sheet: its caption needs the room.
+_TILE_PIXELS = 96  # Least width of an image in a sheet, so that its caption fits.
 _LINE_PIXELS = 14
 _CELL_PIXELS = 34
 _DARK, _LIGHT = (20, 20, 20), (255, 255, 255)
 
 
 def build_image(tag: str, picture: Image.Image) -> tf1.Summary:
-    """A summary with a picture as PNG."""
+    """Returns a summary with a picture as PNG."""
     data = io.BytesIO()
     picture.save(data, "PNG")
     summary = tf1.Summary()
@@ -34,11 +34,11 @@ def build_image(tag: str, picture: Image.Image) -> tf1.Summary:
 
 
 def draw_sheet(images: Sequence[npt.NDArray[Any]], captions: Sequence[str]) -> Image.Image:
-    """Images side by side, each with a caption below.
+    """Draws images side by side, each with a caption below.
 
     Args:
       images: uint8 [height, width, 3] each, all of one size; at least one.
-      captions: one for each; a line, or several with newlines between.
+      captions: caption of each image, of one or more lines.
     """
     height, width = images[0].shape[:2]
     scale = max(1, math.ceil(_TILE_PIXELS / width))
@@ -57,11 +57,11 @@ def draw_sheet(images: Sequence[npt.NDArray[Any]], captions: Sequence[str]) -> I
 
 
 def draw_confusion(counts: npt.NDArray[Any], names: Sequence[str]) -> Image.Image:
-    """A confusion matrix: a row per label, a column per prediction, darker for larger shares.
+    """Draws a confusion matrix: a row per label, a column per prediction, darker where larger.
 
     Args:
-      counts: int [classes, classes]: examples of each label that got each prediction.
-      names: of the classes.
+      counts: int [classes, classes]: number of examples of each label with each prediction.
+      names: names of the classes.
     """
     classes = len(counts)
     texts = [
@@ -89,14 +89,14 @@ def draw_confusion(counts: npt.NDArray[Any], names: Sequence[str]) -> Image.Imag
 
 
 def _text_pixels(text: str) -> int:
-    """How wide a line of text is."""
+    """Returns the width of a line of text."""
     return round(ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength(text))
 
 
 def _draw_cell(
     draw: ImageDraw.ImageDraw, corner: tuple[int, int], count: int, share: float
 ) -> None:
-    """A cell of the matrix: its count on a shade of blue that says the share of its row."""
+    """Draws a cell of the matrix: its count, on a shade of blue for its share of the row."""
     left, top = corner
     shade = tuple(round(255 - share * (255 - dark)) for dark in (8, 48, 107))
     box = (left, top, left + _CELL_PIXELS, top + _CELL_PIXELS)

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run besides its numbers: HParams, charts, texts and the graph."""
+"""A run's pages of TensorBoard: HParams, charts, texts and the graph."""
 
 import dataclasses
 import shlex
@@ -28,15 +28,15 @@ def write_run_page(
     done: int,
     graph: tf.Graph,
 ) -> None:
-    """Writes all that is known before the first step.
+    """Writes the pages that are known before the first step.
 
     Args:
-      writer: the run's.
-      config: of the run.
-      worker: this one.
-      plan: of the run.
-      done: steps taken before; it is written at the last of them, which no restart drops.
-      graph: finalized. A run that goes on does not write it again.
+      writer: writer of the run.
+      config: configuration of the run.
+      worker: this worker.
+      plan: plan of the run.
+      done: number of steps done before; the pages belong to that step, which no restart drops.
+      graph: finalized graph. A run that goes on does not write it again.
     """
     here = environment.describe(worker.local_rank, worker.local_size)
     values = hparams.list_hparams(config, plan, workers=worker.size)
@@ -57,7 +57,7 @@ def write_run_page(
 
 
 def write_end(writer: Writer, step: int, result: Mapping[str, Any]) -> None:
-    """Writes the figures of a whole run, once it is complete, for the HParams tab."""
+    """Writes the final figures of a complete run, for the HParams tab."""
     if "images_per_sec" in result:
         rate = {tags.MEAN_IMAGES_PER_SEC: result["images_per_sec"]}
         writer.write(step, rate, wall_time=time.time())
@@ -65,7 +65,7 @@ def write_end(writer: Writer, step: int, result: Mapping[str, Any]) -> None:
 
 
 def _describe_config(config: Config) -> str:
-    """Every flag and its value; those of the command line in bold."""
+    """Lists every flag and its value; flags of the command line in bold."""
     rows = {}
     for name, group in dataclasses.asdict(config).items():
         if not isinstance(group, dict):
@@ -77,11 +77,11 @@ def _describe_config(config: Config) -> str:
 
 
 def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of an environment, its versions among the others."""
+    """Returns the fields of an environment, with a field for each of its versions."""
     versions = {f"{name} version": version for name, version in values["versions"].items()}
     return {name: value for name, value in values.items() if name != "versions"} | versions
 
 
 def _as_table(rows: Mapping[str, Any], header: str = "name | value\n--- | ---") -> str:
-    """A table in Markdown."""
+    """Formats a table in Markdown."""
     return "\n".join([header, *(f"{name} | `{value}`" for name, value in rows.items())])

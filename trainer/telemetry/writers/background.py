@@ -1,4 +1,4 @@
-"""Writes from a thread, so that no step waits for a disk."""
+"""A writer that works in a thread, so that no step waits for a disk."""
 
 import contextlib
 import queue
@@ -16,10 +16,10 @@ _Job = Callable[[Writer], None]
 
 
 class BackgroundWriter:
-    """Hands everything to other writers from a thread.
+    """Passes everything on to other writers, in a thread.
 
-    Where one fails (a full disk, a vanished folder), each kind of trouble is told once, for all of
-    them; later writes are tried all the same, in case that it passes, and the run goes on.
+    Where one fails (a full disk, a vanished folder), each kind of error is reported once, for all
+    of them; later writes are tried all the same, since the error may pass, and the run goes on.
     """
 
     FLUSH_SEC = 2.0
@@ -45,14 +45,14 @@ class BackgroundWriter:
         self._queue.put(lambda writer: writer.flush())
         self._queue.put(lambda _: done.set())
         while not done.wait(timeout=1.0) and self._thread.is_alive():
-            pass  # The disk is slow.
+            pass  # A slow disk is no reason to give up.
 
     def close(self) -> None:
         self._queue.put(None)
         self._thread.join()
 
     def _run(self) -> None:
-        """The thread: does what is in the queue to each writer, and flushes now and then."""
+        """Runs the thread: passes the queue on to each writer, and flushes now and then."""
         flushed = time.monotonic()
         while True:
             try:
@@ -76,7 +76,7 @@ class BackgroundWriter:
             except OSError as error:
                 if error.errno not in self._told:
                     self._told.add(error.errno)
-                    with contextlib.suppress(OSError):  # Of the same disk, it may be.
+                    with contextlib.suppress(OSError):  # stderr may be a file on the same disk.
                         print(
                             f"slim-horovod: the logs cannot be written ({error}); training goes "
                             "on, and it is tried again",

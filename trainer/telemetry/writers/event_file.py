@@ -1,4 +1,4 @@
-"""The event file that TensorBoard follows while it grows."""
+"""The event file, which TensorBoard reads while it grows."""
 
 import os
 import re
@@ -17,26 +17,26 @@ _NAME = re.compile(rf"{re.escape(_PREFIX)}(\d+\.\d{{6}})\.")
 
 
 class EventFileWriter:
-    """Writes an event file of its own into a folder, beside those that are there.
+    """Writes a new event file into a folder, beside those that are there.
 
-    TensorBoard reads a folder's files one after the other, and of each tag drops what it has of a
-    step and of later ones where that step comes again. So as soon as another process, such as an
-    evaluation of the run's newest checkpoint, has begun a file, this one goes on in a new one:
-    that what comes later in the run comes later in the folder, too.
+    TensorBoard reads a folder's files one after the other; where a step of a tag comes again, it
+    drops what it has of that step and of later ones. So as soon as another process, such as an
+    evaluation of the run's newest checkpoint, has begun a file, this writer begins a new one:
+    later events of the run must come later in the folder, too.
     """
 
     def __init__(self, logdir: str, *, first_step: int | None = None) -> None:
         """Names the event file; nothing is touched before the first flush.
 
         Args:
-          logdir: its folder.
-          first_step: the first step that will be written: TensorBoard drops what earlier event
-            files of the folder say of it and of later ones, so that a run which goes on from an
-            older checkpoint, or starts afresh, shows each step once. None: it drops nothing.
+          logdir: folder of the file.
+          first_step: first step that will be written: TensorBoard drops what earlier event files
+            of the folder have of it and of later ones, so that a run which goes on from an older
+            checkpoint, or starts anew, shows each step once. None: it drops nothing.
         """
         self._folder = Path(logdir)
-        self._is_waiting = False  # Whether there is something that no flush has brought there.
-        self._first_step = first_step  # Until a file tells it.
+        self._is_waiting = False  # Whether there are events that no flush has written.
+        self._first_step = first_step  # None as soon as it is written.
         self._begin_file()
 
     def write(self, step: int, scalars: Scalars, *, wall_time: float) -> None:
@@ -70,7 +70,8 @@ class EventFileWriter:
 
     def _begin_file(self) -> None:
         now = time.time()
-        # TensorBoard reads files in the order of their names: after those of a clock that was fast.
+        # TensorBoard reads files in the order of their names: this one has to come last, even after
+        # files whose names are in the future, since a clock was fast.
         stamp = f"{max(now, _newest_name(self._folder) + 1e-6):017.6f}"
         self._named = float(stamp)
         name = f"{_PREFIX}{stamp}.{os.uname().nodename}.{os.getpid()}"
@@ -82,7 +83,7 @@ class EventFileWriter:
 
 
 def _newest_name(folder: Path) -> float:
-    """The latest time in the names of a folder's event files, seconds since 1970; 0: no files."""
+    """Returns the latest time in names of event files, seconds since 1970; 0: no files."""
     found = (_NAME.match(path.name) for path in folder.glob(f"{_PREFIX}*"))
     return max((float(match[1]) for match in found if match), default=0.0)
 

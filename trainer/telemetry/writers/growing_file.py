@@ -1,4 +1,4 @@
-"""A file that grows by whole records, and gets over a full disk and a vanished folder."""
+"""A file that grows by whole records, and survives a full disk and a vanished folder."""
 
 import collections
 import os
@@ -8,41 +8,41 @@ from pathlib import Path
 class GrowingFile:
     """Appends records to a file.
 
-    Records wait in memory until `flush`. Where it fails, they go on waiting for the next one, and
-    a record of which a part was written is completed then: no reader meets a torn record within
-    the file. Where the file has vanished, it is made anew.
+    Records wait in memory until `flush`. Where that fails, they wait for the next flush, which
+    first completes a record that was written in part: no reader finds a torn record within the
+    file. Where the file has vanished, it is created again.
     """
 
     MAX_WAITING_BYTES = 64 * 2**20
 
     def __init__(self, path: Path, *, header: bytes = b"") -> None:
-        """Touches nothing yet: the first record that is flushed makes the file and its folder.
+        """Touches nothing yet: the first flush of a record creates the file and its folder.
 
         Args:
-          path: the file; what it holds already stays.
-          header: the first record of every file that is made.
+          path: the file, which keeps what it contains already.
+          header: first record of every file that is created.
         """
         self._path = path
         self._header = header
         self._descriptor: int | None = None
         self._records: collections.deque[bytes] = collections.deque()
         self._waiting_bytes = 0
-        self._begun_bytes = 0  # Of the first record: what is in the file already.
+        self._begun_bytes = 0  # Length of that part of the first record which is in the file.
 
     def append(self, record: bytes) -> None:
-        """Adds a record. The oldest are given up where too many wait."""
+        """Adds a record. The oldest records are dropped where too many wait."""
         self._records.append(record)
         self._waiting_bytes += len(record)
         while self._waiting_bytes > self.MAX_WAITING_BYTES and len(self._records) > 2:
-            # The first may be in the file in part.
+            # Not the first record, a part of which may be in the file.
             self._waiting_bytes -= len(self._records[1])
             del self._records[1]
 
     def flush(self) -> None:
-        """Brings all records into the file.
+        """Writes all records into the file.
 
         Raises:
-          OSError: it can't be done now.
+          OSError: some records can't be written now; they go on waiting.
         """
         if not self._records:
             return
@@ -55,10 +55,10 @@ class GrowingFile:
                 self._begun_bytes = 0
 
     def close(self) -> None:
-        """Brings all records into the file, and closes it.
+        """Writes all records into the file, and closes it.
 
         Raises:
-          OSError: some records did not get there.
+          OSError: some records could not be written, and are lost.
         """
         try:
             self.flush()
@@ -66,7 +66,7 @@ class GrowingFile:
             self._forget()
 
     def _open(self) -> int:
-        """The descriptor of the file, which is made where it is not, or no longer, there."""
+        """Returns the descriptor of the file, which is created where it does not exist."""
         if self._descriptor is not None and not self._has_vanished(self._descriptor):
             return self._descriptor
         self._forget()

@@ -1,4 +1,4 @@
-"""metrics.jsonl: the numbers of the event file, for programs."""
+"""The file metrics.jsonl: the scalars of the event file, for programs."""
 
 import contextlib
 import json
@@ -18,19 +18,19 @@ from trainer.telemetry.writers.protocol import Scalars
 class JsonLinesWriter:
     """Appends a line per step to a file: the step, and its scalars under their tags.
 
-    What happens between steps, such as an evaluation, has lines of its own, with the number of
-    the step before. Numbers that are not finite are null.
+    Scalars between steps, such as those of an evaluation, have lines of their own, with the number
+    of the step before. Numbers that are not finite are null.
     """
 
     def __init__(self, path: Path, *, first_step: int | None = None) -> None:
-        """Drops the lines that a restart makes again.
+        """Drops the lines that a restart will write again.
 
         Args:
           path: the file.
-          first_step: the first step that will be written. None: no line is dropped.
+          first_step: first step that will be written. None: no line is dropped.
 
         Raises:
-          OSError: the file can't be written anew.
+          OSError: the file can't be written without those lines.
         """
         if first_step is not None and path.exists():
             files.write_text(path, "".join(_lines_before(first_step, path)))
@@ -63,7 +63,7 @@ class JsonLinesWriter:
 
 
 def _is_cut(path: Path) -> bool:
-    """Whether a file ends within a line, as a process that was killed can leave it."""
+    """Returns whether a file ends within a line, as a killed process can leave it."""
     if not path.exists() or not path.stat().st_size:
         return False
     with open(path, "rb") as file:
@@ -72,7 +72,7 @@ def _is_cut(path: Path) -> bool:
 
 
 def newest_step(path: Path, tag: str) -> int:
-    """The latest step with a number under `tag` in a metrics file; -1: there is none."""
+    """Returns the latest step with a number under `tag` in a metrics file; -1: there is none."""
     newest = -1
     if path.exists():
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -84,12 +84,12 @@ def newest_step(path: Path, tag: str) -> int:
 
 
 def _lines_before(first_step: int, path: Path) -> Iterator[str]:
-    """The whole lines in a metrics file that are of earlier steps."""
+    """Yields the complete lines of a metrics file that belong to earlier steps."""
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
                 step = json.loads(line)["step"]
             except (ValueError, KeyError, TypeError):
-                continue  # Cut in the middle, or worse, by whatever ended that run.
+                continue  # A line that was torn, or worse, when that run was killed.
             if step < first_step and line.endswith("\n"):
                 yield line

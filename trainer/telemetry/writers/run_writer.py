@@ -10,16 +10,17 @@ from trainer.telemetry.writers.protocol import NullWriter, Writer
 
 
 def create_writer(logdir: str | None, *, rank: int, first_step: int | None = None) -> Writer:
-    """The writer of a run: events and metrics.jsonl in `logdir`, from rank 0 alone.
+    """Returns the writer of a run: events and metrics.jsonl in `logdir`, from rank 0 alone.
 
     Args:
-      logdir: the run's folder; None: nothing is kept.
-      rank: of this worker.
-      first_step: the first step that will be written: what the folder has of it and of later ones
-        is from before a restart, and goes. None: nothing goes; this writes beside the run.
+      logdir: folder of the run; None: nothing is written.
+      rank: rank of this worker.
+      first_step: first step that will be written: what the folder has of it and of later steps is
+        from before a restart, and is dropped. None: nothing is dropped, since another process than
+        the run's writes.
 
     Raises:
-      UserError: metrics.jsonl has such lines, and cannot be written anew without them.
+      UserError: metrics.jsonl has such lines, and can't be written without them.
     """
     if logdir is None or rank != 0:
         return NullWriter()
