@@ -69,14 +69,14 @@ class TextConsole:
         )
 
     def say(self, text: str) -> None:
-        with self._unheard():
+        with self._tolerating_errors():
             if self._bar.disable:
                 print(text, file=self._stream, flush=True)
             else:
                 self._bar.write(text, file=self._stream)
 
     @contextlib.contextmanager
-    def _unheard(self, *, is_last: bool = False) -> Iterator[None]:
+    def _tolerating_errors(self, *, is_last: bool = False) -> Iterator[None]:
         """Lets the run go on where the messages printed inside can't be written.
 
         On a full disk, they are tried again with the next line; where the reader or the terminal is
@@ -90,7 +90,7 @@ class TextConsole:
 
     def report_step(self, step: int, duration_sec: float, *, loss: float, top1: float) -> None:
         self._durations_sec.append(duration_sec)
-        with self._unheard():
+        with self._tolerating_errors():
             self._bar.update()
         if step % self._plan.log_every and step != self._plan.total_steps:
             return
@@ -105,7 +105,7 @@ class TextConsole:
         )
 
     def close(self) -> None:
-        with self._unheard(is_last=True):
+        with self._tolerating_errors(is_last=True):
             self._bar.close()
             self._stream.flush()
 

@@ -16,7 +16,7 @@ def say_hello(group: Group, console: Console) -> list[str]:
     worker = group.worker
     here = environment.describe(worker.local_rank, worker.local_size)
     name = f"worker {worker.rank} of {worker.size} ({here.host}, local rank {worker.local_rank})"
-    told = group.gather((name, f"{here.device}, {here.threads} of {os.cpu_count()} cores"))
-    for each, what in told:
-        console.say(f"{each}: {what}")
-    return [each for each, _ in told]
+    workers = group.gather((name, f"{here.device}, {here.threads} of {os.cpu_count()} cores"))
+    for each, place in workers:
+        console.say(f"{each}: {place}")
+    return [each for each, _ in workers]

@@ -75,7 +75,7 @@ class MLPerfLogFile:
           UserError: the file can't be written.
         """
         self._config = config
-        self._is_told = False
+        self._is_reported = False
         try:
             Path(path).unlink(missing_ok=True)
             self._file = GrowingFile(Path(path))
@@ -138,8 +138,8 @@ class MLPerfLogFile:
         try:
             self._file.flush()
         except OSError as error:
-            if not self._is_told:
-                self._is_told = True
+            if not self._is_reported:
+                self._is_reported = True
                 with contextlib.suppress(OSError):
                     print(
                         f"slim-horovod: --mllog cannot be written ({error}); training goes on, "

@@ -54,7 +54,7 @@ class TraceWriter:
         self._console = console
         self._is_running = False
         self._name = f"steps_{steps[0]}_to_{steps[-1]}"
-        self._aside = self._logdir / ".profiling"
+        self._temporary = self._logdir / ".profiling"
 
     def is_due(self, step: int) -> bool:
         return step in (self._steps[0] - 1, self._steps[-1])
@@ -69,7 +69,7 @@ class TraceWriter:
         folder = self._logdir / "profile"
         folder.mkdir(parents=True, exist_ok=True)
         self._group.start_timeline(str(folder / f"{self._name}.horovod.json"))
-        tf.profiler.experimental.start(str(self._aside))
+        tf.profiler.experimental.start(str(self._temporary))
         self._is_running = True
 
     def close(self) -> None:
@@ -84,13 +84,13 @@ class TraceWriter:
         except (OSError, tf.errors.OpError) as error:
             self._console.say(f"the trace could not be written ({error}); training goes on")
         finally:
-            shutil.rmtree(self._aside, ignore_errors=True)
+            shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _keep(self) -> None:
         """Moves TensorFlow's trace from the temporary folder to its places."""
         folder = self._logdir / "plugins" / "profile" / self._name
         folder.mkdir(parents=True, exist_ok=True)
-        for path in self._aside.glob("plugins/profile/*/*.xplane.pb"):
+        for path in self._temporary.glob("plugins/profile/*/*.xplane.pb"):
             trace.write(path, self._logdir / "profile" / f"{self._name}.trace.json.gz")
             path.replace(folder / path.name)
 

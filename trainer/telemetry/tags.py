@@ -1,6 +1,6 @@
 """The tags of all scalars that a run writes, each in one row of one of two tables.
 
-`EVERY_STEP` is written by the step log at every step, `OCCASIONAL` by whoever has the number. The
+The step log writes `EVERY_STEP`; those of `OCCASIONAL` are written where their numbers arise. The
 Custom Scalars page shows the charts that the rows name. To add a scalar to every step: give
 `StepMetrics` a field with its value (graph/train_step.py), and `EVERY_STEP` a row.
 """

@@ -27,7 +27,7 @@ class BackgroundWriter:
     def __init__(self, writers: Sequence[Writer]) -> None:
         self._writers = writers
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._told: set[int | None] = set()
+        self._reported: set[int | None] = set()
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
         self._thread.start()
 
@@ -74,8 +74,8 @@ class BackgroundWriter:
             try:
                 job(writer)
             except OSError as error:
-                if error.errno not in self._told:
-                    self._told.add(error.errno)
+                if error.errno not in self._reported:
+                    self._reported.add(error.errno)
                     with contextlib.suppress(OSError):  # stderr may be a file on the same disk.
                         print(
                             f"slim-horovod: the logs cannot be written ({error}); training goes "

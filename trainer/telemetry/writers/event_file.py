@@ -32,7 +32,7 @@ class EventFileWriter:
           logdir: folder of the file.
           first_step: first step that will be written: TensorBoard drops what earlier event files
             of the folder have of it and of later ones, so that a run which goes on from an older
-            checkpoint, or starts anew, shows each step once. None: it drops nothing.
+            checkpoint, or starts from scratch, shows each step once. None: it drops nothing.
         """
         self._folder = Path(logdir)
         self._is_waiting = False  # Whether there are events that no flush has written.

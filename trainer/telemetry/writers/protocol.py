@@ -1,4 +1,4 @@
-"""What a writer of metrics does."""
+"""The protocol of metric writers, and the writer that writes nothing."""
 
 from collections.abc import Mapping
 from typing import Protocol
