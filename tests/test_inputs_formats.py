@@ -10,7 +10,8 @@ import tensorflow as tf
 from input_data import encode, noise
 from PIL import Image
 
-from trainer.inputs.images.encoded import JPEG, PNG, BadImageError, read_header
+from trainer.inputs.images.encoded import JPEG, PNG, read_header
+from trainer.inputs.source import BadImageError
 from trainer.inputs.sources import example_proto, tfrecord
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import os
+import sys
 import textwrap
 
 import numpy as np
@@ -197,6 +198,30 @@ def test_the_documented_plug_in_works(tmp_path, monkeypatch):
     data = open_dataset(tmp_path, dataset="flags_plug_in:open_flags")
     assert data.info[:4] == ("flags", 3, 0, 10)
     assert counted(read_train(data, steps=3)) == {0: 4, 1: 4, 2: 4}
+
+
+@pytest.mark.parametrize("module", ["trainer.inputs.source", "trainer.inputs.encoded"])
+def test_a_plug_in_says_that_an_image_is_bad(tmp_path, monkeypatch, module):
+    (tmp_path / "bad_plug_in.py").write_text(
+        f"from {module} import BadImageError\n"
+        "from trainer.inputs.source import Source\n"
+        "from input_data import Numbered\n"
+        "class Bad(Numbered):\n"
+        "    def read(self, example):\n"
+        "        if example == 3:\n"
+        "            raise BadImageError('no pixels today')\n"
+        "        return super().read(example)\n"
+        "def open_bad(config):\n"
+        "    return Source('bad', Bad(6), None, None, None, 'one')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "bad_plug_in", raising=False)
+    name = "bad_plug_in:open_bad"
+    refused = dataset.open_dataset(create_config(dataset=name))
+    with pytest.raises(UserError, match=r"^example 3: a bad image: no pixels today\."):
+        read_train(refused, steps=2)
+    allowed = dataset.open_dataset(create_config(dataset=name, max_bad_examples=1))
+    assert set(labels_of(read_train(allowed, steps=3)).tolist()) == {0, 1, 2, 4, 5}
 
 
 @pytest.mark.parametrize("name", ["nothing", "no_module:f", f"{__name__}:no_function", ":", "a:"])

@@ -27,6 +27,10 @@ import numpy.typing as npt
 from trainer.config import DataConfig
 
 
+class BadImageError(Exception):
+    """An image that cannot be decoded. The message says why, without saying which image."""
+
+
 class Split(Protocol):
     """Examples numbered from 0. Several threads call its methods at the same time."""
 

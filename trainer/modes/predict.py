@@ -18,8 +18,7 @@ from trainer.errors import ConfigError
 from trainer.graph.images import normalize
 from trainer.graph.network import build_logits
 from trainer.inputs.dataset import Dataset, DatasetInfo
-from trainer.inputs.images.encoded import BadImageError
-from trainer.inputs.source import Source
+from trainer.inputs.source import BadImageError, Source
 from trainer.machine import session
 from trainer.process import launcher
 from trainer.run import outputs

@@ -9,6 +9,7 @@ import google_crc32c
 from PIL import Image, UnidentifiedImageError
 
 from trainer.inputs.images import encoded
+from trainer.inputs.source import BadImageError
 from trainer.inputs.sources import example_proto, storage, tfrecord
 
 # `encoded.MAX_PIXELS` takes the place of Pillow's limit, which only warns at first.
@@ -48,16 +49,16 @@ def _trainable(data: bytes) -> tuple[bytes, encoded.ImageHeader]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > encoded.MAX_PIXELS:
-                raise encoded.BadImageError(f"{image.width} x {image.height} pixels")
+                raise BadImageError(f"{image.width} x {image.height} pixels")
             image.load()  # To the last byte: a truncated image is found here.
             if not encoded.is_readable(data):
                 out = io.BytesIO()
                 image.convert("RGB").save(out, "PNG")  # Changes no pixel of the first frame.
                 data = out.getvalue()
     except UnidentifiedImageError as error:
-        raise encoded.BadImageError("not an image") from error
+        raise BadImageError("not an image") from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise encoded.BadImageError(str(error)) from error
+        raise BadImageError(str(error)) from error
     return data, encoded.read_header(data)
 
 
@@ -67,7 +68,7 @@ def _record(image: tuple[str, str, int, str]) -> tuple[bytes, encoded.ImageHeade
     try:
         data, header = _trainable(storage.read_file(path))
     except OSError as error:
-        raise encoded.BadImageError(f"cannot be read ({error.strerror})") from error
+        raise BadImageError(f"cannot be read ({error.strerror})") from error
     features: dict[str, bytes | int] = {
         "image/class/label": label,
         "image/class/text": class_name.encode(errors="surrogateescape"),
@@ -92,7 +93,7 @@ def convert_shard(task: Task) -> Receipt:
         for image in task.images:
             try:
                 record, header = _record(image)
-            except encoded.BadImageError as error:
+            except BadImageError as error:
                 unreadable.append(f"{image[0]!r}: {error}")
                 continue
             file.write(record)

@@ -10,7 +10,8 @@ import google_crc32c
 import tqdm
 
 from trainer.inputs.images.decoder import Decoder
-from trainer.inputs.images.encoded import BadImageError, read_header
+from trainer.inputs.images.encoded import read_header
+from trainer.inputs.source import BadImageError
 from trainer.inputs.sources import folder, index, manifest, shards, storage, tfrecord
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy.typing as npt
 import tensorflow as tf
 
-from trainer.inputs.images.encoded import JPEG, BadImageError, ImageHeader
+from trainer.inputs.images.encoded import JPEG, ImageHeader
 from trainer.inputs.images.pixels import decode_window
+from trainer.inputs.source import BadImageError
 
 tf1 = tf.compat.v1
 

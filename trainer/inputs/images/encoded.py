@@ -7,6 +7,8 @@ crop may lie, and whether a small file would unfold into more memory than any tr
 import struct
 from typing import NamedTuple
 
+from trainer.inputs.source import BadImageError
+
 JPEG, PNG, RAW = range(3)  # Decoders, see `pixels.decode_window`.
 
 # 300 MB of RGB; ImageNet's largest photograph has 61 million pixels.
@@ -24,10 +26,6 @@ _OTHER_SIGNATURES = {
     b"MM\x00*": "a TIFF",
     b"\x1f\x8b": "gzip data",
 }
-
-
-class BadImageError(Exception):
-    """An image that cannot be decoded. The message says why, without saying which image."""
 
 
 class ImageHeader(NamedTuple):

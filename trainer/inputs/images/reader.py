@@ -12,8 +12,8 @@ from trainer.config import DataConfig
 from trainer.distributed import Worker
 from trainer.errors import ConfigError, UserError
 from trainer.inputs.images.decoder import Decoder
-from trainer.inputs.images.encoded import RAW, BadImageError, ImageHeader, read_header
-from trainer.inputs.source import Split
+from trainer.inputs.images.encoded import RAW, ImageHeader, read_header
+from trainer.inputs.source import BadImageError, Split
 from trainer.machine import memory
 
 _SAMPLES = 64  # To estimate what a cache will need.

@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from trainer.config import DataConfig
 from trainer.errors import UserError
-from trainer.inputs.images import encoded
-from trainer.inputs.source import Source
+from trainer.inputs.source import BadImageError, Source
 from trainer.inputs.sources import storage
 
 # Others than JPEG and PNG are found too, and then refused by name: nothing is left out silently.
@@ -31,7 +30,7 @@ class FolderSplit:
         try:
             return storage.read_file(self._paths[example])
         except OSError as error:
-            raise encoded.BadImageError(f"cannot be read ({error.strerror})") from error
+            raise BadImageError(f"cannot be read ({error.strerror})") from error
 
     def where(self, example: int) -> str:
         return self._paths[example]
