@@ -4,7 +4,7 @@
   scripts/make_tfrecords.py --images=DIR --out=DIR
 
 DIR has train/<class>/* and validation/<class>/*, or <class>/* and --validation_fraction.
-JPEG and PNG files go in as they are; other formats are turned into PNG. Stopped and started
+{formats} files go in as they are; other formats are turned into PNG. Stopped and started
 again, it goes on where it was; the same images and options give the same shards, bit for bit.
 """
 
@@ -15,12 +15,14 @@ import program
 
 from trainer.errors import UserError
 from trainer.inputs.conversion import convert
+from trainer.inputs.images import encoded
 from trainer.inputs.sources import manifest, storage
 
 
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__.format(formats=encoded.format_names("and")),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--images", required=True, help="folder of images")
     parser.add_argument("--out", required=True, help="folder for the shards")

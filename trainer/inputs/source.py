@@ -39,7 +39,7 @@ class Split(Protocol):
         """int64 [number of examples]: classes from 0."""
 
     def read(self, example: int) -> bytes:
-        """The encoded image (JPEG or PNG).
+        """The encoded image, in a format of `trainer.inputs.images.encoded`.
 
         Raises:
           BadImageError: this example has none; it counts against --max_bad_examples.

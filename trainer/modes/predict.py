@@ -18,6 +18,7 @@ from trainer.errors import ConfigError
 from trainer.graph.images import normalize
 from trainer.graph.network import build_logits
 from trainer.inputs.dataset import Dataset, DatasetInfo
+from trainer.inputs.images import encoded
 from trainer.inputs.source import BadImageError, Source
 from trainer.machine import session
 from trainer.process import launcher
@@ -72,8 +73,9 @@ def run(config: Config) -> int:
     result = {"predictions": predictions}
     outputs.report(config, Worker(), result, text="\n".join(lines) or "nothing was classified")
     unread = [name for number, name in enumerate(config.files) if number not in found]
+    readable = encoded.format_names("or")
     for name in unread:
-        print(f"slim-horovod: {name}: is not a JPEG or PNG that can be read", file=sys.stderr)
+        print(f"slim-horovod: {name}: is not a {readable} that can be read", file=sys.stderr)
     return 1 if unread else 0
 
 

@@ -73,7 +73,7 @@ def _record(image: tuple[str, str, int, str]) -> tuple[bytes, encoded.ImageHeade
         "image/class/label": label,
         "image/class/text": class_name.encode(errors="surrogateescape"),
         "image/filename": name.encode(errors="surrogateescape"),
-        "image/format": b"JPEG" if header.decoder == encoded.JPEG else b"PNG",
+        "image/format": encoded.FORMATS[header.decoder].name.encode(),
         "image/height": header.height,
         "image/width": header.width,
         "image/encoded": data,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy.typing as npt
 import tensorflow as tf
 
-from trainer.inputs.images.encoded import JPEG, ImageHeader
+from trainer.inputs.images import encoded
 from trainer.inputs.images.pixels import decode_window
 from trainer.inputs.source import BadImageError
 
@@ -37,7 +37,7 @@ class Decoder:
         return tf1.Session(graph=graph, config=options)
 
     def decode(
-        self, data: bytes, header: ImageHeader, window: Sequence[int] | None = None
+        self, data: bytes, header: encoded.ImageHeader, window: Sequence[int] | None = None
     ) -> npt.NDArray[Any]:
         """Decodes an image, or a part of it.
 
@@ -59,5 +59,5 @@ class Decoder:
         try:
             return self._session.run(self._pixels, dict(zip(self._inputs, values, strict=True)))
         except tf.errors.InvalidArgumentError as error:
-            kind = "JPEG" if header.decoder == JPEG else "PNG"
-            raise BadImageError(f"a {kind} that is damaged or cut off") from error
+            name = encoded.FORMATS[header.decoder].name
+            raise BadImageError(f"a {name} that is damaged or cut off") from error

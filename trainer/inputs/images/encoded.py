@@ -1,43 +1,69 @@
-"""What an encoded image says of itself in its first bytes: format, height and width.
+"""The formats of encoded images, and what an image says of itself in its first bytes.
 
-Decoding is C++'s; this is what has to be known before: which decoder fits (names lie), where a
-crop may lie, and whether a small file would unfold into more memory than any training image needs.
+The pixels are decoded by C++ operations; this is what has to be known before: which format it is
+(names of files lie), where a crop may lie, and whether a small file would unfold into more memory
+than any training image needs. TensorFlow is imported only where a graph is built, so that programs
+which convert images start at once.
 """
 
 import struct
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 from trainer.inputs.source import BadImageError
 
-JPEG, PNG, RAW = range(3)  # Decoders, see `pixels.decode_window`.
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 # 300 MB of RGB; ImageNet's largest photograph has 61 million pixels.
 MAX_PIXELS = 100_000_000
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_JPEG_SIGNATURE = b"\xff\xd8\xff"
+# In place of a format's number: the pixels themselves, uint8, row after row.
+RAW = -1
+
 # Start-of-frame markers: 0xC0 to 0xCF without tables (C4, CC) and the reserved C8.
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_OTHER_SIGNATURES = {
-    b"GIF8": "a GIF",
-    b"BM": "a BMP",
-    b"RIFF": "a WebP",
-    b"II*\x00": "a TIFF",
-    b"MM\x00*": "a TIFF",
-    b"\x1f\x8b": "gzip data",
-}
+
+
+class Format(NamedTuple):
+    """A format of images that training reads.
+
+    Attributes:
+      name: as messages print it after "a", and as `image/format` in shards holds it.
+      signatures: the first bytes of a file, one of which it has.
+      suffixes: the ends of file names, in lower case.
+      read_size: height and width, pixels, from the encoded image; raises BadImageError where its
+        header is damaged.
+      decode: adds to the current graph what decodes a part of an image: from the encoded image
+        (string, scalar) and the window (int32 [4]: top, left, height, width) to uint8
+        [height, width, 3]. A damaged image ends in InvalidArgumentError.
+    """
+
+    name: str
+    signatures: tuple[bytes, ...]
+    suffixes: tuple[str, ...]
+    read_size: Callable[[bytes], tuple[int, int]]
+    decode: Callable[["tf.Tensor", "tf.Tensor"], "tf.Tensor"]
 
 
 class ImageHeader(NamedTuple):
-    """Decoder (JPEG, PNG or RAW), and the size in pixels."""
+    """The format's place in FORMATS (RAW: the image is decoded already), and the size in pixels."""
 
     decoder: int
     height: int
     width: int
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """Height and width from the first start-of-frame segment."""
+def crop(pixels: "tf.Tensor", window: "tf.Tensor") -> "tf.Tensor":
+    """Cuts a window (int32 [4]: top, left, height, width) out of an image that is decoded whole."""
+    import tensorflow as tf
+
+    top, left, height, width = tf.unstack(window)
+    return tf.slice(pixels, [top, left, 0], [height, width, 3])
+
+
+def _read_jpeg_size(data: bytes) -> tuple[int, int]:
+    """Reads height and width from the first start-of-frame segment."""
     position = 2
     try:
         while True:
@@ -53,43 +79,102 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
         raise BadImageError("a JPEG that ends within its header") from error
 
 
-def _png_size(data: bytes) -> tuple[int, int]:
-    """Height and width from the IHDR chunk, which comes first."""
+def _decode_jpeg(contents: "tf.Tensor", window: "tf.Tensor") -> "tf.Tensor":
+    """Decodes little more than the window."""
+    import tensorflow as tf
+
+    return tf.io.decode_and_crop_jpeg(contents, window, channels=3)
+
+
+def _read_png_size(data: bytes) -> tuple[int, int]:
+    """Reads height and width from the IHDR chunk, which comes first."""
     if len(data) < 24 or data[12:16] != b"IHDR":
         raise BadImageError("a damaged PNG header")
     width, height = struct.unpack_from(">II", data, 16)
     return height, width
 
 
+def _decode_png(contents: "tf.Tensor", window: "tf.Tensor") -> "tf.Tensor":
+    import tensorflow as tf
+
+    return crop(tf.io.decode_png(contents, channels=3), window)
+
+
+# A format's place is its number in the graph, which tries them in this order: most frequent first.
+FORMATS = (
+    Format("JPEG", (b"\xff\xd8\xff",), (".jpg", ".jpeg"), _read_jpeg_size, _decode_jpeg),
+    Format("PNG", (b"\x89PNG\r\n\x1a\n",), (".png",), _read_png_size, _decode_png),
+)
+
+
+class _ForeignFormat(NamedTuple):
+    """A format that training does not read, but calls by its name when it refuses a file."""
+
+    name: str
+    signatures: tuple[bytes, ...]
+    suffixes: tuple[str, ...]
+
+
+_FOREIGN_FORMATS = (
+    _ForeignFormat("a GIF", (b"GIF8",), (".gif",)),
+    _ForeignFormat("a BMP", (b"BM",), (".bmp",)),
+    _ForeignFormat("a WebP", (b"RIFF",), (".webp",)),
+    _ForeignFormat("a TIFF", (b"II*\x00", b"MM\x00*"), (".tif", ".tiff")),
+    _ForeignFormat("gzip data", (b"\x1f\x8b",), ()),
+)
+
+
+def format_names(conjunction: str) -> str:
+    """Returns the names of FORMATS as a sentence lists them, such as "JPEG or PNG"."""
+    *names, last = (image_format.name for image_format in FORMATS)
+    return f"{', '.join(names)} {conjunction} {last}"
+
+
+def image_suffixes() -> tuple[str, ...]:
+    """Returns the ends of the names of image files, in lower case.
+
+    Those of formats that training does not read are among them: such a file is then refused by
+    name, instead of being left out without a word.
+    """
+    rows = (*FORMATS, *_FOREIGN_FORMATS)
+    return tuple(dict.fromkeys(suffix for row in rows for suffix in row.suffixes))
+
+
+def _find_format(data: bytes) -> int | None:
+    """Returns the place in FORMATS of an image's format, or None where it is none of them."""
+    for number, image_format in enumerate(FORMATS):
+        if data.startswith(image_format.signatures):
+            return number
+    return None
+
+
 def is_readable(data: bytes) -> bool:
-    """Whether training reads images of this format, whatever the file is called."""
-    return data.startswith((_JPEG_SIGNATURE, _PNG_SIGNATURE))
+    """Returns whether training reads images of this format, whatever the file is called."""
+    return _find_format(data) is not None
 
 
 def _unreadable(data: bytes) -> BadImageError:
+    """Returns the error that says what the data is instead of an image that training reads."""
     if not data:
         return BadImageError("0 bytes")
-    for signature, name in _OTHER_SIGNATURES.items():
-        if data.startswith(signature):
-            return BadImageError(
-                f"{name}, neither JPEG nor PNG (scripts/make_tfrecords.py converts)"
-            )
-    return BadImageError(f"neither JPEG nor PNG: it begins with {data[:12]!r}")
+    reason = f"neither {format_names('nor')}"
+    for name, signatures, _ in _FOREIGN_FORMATS:
+        if data.startswith(signatures):
+            return BadImageError(f"{name}, {reason} (scripts/make_tfrecords.py converts)")
+    return BadImageError(f"{reason}: it begins with {data[:12]!r}")
 
 
 def read_header(data: bytes) -> ImageHeader:
-    """Format and size of an encoded image.
+    """Reads format and size of an encoded image.
 
     Raises:
-      BadImageError: it is neither JPEG nor PNG, its header is damaged, or it has no pixels or
-        more than MAX_PIXELS.
+      BadImageError: it has none of FORMATS, its header is damaged, or it has no pixels or more than
+        MAX_PIXELS.
     """
-    if data.startswith(_JPEG_SIGNATURE):
-        decoder, (height, width) = JPEG, _jpeg_size(data)
-    elif data.startswith(_PNG_SIGNATURE):
-        decoder, (height, width) = PNG, _png_size(data)
-    else:
+    number = _find_format(data)
+    if number is None:
         raise _unreadable(data)
+    height, width = FORMATS[number].read_size(data)
     if not 0 < height * width <= MAX_PIXELS:
         raise BadImageError(f"{width} x {height} pixels, where 1 to {MAX_PIXELS} are allowed")
-    return ImageHeader(decoder, height, width)
+    return ImageHeader(number, height, width)

@@ -1,14 +1,15 @@
 """Graph ops from encoded images to uint8 pixels of the network's size. They run on the CPU."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy.typing as npt
 import tensorflow as tf
 
 from trainer.config import DataConfig
-from trainer.inputs.images import rand_augment
+from trainer.inputs.images import encoded, rand_augment
 from trainer.inputs.images.augmentation import SHIFT_FRACTION
-from trainer.inputs.images.encoded import JPEG, PNG
 
 # Columns of Rows.randoms.
 _FLIP = 0
@@ -23,7 +24,7 @@ class Rows(NamedTuple):
 
     Attributes:
       contents: string [n]: encoded images; for the RAW decoder the window's pixels themselves.
-      decoders: int32 [n]: JPEG, PNG or RAW.
+      decoders: int32 [n]: the format's place in `encoded.FORMATS`, or RAW.
       windows: int32 [n, 4]: top, left, height and width of the part to take.
       randoms: float32 [n, NUM_RANDOMS] in [0, 1): what augmentation draws on.
       labels: int32 [n].
@@ -65,31 +66,27 @@ ROW_SHAPES = Rows(
 
 
 def decode_window(contents: tf.Tensor, decoder: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
-    """Decodes a part of an image; of a JPEG, little more than that part.
+    """Adds what decodes a part of an image; of a JPEG, little more than that part.
 
     Args:
       contents: string, scalar.
-      decoder: int32, scalar: JPEG, PNG or RAW.
+      decoder: int32, scalar: the format's place in `encoded.FORMATS`, or RAW.
       window: int32 [4]: top, left, height, width.
 
     Returns:
       uint8 [height, width, 3].
     """
-    top, left, height, width = tf.unstack(window)
-
-    def decode_jpeg() -> tf.Tensor:
-        return tf.io.decode_and_crop_jpeg(contents, window, channels=3)
-
-    def decode_png() -> tf.Tensor:
-        pixels = tf.io.decode_png(contents, channels=3)
-        return tf.slice(pixels, [top, left, 0], [height, width, 3])
+    _, _, height, width = tf.unstack(window)
 
     def view_raw() -> tf.Tensor:
         return tf.reshape(tf.io.decode_raw(contents, tf.uint8), [height, width, 3])
 
-    # Two steps: nearly all images are JPEGs, and a switch of three costs them 3 %.
-    is_jpeg, is_png = tf.equal(decoder, JPEG), tf.equal(decoder, PNG)
-    return tf.cond(is_jpeg, decode_jpeg, lambda: tf.cond(is_png, decode_png, view_raw))
+    # One question after the other: nearly all images are JPEGs, and a switch costs them 3 %.
+    build: Callable[[], tf.Tensor] = view_raw
+    for number, image_format in reversed(list(enumerate(encoded.FORMATS))):
+        decode = functools.partial(image_format.decode, contents, window)
+        build = functools.partial(tf.cond, tf.equal(decoder, number), decode, build)
+    return build()
 
 
 def _shift(pixels: tf.Tensor, randoms: tf.Tensor) -> tf.Tensor:

@@ -11,11 +11,10 @@ import numpy.typing as npt
 
 from trainer.config import DataConfig
 from trainer.errors import UserError
+from trainer.inputs.images import encoded
 from trainer.inputs.source import BadImageError, Source
 from trainer.inputs.sources import storage
 
-# Others than JPEG and PNG are found too, and then refused by name: nothing is left out silently.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 _SPLIT_SEED = 0
 
 
@@ -59,6 +58,7 @@ def list_classes(folder: str, root: str) -> dict[str, list[str]]:
       UserError: a link leads out, or a class is empty.
     """
     classes: dict[str, list[str]] = {}
+    suffixes = encoded.image_suffixes()
     for name in storage.list_folder(folder):
         path = os.path.join(folder, name)
         if name.startswith(".") or not storage.is_folder(path):
@@ -67,13 +67,13 @@ def list_classes(folder: str, root: str) -> dict[str, list[str]]:
         files = [
             os.path.join(path, file)
             for file in storage.list_folder(path)
-            if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith(".")
+            if file.lower().endswith(suffixes) and not file.startswith(".")
         ]
         for file in files:
             _refuse_link_out(file, root)
         if not files:
             raise UserError(
-                f"{path}: a class without images (names end in {', '.join(IMAGE_SUFFIXES)}). "
+                f"{path}: a class without images (names end in {', '.join(suffixes)}). "
                 "Remove the folder, or put its images there."
             )
         classes[name] = files
