@@ -28,13 +28,12 @@ mode, decay and epsilon. That is `resnet_arg_scope`, unless the function has an 
 REGULARIZATION_LOSSES and UPDATE_OPS to the graph's collections itself.
 """
 
-import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from models import resnet_v2
+from models import plug_in, resnet_v2
 from models.arg_scopes import resnet_arg_scope
 
 __all__ = [
@@ -115,24 +114,13 @@ def check_image_size(network: Network, image_size: int) -> None:
 
 
 def _import_function(name: str) -> NetworkFn:
-    """The function that `package.module:function` names."""
-    module_name, colon, function_name = name.partition(":")
-    if not (module_name and colon and function_name):
-        raise UnknownModelError(
-            f"must be one of {', '.join(NAMES)}, or package.module:function, got {name!r}"
-        )
+    """Imports the function that `package.module:function` names."""
     try:
-        module = importlib.import_module(module_name)
-    except (
-        ImportError,
-        TypeError,
-    ) as error:  # TypeError: a relative name, such as ".nets"
-        raise UnknownModelError(
-            f"cannot import module {module_name} ({error}), got {name!r}"
-        ) from error
-    fn = getattr(module, function_name, None)
-    if not callable(fn):
-        raise UnknownModelError(
-            f"module {module_name} has no function {function_name}, got {name!r}"
-        )
-    return fn
+        return plug_in.load(name)
+    except plug_in.PlugInNameError as error:
+        fault = f"must be one of {', '.join(NAMES)}, or package.module:function"
+        if name.startswith("."):  # No misspelt network.
+            fault = f"cannot import module {name.partition(':')[0]} (a relative name)"
+        raise UnknownModelError(f"{fault}, got {name!r}") from error
+    except plug_in.PlugInError as error:
+        raise UnknownModelError(f"{error}, got {name!r}") from error

@@ -1,11 +1,11 @@
 """Opens a data set and checks that it fits the run, before any graph is built."""
 
-import importlib
 import math
 from typing import NamedTuple
 
 import numpy as np
 
+from models import plug_in
 from trainer.config import DataConfig
 from trainer.distributed import Worker
 from trainer.errors import ConfigError, UserError
@@ -111,17 +111,18 @@ def _kind(config: DataConfig) -> str:
     return "tfrecord" if holds_shards or find_shards(config.data_dir) else "folder"
 
 
-def _plug_in(name: str) -> OpenFn:
-    module, _, function = name.partition(":")
-    if not module or not function:
+def _import_plug_in(name: str) -> OpenFn:
+    try:
+        return plug_in.load(name)
+    except plug_in.PlugInNameError as error:
         raise ConfigError(
             "--dataset: must be synthetic, tfrecord, folder or package.module:function, "
             f"got {name!r}"
-        )
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"--dataset: must name a function, got {name!r} ({error})") from error
+        ) from error
+    except plug_in.PlugInError as error:
+        raise ConfigError(
+            f"--dataset: must name a function, got {name!r} ({error.reason})"
+        ) from error
 
 
 def _check_labels(source: Source, num_classes: int) -> None:
@@ -157,7 +158,7 @@ def open_dataset(config: DataConfig, *, num_classes: int | None = None) -> AnyDa
         kind = _kind(config)
         if kind == "synthetic":
             return SyntheticDataset(config, num_classes or synthetic.DEFAULT_CLASSES)
-        source = BUILT_IN[kind](config) if kind in BUILT_IN else _plug_in(kind)(config)
+        source = BUILT_IN[kind](config) if kind in BUILT_IN else _import_plug_in(kind)(config)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
     splits = [split for split in (source.train, source.validation) if split is not None]

@@ -1,12 +1,12 @@
 """Finds out before the first step whether all workers run the same."""
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from models import plug_in
 from trainer.config import Config
 from trainer.distributed import Group
 from trainer.errors import UserError
@@ -43,9 +43,9 @@ def code_of(config: Config) -> Facts:
         for path in sorted(path for path in folder.rglob("*.*") if path.suffix in _CODE):
             facts[f"file {package}/{path.relative_to(folder)}"] = _digest(path)
     for name in (config.model.model, config.data.dataset):
-        if name is not None and ":" in name:
-            module = name.partition(":")[0]
-            facts[f"file of {module}"] = _digest(_origin(module))
+        # One of another form is refused where it is opened, on every worker alike.
+        if name is not None and (parts := plug_in.split(name)):
+            facts[f"file of {parts[0]}"] = _digest(_origin(parts[0]))
     return facts
 
 
@@ -53,15 +53,17 @@ def _origin(module: str) -> Path:
     """A module's file.
 
     Raises:
-      UserError: there is no such module.
+      UserError: there is no such module, or its package cannot be imported.
     """
     try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None or spec.origin is None:
+        path = plug_in.find_file(module)
+    except plug_in.PlugInError as error:
+        raise UserError(
+            f"module {module}: must be there on every worker, got none ({error.reason})"
+        ) from error
+    if path is None:
         raise UserError(f"module {module}: must be there on every worker, got none")
-    return Path(spec.origin)
+    return path
 
 
 def _digest(path: Path) -> str:
