@@ -175,6 +175,20 @@ def test_synthetic_data_is_one_batch_that_differs_between_workers():
         data.build_evaluation(Worker())
 
 
+@pytest.mark.parametrize(
+    ("known", "names"),
+    [
+        (None, ["0", "1", "2"]),
+        (("a",), ["a", "1", "2"]),
+        (("a", "b", "c", "d"), ["a", "b", "c"]),
+    ],
+)
+def test_a_class_without_a_name_is_its_number(known, names):
+    assert dataset.name_classes(known, 3) == names
+    info = dataset.DatasetInfo("d", 1, 0, 3, known, "")
+    assert info.names_of_classes == names
+
+
 def open_numbered(config):
     """A plug-in."""
     assert config.image_size == 8

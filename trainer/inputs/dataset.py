@@ -1,6 +1,7 @@
 """Opens a data set and checks that it fits the run, before any graph is built."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,12 @@ from trainer.inputs.sources.folder import open_folder
 from trainer.inputs.sources.shards import find_shards, open_tfrecord
 
 BUILT_IN: dict[str, OpenFn] = {"tfrecord": open_tfrecord, "folder": open_folder}
+
+
+def name_classes(known: Sequence[str] | None, num_classes: int) -> list[str]:
+    """Returns a name for every class of a network: its number, where it has no other."""
+    names = list(known or ())[:num_classes]
+    return names + [str(number) for number in range(len(names), num_classes)]
 
 
 class DatasetInfo(NamedTuple):
@@ -41,8 +48,7 @@ class DatasetInfo(NamedTuple):
     @property
     def names_of_classes(self) -> list[str]:
         """A name for every class of the network: its number, where it has no other."""
-        names = list(self.class_names or ())[: self.num_classes]
-        return names + [str(number) for number in range(len(names), self.num_classes)]
+        return name_classes(self.class_names, self.num_classes)
 
 
 class Dataset:

@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.config import Config
 from trainer.distributed import Worker
+from trainer.inputs.dataset import name_classes
 from trainer.machine import environment
 from trainer.process import files
 
@@ -89,5 +90,4 @@ def as_trained(config: Config) -> Config:
 
 def class_names(config: Config, num_classes: int) -> list[str]:
     """The names of the classes of the run in --logdir; a class without a name is its number."""
-    names = (_read_model(config).get("class_names") or [])[:num_classes]
-    return names + [str(number) for number in range(len(names), num_classes)]
+    return name_classes(_read_model(config).get("class_names"), num_classes)
