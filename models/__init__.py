@@ -1,6 +1,6 @@
 """Networks: arguments in, tensors out. No flags, no Horovod, no training.
 
-A network is a function. It is found by its name, or, where it is yours, as
+A network is a function. Those of this package are found by their names, all others as
 `package.module:function`:
 
     # my_nets.py, in the current folder or installed: --model=my_nets:tiny
@@ -19,13 +19,14 @@ It is called as `function(images, num_classes=..., is_training=...)`: images are
 or float16 [batch, height, width, 3] in [-1, 1], of a known height and width; the other two are an
 int and a bool. It returns `(logits, end_points)`: logits [batch, num_classes], before the softmax,
 and a dict of named tensors, which may be empty. It may be called again in the same graph, to share
-its variables: they are slim's, or `tf.compat.v1.get_variable`'s, and every layer states its scope.
+its variables: so these have to be made by slim or by `tf.compat.v1.get_variable`, and every layer
+has to state its scope.
 
 The caller enters `slim.arg_scope(network.arg_scope_fn(weight_decay=..., is_training=..., ...))`
 around the call: in it slim's convolutions have weight decay, BN and ReLU by default, and BN has its
-mode, decay and epsilon. That is `resnet_arg_scope`, unless the function has an attribute
-`arg_scope_fn` with the same arguments. A layer that is not slim's adds what it has of
-REGULARIZATION_LOSSES and UPDATE_OPS to the graph's collections itself.
+mode, decay and epsilon. `arg_scope_fn` is `resnet_arg_scope`, unless the function has an attribute
+of that name, with the same arguments. A layer that is not slim's has to add its regularization
+losses and update ops to the graph's collections REGULARIZATION_LOSSES and UPDATE_OPS itself.
 """
 
 from collections.abc import Callable
@@ -57,18 +58,18 @@ NAMES = tuple(_NETWORKS)
 
 
 class UnknownModelError(ValueError):
-    """There is no such network. The message is one line: what was looked for, and where."""
+    """A name that no network has. The message is one line: what was looked for, and where."""
 
 
 class Network(NamedTuple):
     """A network and what its caller has to know.
 
     Attributes:
-      name: what `get` was asked for.
-      fn: the function described above.
-      arg_scope_fn: makes the arg scope in which `fn` is to be called.
-      default_image_size: height and width that it was made for, pixels.
-      minimum_image_size: the least height and width that it can work with, pixels.
+      name: the name that `get` was called with.
+      fn: the function, as the module's docstring describes it.
+      arg_scope_fn: the function that makes the arg scope in which `fn` has to be called.
+      default_image_size: the height and width that the network was made for, pixels.
+      minimum_image_size: the least height and width that the network can work with, pixels.
     """
 
     name: str
@@ -82,7 +83,7 @@ def get(name: str) -> Network:
     """Finds a network.
 
     Args:
-      name: one of `NAMES`, or `package.module:function`.
+      name: the network's name: one of `NAMES`, or `package.module:function`.
 
     Raises:
       UnknownModelError: no network has that name.
@@ -101,8 +102,8 @@ def check_image_size(network: Network, image_size: int) -> None:
     """Refuses images that are too small for a network.
 
     Args:
-      network: the network.
-      image_size: height and width, pixels.
+      network: the network, as `get` returns it.
+      image_size: the images' height and width, pixels.
 
     Raises:
       ValueError: `image_size` is less than `network.minimum_image_size`.
@@ -119,7 +120,7 @@ def _import_function(name: str) -> NetworkFn:
         return plug_in.load(name)
     except plug_in.PlugInNameError as error:
         fault = f"must be one of {', '.join(NAMES)}, or package.module:function"
-        if name.startswith("."):  # No misspelt network.
+        if name.startswith("."):  # Not the misspelt name of a network: the list would not help.
             fault = f"cannot import module {name.partition(':')[0]} (a relative name)"
         raise UnknownModelError(f"{fault}, got {name!r}") from error
     except plug_in.PlugInError as error:

@@ -1,4 +1,4 @@
-"""The defaults that a residual network's layers are built with: slim's `resnet_arg_scope`."""
+"""Default arguments of a residual network's layers: slim's `resnet_arg_scope`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +12,13 @@ UPDATE_OPS = tf.compat.v1.GraphKeys.UPDATE_OPS
 
 @slim.add_arg_scope
 def training_mode(requested: bool, is_training: bool | None = None) -> bool:
-    """Whether BN uses batch statistics: as the network's caller requested, unless frozen.
+    """Returns whether BN uses batch statistics: as the network's caller requested, unless frozen.
 
     Args:
       requested: the network's own argument `is_training`.
-      is_training: set by `resnet_arg_scope(is_training=...)` alone. False freezes BN, since a
-        caller who says it there leaves the network's argument at its default, True.
+      is_training: the arg scope's mode, which only `resnet_arg_scope(is_training=...)` sets. False
+        freezes BN, since a caller who says it there leaves the network's argument at its default,
+        True.
     """
     return False if is_training is False else requested
 
@@ -33,20 +34,20 @@ def resnet_arg_scope(
     *,
     is_training: bool | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """The arg scope of a residual network, to be entered with `slim.arg_scope`.
+    """Returns the arg scope of a residual network, to be entered with `slim.arg_scope`.
 
     Args:
-      weight_decay: each convolution's regularization loss is weight_decay * sum(weights^2) / 2,
-        over its kernel alone: not over biases, beta and gamma.
-      batch_norm_decay: share of the old value that BN's moving statistics keep at each update.
-      batch_norm_epsilon: added to BN's variance.
+      weight_decay: the factor in each convolution's regularization loss, which is
+        weight_decay * sum(weights^2) / 2 over its kernel alone: not over biases, beta and gamma.
+      batch_norm_decay: the share of the old value that BN's moving statistics keep at each update.
+      batch_norm_epsilon: the number that is added to BN's variance.
       batch_norm_scale: whether BN multiplies by a trained gamma.
-      activation_fn: after each convolution and its BN. None: no activation.
+      activation_fn: the function applied after each convolution and its BN. None: no activation.
       use_batch_norm: whether convolutions are followed by BN.
-      batch_norm_updates_collections: name of the graph collection, or names, that gets the ops
-        which update the moving statistics. None: they run with the layer itself.
-      is_training: False puts BN into inference mode, whatever the network's own argument says.
-        None or True: that argument decides.
+      batch_norm_updates_collections: the graph collection, or collections, by name, to which the
+        ops are added that update the moving statistics. None: they run with the layer itself.
+      is_training: BN's mode. False: inference, whatever the network's own argument says. None or
+        True: that argument decides.
 
     Returns:
       The scope: the default arguments of each slim layer.
@@ -70,7 +71,7 @@ def resnet_arg_scope(
         ),
         slim.arg_scope([slim.batch_norm], **batch_norm_params, **mode),
         slim.arg_scope([training_mode], **mode),
-        # pool1 on an even-sized map: SAME, as in the released checkpoints.
+        # For pool1 on maps of even size: the released checkpoints were trained with SAME.
         slim.arg_scope([slim.max_pool2d], padding="SAME") as scope,
     ):
         return scope

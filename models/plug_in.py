@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Files of frames that say nothing of where an import failed.
+# How the files of frames begin that do not tell where an import failed.
 _IMPORT_SYSTEM = ("<frozen importlib", str(Path(importlib.__file__).parent), __file__)
 
 
 class PlugInError(ValueError):
-    """The code cannot be had. The message is one line.
+    """Code that cannot be had. The message is one line.
 
     Attributes:
       reason: the message without the name of the module, where that is more than the reason.
@@ -24,7 +24,7 @@ class PlugInError(ValueError):
 
 
 class PlugInNameError(PlugInError):
-    """The name is not of the form `package.module:function`."""
+    """A name that is not of the form `package.module:function`."""
 
 
 def split(name: str) -> tuple[str, str] | None:

@@ -1,6 +1,6 @@
-"""What residual networks are assembled from, in the names and signatures of slim's resnet_utils.
+"""The parts of residual networks, with the names and signatures of slim's resnet_utils.
 
-Maps are tensors [batch, height, width, channels] of float32, bfloat16 or float16.
+A map is a tensor [batch, height, width, channels] of float32, bfloat16 or float16.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +26,8 @@ class Block(NamedTuple):
     """A stage of a residual network.
 
     Attributes:
-      scope: name of its variable scope, such as `block1`.
-      unit_fn: builds one unit: `unit_fn(map, rate=..., **arguments) -> map`.
+      scope: the name of the stage's variable scope, such as `block1`.
+      unit_fn: the function that builds one unit: `unit_fn(map, rate=..., **arguments) -> map`.
       args: the arguments of each unit, as a mapping or as (depth, depth_bottleneck, stride).
     """
 
@@ -37,7 +37,7 @@ class Block(NamedTuple):
 
 
 def subsample(inputs: tf.Tensor, factor: int, scope: str | None = None) -> tf.Tensor:
-    """Every `factor`-th row and column of a map, from the first on.
+    """Picks every `factor`-th row and column of a map, from the first on.
 
     Returns:
       [batch, ceil(height / factor), ceil(width / factor), channels].
@@ -55,19 +55,19 @@ def conv2d_same(
     rate: int = 1,
     scope: str | None = None,
 ) -> tf.Tensor:
-    """A convolution whose stride only picks from the outputs of the same one without stride.
+    """Adds a convolution whose stride only picks from the outputs of the same one without stride.
 
     TensorFlow's SAME pads a strided convolution by the parity of the map's size, which would shift
     the picked positions. Here the padding depends on the kernel alone, so that this equals
     `subsample(conv2d(inputs, stride=1, padding="SAME"), stride)`.
 
     Args:
-      inputs: [batch, height, width, channels].
-      num_outputs: channels of the result.
-      kernel_size: height and width of the kernel, pixels; odd.
-      stride: of the result, pixels.
-      rate: distance of the kernel's taps, pixels (atrous convolution where above 1).
-      scope: name of the variable scope.
+      inputs: a map [batch, height, width, channels].
+      num_outputs: the number of channels of the result.
+      kernel_size: the height and width of the kernel, pixels; odd.
+      stride: the distance of the positions that are picked, pixels.
+      rate: the distance of the kernel's taps, pixels (atrous convolution where above 1).
+      scope: the name of the variable scope.
 
     Returns:
       [batch, ceil(height / stride), ceil(width / stride), num_outputs].
@@ -115,11 +115,12 @@ def stack_blocks_dense(
     weights see the same pixels, on a denser map (arXiv:1606.00915).
 
     Args:
-      net: [batch, height, width, channels].
-      blocks: the stages.
-      output_stride: `net`'s height by the result's. It must be the product of the first units'
-        strides, up to some unit. None: the product of all.
-      outputs_collections: graph collection, or collections, that get each block's result.
+      net: a map [batch, height, width, channels].
+      blocks: the stages, in order.
+      output_stride: the ratio of `net`'s height to the result's. It must be the product of the
+        first units' strides, up to some unit. None: the product of all.
+      outputs_collections: the graph collection, or collections, to which each block's result is
+        added.
 
     Returns:
       [batch, ceil(height / output_stride), ceil(width / output_stride), channels of the last unit].

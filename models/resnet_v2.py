@@ -40,24 +40,24 @@ def bottleneck(
     outputs_collections: Any = None,
     scope: str | None = None,
 ) -> tf.Tensor:
-    """The residual unit: BN and ReLU first, then 1x1, 3x3 and 1x1 convolutions, plus the shortcut.
+    """Adds a residual unit: BN and ReLU, then 1x1, 3x3 and 1x1 convolutions, plus the shortcut.
 
     Args:
-      inputs: [batch, height, width, channels].
-      depth: channels of the result.
-      depth_bottleneck: channels of the first two convolutions.
-      stride: of the 3x3 convolution and of the shortcut, pixels.
-      rate: distance of the 3x3 kernel's taps, pixels.
-      outputs_collections: graph collection, or collections, that get the result.
-      scope: name of the variable scope.
+      inputs: a map [batch, height, width, channels].
+      depth: the number of channels of the result.
+      depth_bottleneck: the number of channels of the first two convolutions.
+      stride: the stride of the 3x3 convolution and of the shortcut, pixels.
+      rate: the distance of the 3x3 kernel's taps, pixels.
+      outputs_collections: the graph collection, or collections, to which the result is added.
+      scope: the name of the variable scope.
 
     Returns:
       [batch, ceil(height / stride), ceil(width / stride), depth].
     """
     with tf1.variable_scope(scope, "bottleneck_v2", [inputs]) as unit_scope:
         preact = slim.batch_norm(inputs, activation_fn=tf.nn.relu, scope="preact")
-        # What is added up, the shortcut and the last convolution, is left as it is: the next unit
-        # normalizes the sum.
+        # The two summands, shortcut and last convolution, have no BN or ReLU of their own: the next
+        # unit normalizes the sum.
         plain = {"normalizer_fn": None, "activation_fn": None}
         if depth == slim.utils.last_dimension(inputs.shape, min_rank=4):
             shortcut = resnet_utils.subsample(inputs, stride, "shortcut")
@@ -74,7 +74,7 @@ def bottleneck(
 
 
 def _root_block(net: tf.Tensor) -> tf.Tensor:
-    """From images to a quarter of their height and width: 7x7 convolution and max pool."""
+    """Adds a 7x7 convolution and a max pool, to a quarter of the images' height and width."""
     with slim.arg_scope([slim.conv2d], activation_fn=None, normalizer_fn=None):
         net = resnet_utils.conv2d_same(net, 64, 7, stride=2, scope="conv1")
     return slim.max_pool2d(net, [3, 3], stride=2, scope="pool1")
@@ -92,24 +92,25 @@ def resnet_v2(
     reuse: Any = None,
     scope: Any = None,
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-    """A network of the given blocks.
+    """Builds a network of the given blocks.
 
     slim has had two orders of arguments: `tf_slim.nets` has no `spatial_squeeze`, and its logits
-    keep their height and width of 1. A call in that order, which is one with the name of a scope
-    in the place of `reuse`, is understood as such.
+    keep their height and width of 1. A call with the name of a scope in the place of `reuse` is
+    taken for one in that order.
 
     Args:
       inputs: images [batch, height, width, 3], or any map where `include_root_block` is False.
-      blocks: the stages.
-      num_classes: of the logits. None or 0: no logits, and the features are the result.
+      blocks: the stages, in order.
+      num_classes: the number of logits. None or 0: no logits, and the features are the result.
       is_training: whether BN uses the batch's statistics, and updates the moving ones.
       global_pool: whether to average over height and width.
-      output_stride: `inputs`' height by the last map's. None: as the strides make it, 32 for the
-        networks below. A smaller one makes convolutions atrous, for dense prediction.
+      output_stride: the ratio of `inputs`' height to the last map's. None: the product of all
+        strides, 32 for the networks below. A smaller one makes convolutions atrous, for dense
+        prediction.
       include_root_block: whether to begin with `conv1` and `pool1`.
       spatial_squeeze: whether pooled logits lose their height and width of 1.
-      reuse: whether to use the variables that are there already, in `scope`.
-      scope: name of the variable scope.
+      reuse: whether to use the variables that exist already in `scope`.
+      scope: the name of the variable scope.
 
     Returns:
       logits [batch, num_classes], before the softmax; [batch, 1, 1, num_classes] without
@@ -168,13 +169,14 @@ resnet_v2.default_image_size = 224  # type: ignore[attr-defined]  # slim's nets 
 
 
 def resnet_v2_block(scope: str, base_depth: int, num_units: int, stride: int) -> resnet_utils.Block:
-    """A stage of `num_units` bottleneck units; the last one has the stride.
+    """Returns a stage of `num_units` bottleneck units, the last of which has the stride.
 
     Args:
-      scope: name of its variable scope.
-      base_depth: channels within the bottleneck; the units' results have four times as many.
-      num_units: how many units.
-      stride: of the stage, pixels.
+      scope: the name of the stage's variable scope.
+      base_depth: the number of channels within the bottleneck; the units' results have four times
+        as many.
+      num_units: the number of units.
+      stride: the stride of the stage, pixels.
     """
     strides = [1] * (num_units - 1) + [stride]
     return resnet_utils.Block(
@@ -194,7 +196,7 @@ def resnet_v2_block(scope: str, base_depth: int, num_units: int, stride: int) ->
 def _create_network(
     name: str, units: tuple[int, int, int, int]
 ) -> Callable[..., tuple[tf.Tensor, dict[str, tf.Tensor]]]:
-    """The network function of a name, given the units of its four stages."""
+    """Returns the network function of a name, given the number of units of its four stages."""
 
     def network(
         inputs: tf.Tensor,
@@ -227,7 +229,7 @@ def _create_network(
 
     network.__name__ = network.__qualname__ = name
     network.__doc__ = f"{name}: stages of {units} units. Arguments and results: see `resnet_v2`."
-    # Less than the total stride, 32, leaves the last stages maps of one pixel.
+    # Images smaller than the total stride, 32, would leave the last stages maps of one pixel.
     vars(network).update(default_image_size=224, minimum_image_size=32)
     return network
 

@@ -1,7 +1,7 @@
-"""tf-slim 1.1.0 on today's TensorFlow; the only place that knows what stands between the two.
+"""tf-slim 1.1.0 on today's TensorFlow; the only module that knows where the two do not fit.
 
-Whoever wants tf-slim writes `from models.slim_compat import slim`. That import is enough to make
-`tf_slim` itself work too, its layers and its networks (`tf_slim.nets`) unchanged.
+Code that uses tf-slim writes `from models.slim_compat import slim`. That import makes `tf_slim`
+itself work too, with its layers and its networks (`tf_slim.nets`) unchanged.
 """
 
 import importlib
@@ -14,19 +14,19 @@ from tensorflow.python.framework import ops as framework_ops
 
 __all__ = ["slim"]
 
-# slim builds its layers with what TensorFlow calls deprecated, and still has: nothing that the
-# user of a trainer could change.
+# slim builds its layers with functions that TensorFlow still has and calls deprecated: a user of
+# this program could do nothing about the warnings.
 warnings.filterwarnings("ignore", "`(layer.apply|tf.layers.flatten)` is deprecated", UserWarning)
 
 
 class _GraphKeys(tf.compat.v1.GraphKeys):  # type: ignore[misc]  # TensorFlow has no types
-    """The graph keys, with an UPDATE_OPS that equals TensorFlow's but is another object."""
+    """TensorFlow's graph keys, with an UPDATE_OPS that is equal but another object."""
 
     UPDATE_OPS = tf.compat.v1.GraphKeys.UPDATE_OPS.encode().decode()
 
 
 class _OpsForSlimLayers:
-    """`tensorflow.python.framework.ops` as `tf_slim.layers.layers` is to see it."""
+    """A view of `tensorflow.python.framework.ops` for `tf_slim.layers.layers`."""
 
     GraphKeys = _GraphKeys
 
@@ -34,11 +34,11 @@ class _OpsForSlimLayers:
         return getattr(framework_ops, name)
 
 
-# Some of slim's functions ask isinstance(x, ops.Tensor), a class that TensorFlow has moved away.
+# Some of slim's functions ask isinstance(x, ops.Tensor), a class that TensorFlow has moved.
 framework_ops.Tensor = tf.Tensor
 
-# slim.batch_norm goes to a Keras class that needs a package of its own (tf_keras), but only where
+# slim.batch_norm calls a Keras class that needs a package of its own (tf_keras), but only where
 # `updates_collections is ops.GraphKeys.UPDATE_OPS`, the very object. With this view that is never
-# so, and slim takes its own fused implementation. The update ops land in UPDATE_OPS all the same,
+# so, and slim takes its own fused implementation. The update ops are in UPDATE_OPS all the same,
 # since a graph finds a collection by equality.
 vars(importlib.import_module("tf_slim.layers.layers"))["ops"] = _OpsForSlimLayers()
