@@ -1,6 +1,7 @@
-"""Examples for the network: from shards, folders, plug-ins or at random, to batches on a device.
+"""The way of examples from shards, folders, plug-ins or a random generator to batches on a device.
 
-`dataset.open_dataset` finds out what there is and checks it; the `Dataset` adds streams of batches
-to a graph (`pipeline`); `trainer.graph.images` makes of a batch what the network expects. Nothing
-is imported here, so that programs that only convert images do not have to load TensorFlow.
+`dataset.open_dataset` finds the data set that the flags name and checks it. The `Dataset` that it
+returns adds streams of batches to a graph (`pipeline`). `trainer.graph.images` turns a batch into
+what the network expects. Nothing is imported here, so that programs which only convert images do
+not have to load TensorFlow.
 """

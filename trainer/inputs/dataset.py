@@ -31,11 +31,12 @@ class DatasetInfo(NamedTuple):
     """What a run has to know of its data.
 
     Attributes:
-      name: of the kind of data set.
-      num_train_examples, num_validation_examples: 0 where there is no such split.
-      num_classes: of the network.
-      class_names: by label; None: not known.
-      fingerprint: the same as long as the data set is.
+      name: the name of the kind of data set.
+      num_train_examples, num_validation_examples: the number of examples of each split; 0 where
+        there is no such split.
+      num_classes: the number of classes of the network.
+      class_names: the names of the classes, by label. None: not known.
+      fingerprint: a text that changes when the data set does.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Dataset:
         self._source = source
 
     def _split(self, name: str) -> Split:
+        """Returns a split by name; raises UserError where there is none, or an empty one."""
         split: Split | None = getattr(self._source, name)
         if split is None or len(split.labels) == 0:
             raise UserError(
@@ -74,7 +76,7 @@ class Dataset:
         return build_stream(maker, self._config, worker, steps=None)
 
     def build_evaluation(self, worker: Worker) -> Stream:
-        """Adds one pass over the validation examples; each is in one worker's batches, once."""
+        """Adds one pass over the validation examples, each of which one worker gets, once."""
         split = self._split("validation")
         maker = EvaluationRows(self._config, split, worker)
         steps = math.ceil(len(split.labels) / (self._config.batch_size * worker.size))
@@ -82,7 +84,7 @@ class Dataset:
 
 
 class SyntheticDataset:
-    """One random batch again and again; nothing to validate on."""
+    """A data set of one random batch, which every step gets, and no validation examples."""
 
     def __init__(self, config: DataConfig, num_classes: int) -> None:
         self._config = config
@@ -102,13 +104,13 @@ class SyntheticDataset:
         )
 
     def build_evaluation(self, worker: Worker) -> Stream:
-        """Refuses: accuracy on random labels means nothing."""
+        """Raises UserError: accuracy on random labels means nothing."""
         del worker
         raise UserError("--dataset: synthetic has nothing to evaluate on; give --data_dir")
 
 
 def _kind(config: DataConfig) -> str:
-    """The kind of data set that --data_dir holds, where --dataset does not say."""
+    """Returns --dataset or, where it is not given, the kind of data set that --data_dir holds."""
     if config.dataset is not None:
         return config.dataset
     if config.data_dir is None:
@@ -118,6 +120,7 @@ def _kind(config: DataConfig) -> str:
 
 
 def _import_plug_in(name: str) -> OpenFn:
+    """Imports the function that --dataset names; raises ConfigError where that cannot be done."""
     try:
         return plug_in.load(name)
     except plug_in.PlugInNameError as error:
@@ -132,6 +135,7 @@ def _import_plug_in(name: str) -> OpenFn:
 
 
 def _check_labels(source: Source, num_classes: int) -> None:
+    """Raises UserError, with an example, where labels are not in 0 to num_classes - 1."""
     for name, split in (("train", source.train), ("validation", source.validation)):
         if split is None or len(split.labels) == 0:
             continue
@@ -149,11 +153,11 @@ AnyDataset = Dataset | SyntheticDataset
 
 
 def open_dataset(config: DataConfig, *, num_classes: int | None = None) -> AnyDataset:
-    """Opens what --dataset and --data_dir name. Adds nothing to a graph.
+    """Opens the data set that --dataset and --data_dir name. Adds nothing to a graph.
 
     Args:
       config: the data group of flags.
-      num_classes: of the network, where the user says; else as many as the data has.
+      num_classes: the number of classes of the network. None: as many as the data has.
 
     Raises:
       UserError: the data set is missing or damaged, or has more classes than the network.

@@ -1,7 +1,8 @@
-"""The order of training examples: a pure function of seed and epoch, open at any position.
+"""The order of training examples: a pure function of seed and epoch, which can start anywhere.
 
-Workers take turns in one endless sequence of examples, an epoch's permutation after the other's.
-Where a worker is in it follows from its step, so nothing has to be remembered or skipped.
+Workers take turns in one endless sequence of examples: one epoch's permutation after the other.
+A worker's position in it follows from its step, so that a run which is resumed needs no record of
+what was read, and reads nothing only to skip it.
 """
 
 import functools
@@ -16,25 +17,27 @@ from trainer.distributed import Worker
 
 
 class EpochOrder:
-    """A permutation of the examples for every epoch."""
+    """The permutations of the examples, one for every epoch."""
 
     def __init__(self, num_examples: int, *, seed: int, block: int = 1) -> None:
-        """Makes no permutation yet.
+        """Stores what the permutations depend on; each is made when it is first needed.
 
         Args:
-          num_examples: in the split, at least 1.
-          seed: of the order.
-          block: neighbours that stay together, so that a disk or server is read in larger pieces.
+          num_examples: the number of examples in the split, at least 1.
+          seed: the seed of the order.
+          block: the number of neighbours that stay together, so that a disk or server is read in
+            larger pieces.
         """
         self._num_examples = num_examples
         self._seed = seed
         self._block = block
-        self._lock = threading.Lock()  # So that not every thread makes the same permutation.
-        # The two epochs that a chunk of positions may touch.
+        self._lock = threading.Lock()  # Otherwise several threads would make the same permutation.
+        # Two, since a chunk of positions may lie in two epochs.
         self._permutation = functools.lru_cache(maxsize=2)(self._create_permutation)
 
     def _create_permutation(self, epoch: int) -> npt.NDArray[Any]:
-        # A generator's raw bits are the same in every NumPy; `Generator.permutation` promises less.
+        # A generator's raw bits are the same in every version of NumPy; what
+        # `Generator.permutation` makes of them may change.
         generator = np.random.Philox(key=np.array([self._seed, epoch], np.uint64))
         num_blocks = math.ceil(self._num_examples / self._block)
         blocks = np.argsort(generator.random_raw(num_blocks), kind="stable")
@@ -44,10 +47,10 @@ class EpochOrder:
         return examples[examples < self._num_examples]
 
     def examples_at(self, positions: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """Epoch and example of each place in the endless sequence.
+        """Returns epoch and example at each position of the endless sequence.
 
         Args:
-          positions: int64 [n], from 0.
+          positions: positions, from 0: int64 [n].
 
         Returns:
           (epochs, examples), both int64 [n].
@@ -63,14 +66,14 @@ class EpochOrder:
 
 
 def global_positions(local: npt.NDArray[Any], worker: Worker, batch_size: int) -> npt.NDArray[Any]:
-    """Places in the sequence that all workers share.
+    """Returns positions in the sequence that all workers share: int64 [n].
 
-    Step k takes size * batch_size places; within it worker r has the r-th run of batch_size.
+    Each step consumes size * batch_size positions, of which worker r gets the r-th batch_size.
 
     Args:
-      local: int64 [n]: places in this worker's own sequence.
-      worker: which one it is.
-      batch_size: per worker.
+      local: positions in this worker's own sequence: int64 [n].
+      worker: this worker.
+      batch_size: the number of examples per worker and step.
     """
     steps, rows = np.divmod(local, batch_size)
     return (steps * worker.size + worker.rank) * batch_size + rows

@@ -1,8 +1,9 @@
-"""The tf.data graph around a reader: chunks of rows in, batches out.
+"""The tf.data graph from a worker's sequence of examples to its batches.
 
-A chunk of the worker's sequence is read by one call into Python and decoded by C++ ops; several
-chunks are under way at once, and come out in order. Where an image of a chunk turns out not to be
-decodable, the chunk is made again, this time trying every image first (`decode`).
+The sequence is cut into chunks. Each is read by one call into Python and decoded by C++
+operations; several chunks are processed at once, and come out in order. Where an image of a chunk
+cannot be decoded, the whole chunk is made again, and this time Python tries to decode every image
+first (`decode`) and replaces the bad ones.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from trainer.inputs.images.pixels import ROW_SHAPES, ROW_TYPES, Rows, build_pixe
 from trainer.inputs.rows import EvaluationRows, GuardedRows, TrainRows
 from trainer.machine import cores
 
-# Large enough to hide what a call into Python costs, small enough to keep all threads busy.
+# Large enough to hide the cost of a call into Python, small enough to keep all threads busy.
 _CHUNK_SIZES = range(32, 15, -1)
 _BATCHES_AHEAD = 2
 
@@ -27,12 +28,15 @@ class Batch(NamedTuple):
     """One worker's examples of one step.
 
     Attributes:
-      images: uint8 [batch_size, image_size, image_size, 3].
-      labels: int32 [batch_size].
-      weights: float32 [batch_size]: 1 for an example; 0 for a row that does not count.
-      shares: float32 [batch_size] in [0, 1]: how much of an example is to stay its own when it is
-        mixed (`images.network_input`); 1 without --mixup and --cutmix.
-      boxes: int32 [batch_size, 4]: top, left, height and width of what --cutmix replaces; else 0.
+      images: the pixels: uint8 [batch_size, image_size, image_size, 3].
+      labels: the classes: int32 [batch_size].
+      weights: the weight of each row: 1 for an example, 0 for a row that does not count; float32
+        [batch_size].
+      shares: the share of an example that stays its own when it is mixed with another
+        (`trainer.graph.images.network_input`): float32 [batch_size] in [0, 1]; 1 without --mixup
+        and --cutmix.
+      boxes: top, left, height and width of the part that --cutmix replaces: int32 [batch_size, 4];
+        0 where there is none.
     """
 
     images: tf.Tensor
@@ -43,13 +47,13 @@ class Batch(NamedTuple):
 
 
 class Stream:
-    """Batches in a graph, and what became of the examples that could not be read.
+    """The batches of a graph, and the examples that could not be read.
 
     Attributes:
-      batch: tensors of the next batch, each time they are run.
-      initializer: op that starts the stream; feed `start_step`.
-      start_step: int64 placeholder, scalar: the first step whose batch is wanted.
-      steps: how many batches there are from step 0, the same on every worker; None: no end.
+      batch: the tensors of a batch; each run of them gives the next one.
+      initializer: the op that starts the stream, to be run with `start_step` fed.
+      start_step: the placeholder of the first step whose batch is wanted: int64, scalar.
+      steps: the number of batches from step 0 on, the same on every worker. None: no end.
     """
 
     def __init__(
@@ -68,14 +72,15 @@ class Stream:
         self._rows = rows
 
     def bad_examples(self) -> int:
-        """How many different examples this worker has found to be bad up to now."""
+        """Returns how many different examples this worker has found to be bad so far."""
         return self._rows.maker.images.bad_examples if self._rows else 0
 
     def explain(self, error: tf.errors.OpError) -> UserError | None:
-        """Why the stream ended, or None where `error` is not this stream's.
+        """Returns why the stream ended, or None where `error` has another cause.
 
         Args:
-          error: what `Session.run` raised. A stream that cannot go on ends: OutOfRangeError.
+          error: the error that `Session.run` raised. It is an OutOfRangeError where a stream
+            cannot go on, since that stream then ends.
         """
         if self._rows is None or not isinstance(error, tf.errors.OutOfRangeError):
             return None
@@ -83,7 +88,7 @@ class Stream:
 
     @contextlib.contextmanager
     def explain_errors(self) -> Iterator[None]:
-        """Raises the stream's own UserError where it is what ended a session's run."""
+        """Raises, in place of a session's error, the UserError of this stream that caused it."""
         try:
             yield
         except tf.errors.OpError as error:
@@ -95,19 +100,19 @@ class Stream:
 
 
 def count_threads(worker: Worker) -> int:
-    """This worker's share of the cores that the process may use, at least 1."""
+    """Returns how many threads may process chunks: this worker's share of the cores, at least 1."""
     return cores.worker_cores(worker.local_size)
 
 
 def _chunk_size(batch_size: int) -> int:
-    """Rows to make at a time: if possible, a divisor of the batch size."""
+    """Returns the number of rows of a chunk: if possible, a divisor of the batch size."""
     if batch_size < _CHUNK_SIZES[-1]:
         return batch_size
     return next((size for size in _CHUNK_SIZES if batch_size % size == 0), _CHUNK_SIZES[0])
 
 
 def _regroup(chunks: tf.data.Dataset, count: int, batch_size: int) -> tf.data.Dataset:
-    """Batches out of chunks of `count` rows, without copying them one by one where that can be."""
+    """Makes batches of chunks of `count` rows; row by row only where a batch ends in a chunk."""
     if batch_size % count:
         return chunks.unbatch().batch(batch_size, drop_remainder=True)
     if batch_size == count:
@@ -120,7 +125,7 @@ def _regroup(chunks: tf.data.Dataset, count: int, batch_size: int) -> tf.data.Da
 
 
 def _read_op(rows: GuardedRows, start: tf.Tensor, count: int, *, decode: bool) -> Rows:
-    """Tensors of a chunk of rows."""
+    """Adds the call into Python that makes a chunk of rows."""
     values = tf.numpy_function(
         lambda start: rows.create(start, count, decode=decode), [start], list(ROW_TYPES)
     )
@@ -135,7 +140,7 @@ def _read_op(rows: GuardedRows, start: tf.Tensor, count: int, *, decode: bool) -
 def _build_chunks(
     starts: tf.data.Dataset, rows: GuardedRows, count: int, config: DataConfig, threads: int
 ) -> tf.data.Dataset:
-    """Batches of `count` examples, made again with care where decoding fails."""
+    """Makes batches of `count` examples; where decoding fails, again and with checks."""
     training = isinstance(rows.maker, TrainRows)
 
     @tf.function(autograph=False)  # Traced once for both of its uses below.
@@ -162,16 +167,16 @@ def build_stream(
     """Adds the pipeline to the current graph.
 
     Args:
-      maker: of the rows.
-      config: size, augmentation and batch size.
-      worker: who reads.
-      steps: batches in all; None: no end.
+      maker: the maker of the rows.
+      config: the size, augmentation and batch size.
+      worker: the worker that reads.
+      steps: the number of batches. None: no end.
     """
     rows = GuardedRows(maker)
     threads = count_threads(worker)
     batch_size = config.batch_size
     count = _chunk_size(batch_size)
-    # TensorFlow's own threads would compete with each other: one core, one image.
+    # One thread per image: TensorFlow's own threads within an image would compete with each other.
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1

@@ -1,7 +1,7 @@
-"""Makes the rows of a chunk of the stream: the Python half of the pipeline.
+"""Rows of a chunk of the stream: the Python half of the pipeline.
 
-It says which examples they are, has them read, and decides what is random about them. Decoding
-and all other work on pixels is done by C++ ops (`pixels`).
+It chooses the examples, reads them, and draws the random numbers of their augmentation. Decoding
+and all other work on pixels is done by C++ operations (`images.pixels`).
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from trainer.inputs.order import EpochOrder, global_positions
 from trainer.inputs.source import Split
 from trainer.inputs.sources import storage
 
-# Fills up the last batches of an evaluation: one black pixel.
+# One black pixel, to fill up the last batches of an evaluation.
 _BLANK = Image(0, np.zeros((1, 1, 3), np.uint8), ImageHeader(RAW, 1, 1))
 _REMOTE_SHUFFLE_BLOCK = 16
 
@@ -40,10 +40,10 @@ class TrainRows:
         self._order = EpochOrder(len(split.labels), seed=seed, block=block)
 
     def create(self, local_positions: npt.NDArray[Any], *, decode: bool) -> Rows:
-        """Rows at some places of this worker's own sequence.
+        """Makes the rows at some positions of this worker's own sequence.
 
         Args:
-          local_positions: int64 [n], counted from this worker's first example.
+          local_positions: positions, counted from this worker's first example: int64 [n].
           decode: whether to make sure that the images can be decoded.
 
         Raises:
@@ -76,7 +76,7 @@ class TrainRows:
     def _good_image(
         self, position: int, example: int, crop_randoms: npt.NDArray[Any], *, decode: bool
     ) -> Image:
-        """The image for a place in the sequence, or for a bad one the next good one's."""
+        """Returns the image at a position or, where it is bad, the next good one."""
         for distance in range(len(self._labels)):
             if distance:
                 following = np.array([position + distance])
@@ -92,7 +92,10 @@ class TrainRows:
 
 
 class EvaluationRows:
-    """Every example once over all workers, in order; then rows that do not count."""
+    """The rows of one worker in an evaluation, which counts each example once over all workers.
+
+    The examples are in order; rows of weight 0 fill up the last batches.
+    """
 
     def __init__(self, config: DataConfig, split: Split, worker: Worker) -> None:
         self.images = ImageReader(split, config, worker)
@@ -101,7 +104,7 @@ class EvaluationRows:
         self._worker = worker
 
     def create(self, local_positions: npt.NDArray[Any], *, decode: bool) -> Rows:
-        """Rows at some places of this worker's own sequence; see `TrainRows.create`."""
+        """Makes the rows at some positions of this worker's sequence; see `TrainRows.create`."""
         positions = global_positions(local_positions, self._worker, self._config.batch_size)
         images = [self._good_image(position, decode=decode) for position in positions.tolist()]
         filled = [image or _BLANK for image in images]
@@ -109,7 +112,7 @@ class EvaluationRows:
         return rows._replace(weights=np.array([image is not None for image in images], np.float32))
 
     def _good_image(self, position: int, *, decode: bool) -> Image | None:
-        """The image for a place, or None where there is none or a bad one."""
+        """Returns the image at a position, or None where there is none or a bad one."""
         image = self.images.read(position) if position < len(self._labels) else None
         if image is None or not decode:
             return image
@@ -118,9 +121,13 @@ class EvaluationRows:
 
 
 class GuardedRows:
-    """Makes rows for the graph: an error becomes a row that ends the stream, and is kept.
+    """A maker of rows for the graph that keeps an error and makes rows which end the stream.
 
-    An exception that went through TensorFlow would come out as a page of traceback.
+    TensorFlow would turn an exception that passes through it into a page of traceback.
+
+    Attributes:
+      maker: the maker of the rows.
+      error: the first error; None: none so far.
     """
 
     def __init__(self, maker: TrainRows | EvaluationRows) -> None:
@@ -128,7 +135,7 @@ class GuardedRows:
         self.error: UserError | None = None
 
     def create(self, start: npt.NDArray[Any], count: int, *, decode: bool) -> Rows:
-        """Rows from place `start` (int64, scalar) of this worker's sequence on."""
+        """Makes `count` rows of this worker's sequence from position `start` (int64, scalar) on."""
         try:
             return self.maker.create(start + np.arange(count), decode=decode)
         except UserError as error:
@@ -139,7 +146,7 @@ class GuardedRows:
 
 
 def _sizes(images: Sequence[Image]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Heights and widths, int64 [n], pixels."""
+    """Returns the heights and widths of images: int64 [n] each, pixels."""
     sizes = np.array([(image.header.height, image.header.width) for image in images])
     return sizes[:, 0], sizes[:, 1]
 
@@ -149,7 +156,7 @@ def _centre_windows(images: Sequence[Image], config: DataConfig) -> npt.NDArray[
 
 
 def _contents(image: Image, window: Sequence[int]) -> bytes:
-    """What the decoder gets: the encoded image, or of decoded ones the window's pixels."""
+    """Returns the decoder's input: an encoded image, or of a decoded one the window's pixels."""
     if isinstance(image.data, bytes):
         return image.data
     top, left, height, width = window
@@ -159,7 +166,7 @@ def _contents(image: Image, window: Sequence[int]) -> bytes:
 def _create_rows(
     images: Sequence[Image], windows: npt.NDArray[Any], labels: npt.NDArray[Any]
 ) -> Rows:
-    """Rows of weight 1 without augmentation; `labels` are those of the whole split."""
+    """Makes rows of weight 1 without augmentation; `labels` are those of the whole split."""
     contents = np.empty(len(images), object)
     contents[:] = [
         _contents(image, window) for image, window in zip(images, windows.tolist(), strict=True)

@@ -1,7 +1,7 @@
-"""What a data set gives to the pipeline: encoded images by number, and their labels.
+"""The contract of data sets: encoded images by number, and their labels.
 
-The built-in kinds (TFRecord shards, a folder of images) and plug-ins alike are functions from
-`DataConfig` to a `Source`. `--dataset=package.module:function` names such a function:
+Every kind of data set, built in (TFRecord shards, a folder of images) or a plug-in, is a function
+from `DataConfig` to a `Source`. `--dataset=package.module:function` names such a function:
 
     class Flags:
         def __init__(self, folder):
@@ -36,28 +36,28 @@ class Split(Protocol):
 
     @property
     def labels(self) -> npt.NDArray[Any]:
-        """int64 [number of examples]: classes from 0."""
+        """The classes, from 0: int64 [number of examples]."""
 
     def read(self, example: int) -> bytes:
-        """The encoded image, in a format of `trainer.inputs.images.encoded`.
+        """Returns the encoded image, in a format of `trainer.inputs.images.encoded`.
 
         Raises:
-          BadImageError: this example has none; it counts against --max_bad_examples.
+          BadImageError: there is no image that can be read; it counts against --max_bad_examples.
           UserError: the data set is damaged; the run ends.
         """
 
     def where(self, example: int) -> str:
-        """Names the example in a message: file and record."""
+        """Returns the example's name for a message: file and record."""
 
 
 class Source(NamedTuple):
     """A data set.
 
     Attributes:
-      name: of the kind of data set.
-      train, validation: None where there is no such split.
-      num_classes: None: as many as the largest label says.
-      class_names: by label; None: not known.
+      name: the name of the kind of data set.
+      train, validation: the splits. None: there is no such split.
+      num_classes: the number of classes. None: one more than the largest label.
+      class_names: the names of the classes, by label. None: not known.
       fingerprint: a text that changes when the data set does.
     """
 

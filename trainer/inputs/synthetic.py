@@ -1,4 +1,4 @@
-"""`--dataset=synthetic`: one random batch, made once on the device that uses it."""
+"""`--dataset=synthetic`: one random batch, made once, on the device that uses it."""
 
 import tensorflow as tf
 
@@ -7,19 +7,20 @@ from trainer.distributed import Worker
 from trainer.inputs.pipeline import Batch, Stream
 
 DEFAULT_CLASSES = 1000
-NUM_EXAMPLES = 1_281_167  # As many as ImageNet's training set, so that an epoch means the same.
+NUM_EXAMPLES = 1_281_167  # As in ImageNet's training set: an epoch is as long.
 
 
 def build_synthetic(config: DataConfig, worker: Worker, *, num_classes: int, seed: int) -> Stream:
     """Adds variables with random pixels and labels to the current graph.
 
-    They are in no collection: nobody saves, broadcasts or initializes them but this stream.
+    They are in no collection, so that they are neither saved nor broadcast, and only this stream
+    initializes them.
     """
     shape = [config.batch_size, config.image_size, config.image_size, 3]
     seeds = tf.constant([seed, worker.rank])
     with tf.name_scope("inputs"):
         start_step = tf.compat.v1.placeholder(tf.int64, [], name="start_step")
-        # int32, since GPUs draw no uint8.
+        # int32, since GPUs have no such operation for uint8.
         pixels = tf.random.stateless_uniform(shape, seeds, 0, 256, tf.int32)
         labels = tf.random.stateless_uniform(shape[:1], seeds + 1, 0, num_classes, tf.int32)
         variables = [
