@@ -7,13 +7,13 @@ of Handwritten Digits"). 1,437 are to train on and 360 to validate on, each digi
 
 import argparse
 import os
-import shutil
 
 import program
 
 from trainer.errors import UserError
 from trainer.inputs.conversion import convert
 from trainer.inputs.sources import manifest
+from trainer.process import files
 
 _VALIDATION_FRACTION = 0.2
 _DEFAULT_OUT = os.path.join(
@@ -29,14 +29,13 @@ def write_images(folder: str) -> None:
     except ImportError as error:
         raise UserError(f"{error}. Install it: pip install scikit-learn pillow") from error
     digits = load_digits()
-    unfinished = f"{folder}.writing"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    for label in range(10):
-        os.makedirs(os.path.join(unfinished, str(label)))
-    for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-        shades = (pixels * 255 / 16).round().astype("uint8")
-        Image.fromarray(shades).save(os.path.join(unfinished, str(label), f"{number:04}.png"))
-    os.replace(unfinished, folder)
+    files.sweep_beside(folder)
+    with files.replacing(folder) as temporary:
+        for label in range(10):
+            (temporary / str(label)).mkdir(parents=True)
+        for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+            shades = (pixels * 255 / 16).round().astype("uint8")
+            Image.fromarray(shades).save(temporary / str(label) / f"{number:04}.png")
 
 
 def prepare(out: str) -> manifest.Manifest:

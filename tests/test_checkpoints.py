@@ -161,7 +161,7 @@ def test_a_save_that_fails_leaves_the_earlier_ones(logdir, monkeypatch):
         with pytest.raises(OSError, match="No space left"):
             store.save(session, 4)
     assert search.find_newest(str(logdir)).step == 3
-    assert not (logdir / ".saving").exists()
+    assert not list(logdir.glob(f".*{files.SUFFIX}"))
 
 
 def restore_into(shape, logdir, *, name="w"):

@@ -24,6 +24,7 @@ from faulty_runs import (
 from processes import ROOT
 
 from trainer.checkpoints import layout, search
+from trainer.process import files
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
@@ -255,7 +256,7 @@ def test_a_full_disk_during_a_save_costs_that_save_alone(tmp_path):
         assert run.wait() == 75
         assert "Detected at node" not in run.output()  # The reason is one line.
     assert read_status(logdir)["state"] == "preempted"
-    assert not (logdir / ".saving").exists()
+    assert not list(logdir.glob(f".*{files.SUFFIX}"))
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):

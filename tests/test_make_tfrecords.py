@@ -18,6 +18,7 @@ from test_inputs_damage import big_png
 from trainer.errors import UserError
 from trainer.inputs.conversion import convert
 from trainer.inputs.conversion.verify import Verifier
+from trainer.process import files
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
@@ -224,7 +225,7 @@ def test_killed_and_started_again_it_ends_as_if_undisturbed(tmp_path):
     again = run("make_tfrecords.py", *options, "--out", out)
     assert again.returncode == 0, again.stderr
     assert hashes(out) == expected
-    assert not list(out.glob(".*.writing"))
+    assert not list(out.glob(f".*{files.SUFFIX}"))
     # What was finished was not written again.
     assert all((out / name).stat().st_mtime_ns == changed for name, changed in finished.items())
 

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.checkpoints.manifest import ASIDE, Entry, SavedFile, describe_file
+from trainer.checkpoints.manifest import Entry, SavedFile, describe_file
 from trainer.process import files as atomic_file
 
 _INDEX = re.compile(r"model\.ckpt-(\d+)\.index")
@@ -31,9 +31,21 @@ def prefix_of(logdir: str, step: int) -> str:
     return str(Path(logdir) / f"model.ckpt-{step}")
 
 
-def move(aside: Path, folder: Path) -> list[SavedFile]:
+def create_temporary_folder(logdir: Path) -> Path:
+    """A new folder for the files of a checkpoint, until they are moved to where they belong.
+
+    Raises:
+      OSError: it can't be made.
+    """
+    folder = atomic_file.temporary_path(logdir / "saving")
+    atomic_file.remove(folder)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def move(temporary: Path, folder: Path) -> list[SavedFile]:
     """Moves a checkpoint's files into a folder, the index last; returns what they are."""
-    paths = sorted(aside.iterdir(), key=lambda path: path.suffix == ".index")
+    paths = sorted(temporary.iterdir(), key=lambda path: path.suffix == ".index")
     files = [describe_file(path) for path in paths]
     for path in paths:
         path.replace(folder / path.name)
@@ -41,18 +53,16 @@ def move(aside: Path, folder: Path) -> list[SavedFile]:
     return files
 
 
-def link_aside(folder: Path, entry: Entry) -> Path:
-    """A second name for a checkpoint's files, in a folder of their own; copies, where need be."""
-    aside = folder / ASIDE
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+def link(folder: Path, entry: Entry) -> Path:
+    """A second name for a checkpoint's files, in a temporary folder; copies, where need be."""
+    temporary = create_temporary_folder(folder)
     for file in entry.files:
         try:
-            os.link(folder / file.name, aside / file.name)
+            os.link(folder / file.name, temporary / file.name)
         except OSError:  # A file system without links.
-            shutil.copyfile(folder / file.name, aside / file.name)
-            atomic_file.sync(aside / file.name)
-    return aside
+            shutil.copyfile(folder / file.name, temporary / file.name)
+            atomic_file.sync(temporary / file.name)
+    return temporary
 
 
 def write_state(folder: Path, steps: Sequence[int]) -> None:

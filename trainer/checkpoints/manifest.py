@@ -11,8 +11,7 @@ from trainer.process import files as atomic_file
 
 FILE_NAME = "checkpoints.json"
 FORMAT = "slim-horovod checkpoints 1"
-# Folders within the log folder: what is being written, and the best checkpoint by top-1.
-ASIDE = ".saving"
+# The folder of the best checkpoint by top-1, within the log folder.
 BEST = "best"
 _READ_BYTES = 1 << 22
 

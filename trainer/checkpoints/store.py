@@ -11,7 +11,7 @@ import tensorflow.compat.v1 as tf1
 
 from trainer.checkpoints import changes, layout, restore, search
 from trainer.checkpoints import manifest as checkpoint_manifest
-from trainer.checkpoints.manifest import ASIDE, BEST, Entry, Manifest, RunFacts
+from trainer.checkpoints.manifest import BEST, Entry, Manifest, RunFacts
 from trainer.checkpoints.search import Found
 from trainer.config import RunConfig
 from trainer.errors import UserError
@@ -138,7 +138,7 @@ class Store:
         )
 
     def save(self, session: tf1.Session, step: int) -> None:
-        """Saves a checkpoint: aside, read back, synced, renamed; then removes the oldest.
+        """Saves a checkpoint: written, read back, synced, renamed; then removes the oldest.
 
         Raises:
           OSError: it could not be written; the earlier ones are still there.
@@ -147,17 +147,17 @@ class Store:
         self._prune(step, newer_too=False)
 
     def _put(self, session: tf1.Session, step: int) -> None:
-        aside = self._write_aside(session, step)
+        temporary = self._write_temporary(session, step)
         try:
             # What the manifest says of an earlier checkpoint of this step is no longer so.
             manifest = checkpoint_manifest.read(self._logdir)
             if manifest.find(step) is not None:
                 checkpoint_manifest.write(self._logdir, manifest.without(step))
-            files = layout.move(aside, self._logdir)
+            files = layout.move(temporary, self._logdir)
             entry = self._create_entry(step, files)
             checkpoint_manifest.write(self._logdir, manifest.with_entry(entry))
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            atomic_file.remove(temporary)
 
     def save_before(self, session: tf1.Session, step: int) -> None:
         """Saves the state before a step that was counted, but not applied.
@@ -173,26 +173,24 @@ class Store:
         counter = next(v for v in self._variables if v.op.name == "global_step")
         restore.assign(session, [(counter, step)])
 
-    def _write_aside(self, session: tf1.Session, step: int) -> Path:
+    def _write_temporary(self, session: tf1.Session, step: int) -> Path:
         """Writes and verifies the files in a folder of their own."""
-        aside = self._logdir / ASIDE
-        shutil.rmtree(aside, ignore_errors=True)
+        temporary = layout.create_temporary_folder(self._logdir)
         try:
-            aside.mkdir(parents=True)
-            prefix = str(aside / f"model.ckpt-{step}")
+            prefix = layout.prefix_of(str(temporary), step)
             with session.graph.as_default():  # In another one, the saver would build itself anew.
                 self._saver.save(session, prefix, write_meta_graph=False, write_state=False)
             reason = search.damage(prefix)
             if reason is not None:
                 raise OSError(f"it reads back damaged: {reason}")
-            for path in aside.iterdir():
+            for path in temporary.iterdir():
                 atomic_file.sync(path)
         except (OSError, tf.errors.OpError) as error:
-            shutil.rmtree(aside, ignore_errors=True)
+            atomic_file.remove(temporary)
             if isinstance(error, OSError):
                 raise
             raise OSError(_in_one_line(error)) from error
-        return aside
+        return temporary
 
     def _create_entry(self, step: int, files: Sequence[checkpoint_manifest.SavedFile]) -> Entry:
         examples = step * self._facts.global_batch_size
@@ -254,14 +252,14 @@ class Store:
     def _keep_best(self, session: tf1.Session, step: int, top1: float, entry: Entry | None) -> None:
         folder = self._logdir / BEST
         if entry is None:
-            aside = self._write_aside(session, step)
+            temporary = self._write_temporary(session, step)
         else:
-            aside = layout.link_aside(self._logdir, entry)
+            temporary = layout.link(self._logdir, entry)
         try:
             folder.mkdir(exist_ok=True)
-            files = layout.move(aside, folder)
+            files = layout.move(temporary, folder)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            atomic_file.remove(temporary)
         best = dataclasses.replace(self._create_entry(step, files), top1=top1)
         checkpoint_manifest.write(folder, Manifest((best,)))
         layout.write_state(folder, [step])

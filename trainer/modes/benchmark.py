@@ -84,6 +84,7 @@ def _check(config: Config, group: Group) -> None:
     ):
         if path is not None:
             files.check_writable(path, name, is_folder=False)
+            files.sweep_beside(path)
     if config.benchmark.result_csv is not None:
         record.check_csv(config.benchmark.result_csv)
     if config.run.logdir is not None:

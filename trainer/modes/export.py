@@ -1,7 +1,5 @@
 """--mode=export: a SavedModel for serving, with the preprocessing inside."""
 
-import os
-import shutil
 from pathlib import Path
 
 import tensorflow as tf
@@ -38,19 +36,16 @@ def run(config: Config) -> int:
             "probabilities": tf.nn.softmax(logits),
             "classes": tf.argmax(logits, axis=1),
         }
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            with tf1.Session(config=session.create_config()) as export_session:
-                restore.restore_weights(
-                    export_session, prefix, restore.network_variables(), new_logits=False
-                )
-                tf1.saved_model.simple_save(
-                    export_session, str(aside), inputs={"images": images}, outputs=outputs
-                )
-            aside.replace(target)
-            files.sync(target.parent)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        with (
+            files.replacing(target) as temporary,
+            tf1.Session(config=session.create_config()) as export_session,
+        ):
+            restore.restore_weights(
+                export_session, prefix, restore.network_variables(), new_logits=False
+            )
+            tf1.saved_model.simple_save(
+                export_session, str(temporary), inputs={"images": images}, outputs=outputs
+            )
     print(f"{prefix}: exported to {target}")
     return 0
 
@@ -67,4 +62,5 @@ def _find_target(config: Config) -> Path:
     if target.exists():
         raise UserError(f"--export_dir: must not be there yet, got {target}")
     files.check_writable(target.parent, "export_dir", is_folder=True)
+    files.sweep_beside(target)
     return target

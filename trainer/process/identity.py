@@ -40,6 +40,11 @@ def find(pid: int) -> Process | None:
     return Process(pid, int(fields[19]))
 
 
+def this_process() -> Process:
+    """The process that asks; without a start time where there is no /proc."""
+    return find(os.getpid()) or Process(os.getpid(), 0)
+
+
 def parent_of(pid: int) -> int:
     """The number of a process's parent; 0 where it has none."""
     fields = _stat(pid)

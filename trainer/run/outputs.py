@@ -27,6 +27,7 @@ def check_places(config: Config, worker: Worker) -> None:
         files.check_writable(config.run.logdir, "logdir", is_folder=True)
     if config.run.result_json is not None:
         files.check_writable(config.run.result_json, "result_json", is_folder=False)
+        files.sweep_beside(config.run.result_json)
 
 
 def report(config: Config, worker: Worker, result: dict[str, Any], *, text: str) -> None:

@@ -34,7 +34,7 @@ class Holder(NamedTuple):
 
 def of_this_process() -> Holder:
     """What this process puts into its locks."""
-    process = process_identity.find(os.getpid()) or Process(os.getpid(), 0)
+    process = process_identity.this_process()
     return Holder(os.uname().nodename, process, process_identity.host_identity())
 
 

@@ -2,12 +2,24 @@
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+from trainer.checkpoints.manifest import BEST
 from trainer.distributed import Group
-from trainer.safety import leftovers
+from trainer.process import files
 from trainer.safety.run_lock import create_run_lock
+from trainer.telemetry import step_profiler
+
+# What they called a file, or a folder, that they were writing.
+_OF_EARLIER_VERSIONS = re.compile(
+    r"\.saving|\.profiling"
+    r"|\.(status\.json|metrics\.jsonl|model\.json|checkpoints\.json|checkpoint|run\.lock|writable)"
+    r"\.(.*\.)?\d+"
+    r"|\.steps_.*\.gz\.\d+"
+)
 
 
 @contextlib.contextmanager
@@ -24,8 +36,15 @@ def hold(logdir: str | None, group: Group) -> Iterator[tuple[str, ...]]:
         with group.fail_together():
             lock = create_run_lock(logdir, rank=group.worker.rank, on_loss=_leave)
             stack.enter_context(contextlib.closing(lock))
-        leftovers.remove(logdir, rank=group.worker.rank)
+        if logdir is not None and group.worker.rank == 0:
+            _sweep(Path(logdir))
         yield lock.story
+
+
+def _sweep(logdir: Path) -> None:
+    """Removes what a run that was killed has left half written in its folder."""
+    for folder in (logdir, logdir / BEST, logdir / step_profiler.FOLDER):
+        files.sweep(folder, earlier=_OF_EARLIER_VERSIONS)
 
 
 def _leave(reason: str) -> None:

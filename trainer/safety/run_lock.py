@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from trainer.errors import UserError
+from trainer.process import files
 from trainer.safety import lock_holder
 from trainer.safety.lock_holder import FILE_NAME
 
@@ -67,23 +68,23 @@ class RunLock:
             if self._is_mine():
                 self._path.unlink()
 
-    def _write_aside(self) -> Path:
+    def _write_temporary(self) -> Path:
         self._beats += 1
-        aside = self._path.with_name(f".{FILE_NAME}.{self._own.host}.{os.getpid()}")
-        aside.write_text(lock_holder.as_text(self._own, self._beats), encoding="utf-8")
-        return aside
+        temporary = files.temporary_path(self._path)
+        temporary.write_text(lock_holder.as_text(self._own, self._beats), encoding="utf-8")
+        return temporary
 
     def _create(self) -> bool:
         """Makes the lock with all of its content at once; False where there is one."""
-        aside = self._write_aside()
+        temporary = self._write_temporary()
         try:
-            os.link(aside, self._path)
+            os.link(temporary, self._path)
         except FileExistsError:
             return self._is_mine()  # A file server may answer so when it was asked twice.
         except OSError:  # A file system without links.
-            return self._create_in_place(aside)
+            return self._create_in_place(temporary)
         finally:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         return True
 
     def _is_mine(self) -> bool:
@@ -92,10 +93,10 @@ class RunLock:
         except FileNotFoundError:
             return False
 
-    def _create_in_place(self, aside: Path) -> bool:
+    def _create_in_place(self, temporary: Path) -> bool:
         try:
             with open(self._path, "x", encoding="utf-8") as file:
-                file.write(aside.read_text(encoding="utf-8"))
+                file.write(temporary.read_text(encoding="utf-8"))
         except FileExistsError:
             return False
         return True
@@ -138,7 +139,7 @@ class RunLock:
                 if holder not in (None, self._own):
                     self._on_loss(f"{holder} has taken {self._path}")
                     return
-                self._write_aside().replace(self._path)
+                self._write_temporary().replace(self._path)
             except OSError:
                 continue  # A full disk, a server that is away: next time, perhaps.
 

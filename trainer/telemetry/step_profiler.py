@@ -1,14 +1,17 @@
 """Traces of some steps (--profile_steps), by TensorFlow's profiler and by Horovod."""
 
-import shutil
 from pathlib import Path
 from typing import Protocol
 
 import tensorflow as tf
 
 from trainer.distributed import Group
+from trainer.process import files
 from trainer.telemetry import trace
 from trainer.telemetry.console import Console
+
+# Within the log folder: the traces for Perfetto, and Horovod's.
+FOLDER = "profile"
 
 
 class StepProfiler(Protocol):
@@ -54,7 +57,7 @@ class TraceWriter:
         self._console = console
         self._is_running = False
         self._name = f"steps_{steps[0]}_to_{steps[-1]}"
-        self._temporary = self._logdir / ".profiling"
+        self._temporary = files.temporary_path(self._logdir / "profiling")
 
     def is_due(self, step: int) -> bool:
         return step in (self._steps[0] - 1, self._steps[-1])
@@ -66,7 +69,7 @@ class TraceWriter:
             self._start()
 
     def _start(self) -> None:
-        folder = self._logdir / "profile"
+        folder = self._logdir / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         self._group.start_timeline(str(folder / f"{self._name}.horovod.json"))
         tf.profiler.experimental.start(str(self._temporary))
@@ -80,18 +83,18 @@ class TraceWriter:
         try:
             tf.profiler.experimental.stop()
             self._keep()
-            self._console.say(f"the trace of {self._name} is in {self._logdir / 'profile'}")
+            self._console.say(f"the trace of {self._name} is in {self._logdir / FOLDER}")
         except (OSError, tf.errors.OpError) as error:
             self._console.say(f"the trace could not be written ({error}); training goes on")
         finally:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+            files.remove(self._temporary)
 
     def _keep(self) -> None:
         """Moves TensorFlow's trace from the temporary folder to its places."""
         folder = self._logdir / "plugins" / "profile" / self._name
         folder.mkdir(parents=True, exist_ok=True)
         for path in self._temporary.glob("plugins/profile/*/*.xplane.pb"):
-            trace.write(path, self._logdir / "profile" / f"{self._name}.trace.json.gz")
+            trace.write(path, self._logdir / FOLDER / f"{self._name}.trace.json.gz")
             path.replace(folder / path.name)
 
 

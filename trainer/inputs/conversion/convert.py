@@ -1,8 +1,8 @@
 """Turns a folder of images into TFRecord shards and a manifest, for scripts/make_tfrecords.py.
 
 Which image goes where is decided before the first is read, from names and a seed. A shard is
-written aside and renamed, with a receipt beside it; a run that was stopped goes on with the
-shards that have none, and what comes out is the same to the bit.
+written under a temporary name and renamed, with a receipt beside it; a run that was stopped goes
+on with the shards that have none, and what comes out is the same to the bit.
 """
 
 import concurrent.futures
@@ -13,8 +13,10 @@ import glob
 import hashlib
 import multiprocessing
 import os
+import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import tqdm
 
@@ -27,8 +29,11 @@ from trainer.inputs.conversion.shard_writer import (
     receipt_path,
 )
 from trainer.inputs.sources import folder, manifest, storage
+from trainer.process.files import sweep
 
 REPORT_NAME = "unreadable.txt"
+# What they were writing when they were killed.
+_OF_EARLIER_VERSIONS = re.compile(r"\..*\.writing")
 
 
 def _state(path: str) -> tuple[int, int]:
@@ -87,8 +92,7 @@ def _alone_in(out: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"--out: another converter is writing to {out}") from error
-        for leftover in glob.glob(".*.writing", root_dir=out):
-            os.unlink(os.path.join(out, leftover))
+        sweep(Path(out), earlier=_OF_EARLIER_VERSIONS)
         yield
 
 

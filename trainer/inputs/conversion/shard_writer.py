@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from trainer.inputs.images import encoded
 from trainer.inputs.source import BadImageError
 from trainer.inputs.sources import example_proto, storage, tfrecord
+from trainer.process import files
 
 # `encoded.MAX_PIXELS` takes the place of Pillow's limit, which only warns at first.
 Image.MAX_IMAGE_PIXELS = None
@@ -89,7 +90,7 @@ def receipt_path(shard: str) -> str:
 def convert_shard(task: Task) -> Receipt:
     """Writes one shard and its receipt. Runs in a process of its own."""
     crc, size, heights, widths, unreadable = 0, 0, [], [], []
-    with storage.atomic_path(task.path) as temporary, open(temporary, "wb") as file:
+    with files.replacing(task.path) as temporary, open(temporary, "wb") as file:
         for image in task.images:
             try:
                 record, header = _record(image)

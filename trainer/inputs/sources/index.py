@@ -18,6 +18,7 @@ import numpy.typing as npt
 import tqdm
 
 from trainer.inputs.sources import example_proto, storage, tfrecord
+from trainer.process import files
 
 LABEL_FEATURE = "image/class/label"
 IMAGE_FEATURE = "image/encoded"
@@ -118,7 +119,8 @@ def _remember(candidates: Sequence[str], state: str, shards: Sequence[ShardIndex
     for path in candidates:
         with contextlib.suppress(OSError):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            with storage.atomic_path(path) as temporary, open(temporary, "wb") as file:
+            files.sweep_beside(path)
+            with files.replacing(path) as temporary, open(temporary, "wb") as file:
                 np.savez(
                     file,
                     state=np.array(state),

@@ -8,7 +8,6 @@ import mmap
 import os
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from trainer.process import files
@@ -78,23 +77,8 @@ def map_file(path: str) -> memoryview:
 
 def write_file(path: str, data: bytes) -> None:
     """Writes a local file whole or not at all."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+    with files.replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(data)
-
-
-@contextlib.contextmanager
-def atomic_path(path: str) -> Iterator[str]:
-    """A name beside `path` to write to; synced and renamed to `path` at the end, or removed."""
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.{os.getpid()}.writing")
-    try:
-        yield temporary
-        files.sync(Path(temporary))
-        os.replace(temporary, path)
-        files.sync(Path(folder or "."))
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
 
 
 class RangeReader:
