@@ -154,12 +154,11 @@ class HorovodGroup(Group):
         except tf.errors.OpError as error:
             if not any(sign in error.message for sign in _SIGNS_OF_LOSS):
                 raise
-            lost = UserError(
+            raise UserError(
                 f"worker {self.worker.rank} of {self.worker.size} ends, since another one has "
-                "(its last lines say why) or does not answer (see Horovod's lines above)"
-            )
-            lost.known_to_all = False
-            raise lost from error
+                "(its last lines say why) or does not answer (see Horovod's lines above)",
+                known_to_all=False,
+            ) from error
 
     @functools.cached_property
     def _control(self) -> "_ControlGraph":
@@ -212,12 +211,11 @@ def connect(config: Config = Config()) -> Group:  # noqa: B008 (frozen)
         hvd.init()
     except (ImportError, tf.errors.NotFoundError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        broken = UserError(
+        raise UserError(
             f"{launched.name} started {launched.size} workers, but Horovod does not work here "
-            f"({reason}): {remedy}"
-        )
-        broken.known_to_all = False  # It may be so on this host alone.
-        raise broken from error
+            f"({reason}): {remedy}",
+            known_to_all=False,  # It may be so on this host alone.
+        ) from error
     if hvd.size() != launched.size:
         hvd.shutdown()
         raise UserError(

@@ -2,13 +2,21 @@
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. The message is one line: what, where, and what to do.
+    """A mistake that the user can mend.
 
     Attributes:
       known_to_all: whether every worker raises the same, so that one of them is to print it.
     """
 
-    known_to_all = True
+    def __init__(self, message: str, *, known_to_all: bool = True) -> None:
+        """Creates the error.
+
+        Args:
+          message: one line: what, where, and what to do.
+          known_to_all: see the attribute.
+        """
+        super().__init__(message)
+        self.known_to_all = known_to_all
 
 
 class ConfigError(UserError):

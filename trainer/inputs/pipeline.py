@@ -95,8 +95,7 @@ class Stream:
             reason = self.explain(error)
             if reason is None:
                 raise
-            reason.known_to_all = False
-            raise reason from error
+            raise UserError(str(reason), known_to_all=False) from error
 
 
 def count_threads(worker: Worker) -> int:
