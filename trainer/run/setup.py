@@ -7,6 +7,7 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
 from trainer.checkpoints import store as checkpoint_store
+from trainer.checkpoints.folder_store import Store
 from trainer.checkpoints.manifest import RunFacts
 from trainer.config import Config
 from trainer.distributed import Group
@@ -42,7 +43,7 @@ class Setup(NamedTuple):
     train: train_step.TrainGraph
     evaluation: EvaluationGraph | None
     samples: input_samples.InputSamples
-    store: checkpoint_store.Store
+    store: Store
     policy: nonfinite.Policy
     session: tf1.Session
     mllog: MLPerfLog
