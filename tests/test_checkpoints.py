@@ -282,7 +282,7 @@ def test_an_evaluation_counts_when_the_best_is_kept(tmp_path, counted, monkeypat
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as full:
-        full.setattr(checkpoint_store.layout, "move", fail)
+        full.setattr(layout, "move", fail)
         with pytest.raises(OSError, match="No space"):
             store.note_evaluation(session, 1, 0.5)
     assert store.lacks_evaluation(1)
@@ -301,10 +301,9 @@ def test_with_other_workers_a_run_goes_on_at_the_same_example(tmp_path, counted)
     wider = create(
         facts=dataclasses.replace(FACTS, workers=4, global_batch_size=40), keep_checkpoints=1
     )
-    wider.restore(session)
+    told = wider.restore(session)[-1]
     assert session.run(step) == 6  # 25 x 10 examples are 6 x 40, and 10 more.
     assert session.run(weights).tolist() == [25, 25, 25]
-    told = wider.story[-1]
     assert "step 25 is step 6 now, after 250 examples, 10 of which are seen again" in told
     # The greatest number is the newest state again, also for runs of the next day.
     assert layout.steps_in(str(tmp_path)) == [6]
@@ -343,8 +342,7 @@ def test_what_has_changed_since_is_told(counted):
             config={"run": {"seed": 1, "logdir": "elsewhere"}},
         )
     )
-    other.restore(session)
-    assert other.story[1:] == (
+    assert other.restore(session)[1:] == (
         "flags that have changed since: seed 0 -> 1",
         "versions that have changed since: numpy 2 -> 3",
         "the data has changed since: the run goes on with another order of examples",

@@ -8,13 +8,17 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from trainer.checkpoints.manifest import Entry, SavedFile, describe_file
-from trainer.process import files as atomic_file
+from trainer.process import files
 
-_INDEX = re.compile(r"model\.ckpt-(\d+)\.index")
+MANIFEST = "checkpoints.json"
+# Within the log folder: the folder of the best checkpoint by top-1.
+BEST = "best"
+_STATE = "checkpoint"
+_NAME = "model.ckpt-"
+_INDEX = re.compile(rf"{re.escape(_NAME)}(\d+)\.index")
 
 
 def steps_in(logdir: str) -> list[int]:
@@ -28,47 +32,57 @@ def steps_in(logdir: str) -> list[int]:
 
 def prefix_of(logdir: str, step: int) -> str:
     """The checkpoint prefix of a step."""
-    return str(Path(logdir) / f"model.ckpt-{step}")
+    return str(Path(logdir) / f"{_NAME}{step}")
 
 
-def create_temporary_folder(logdir: Path) -> Path:
-    """A new folder for the files of a checkpoint, until they are moved to where they belong.
+def files_in(folder: Path, *, step: int | None = None) -> list[Path]:
+    """Files of checkpoints in a folder, an index before its data.
+
+    Args:
+      folder: need not be there.
+      step: whose checkpoint; None: all of them.
+    """
+    pattern = f"{_NAME}*" if step is None else f"{_NAME}{step}.*"
+    return sorted(folder.glob(pattern), reverse=True)
+
+
+@contextlib.contextmanager
+def temporary_folder(logdir: Path) -> Iterator[Path]:
+    """A new folder for a checkpoint's files, from which they are moved to where they belong.
 
     Raises:
       OSError: it can't be made.
     """
-    folder = atomic_file.temporary_path(logdir / "saving")
-    atomic_file.remove(folder)
+    folder = files.temporary_path(logdir / "saving")
+    files.remove(folder)
     folder.mkdir(parents=True)
-    return folder
+    try:
+        yield folder
+    finally:
+        files.remove(folder)
 
 
-def move(temporary: Path, folder: Path) -> list[SavedFile]:
-    """Moves a checkpoint's files into a folder, the index last; returns what they are."""
-    paths = sorted(temporary.iterdir(), key=lambda path: path.suffix == ".index")
-    files = [describe_file(path) for path in paths]
-    for path in paths:
+def move(temporary: Path, folder: Path) -> None:
+    """Moves a checkpoint's files into a folder, the index last: with it the checkpoint is there."""
+    for path in reversed(files_in(temporary)):
         path.replace(folder / path.name)
-    atomic_file.sync(folder)
-    return files
+    files.sync(folder)
 
 
-def link(folder: Path, entry: Entry) -> Path:
-    """A second name for a checkpoint's files, in a temporary folder; copies, where need be."""
-    temporary = create_temporary_folder(folder)
-    for file in entry.files:
+def link(names: Sequence[str], *, source: Path, target: Path) -> None:
+    """Gives files a second name in another folder; copies them, where need be."""
+    for name in names:
         try:
-            os.link(folder / file.name, temporary / file.name)
+            os.link(source / name, target / name)
         except OSError:  # A file system without links.
-            shutil.copyfile(folder / file.name, temporary / file.name)
-            atomic_file.sync(temporary / file.name)
-    return temporary
+            shutil.copyfile(source / name, target / name)
+            files.sync(target / name)
 
 
 def write_state(folder: Path, steps: Sequence[int]) -> None:
     """Writes the state file `checkpoint`, for TensorFlow's tools; `steps`, newest first."""
-    names = [f"model.ckpt-{step}" for step in reversed(steps)]
+    names = [f"{_NAME}{step}" for step in reversed(steps)]
     lines = [f'model_checkpoint_path: "{names[-1]}"']
     lines += [f'all_model_checkpoint_paths: "{name}"' for name in names]
     with contextlib.suppress(OSError):  # Nobody here relies on it.
-        atomic_file.write_text(folder / "checkpoint", "\n".join(lines) + "\n")
+        files.write_text(folder / _STATE, "\n".join(lines) + "\n")

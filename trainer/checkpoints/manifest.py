@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 
 import google_crc32c
 
-from trainer.process import files as atomic_file
+from trainer.checkpoints import layout
+from trainer.process import files
 
-FILE_NAME = "checkpoints.json"
 FORMAT = "slim-horovod checkpoints 1"
-# The folder of the best checkpoint by top-1, within the log folder.
-BEST = "best"
 _READ_BYTES = 1 << 22
 
 
@@ -98,7 +96,7 @@ class Manifest:
 
 def read(folder: Path) -> Manifest:
     """The manifest of a folder; an empty one where there is none, or none that can be read."""
-    path = folder / FILE_NAME
+    path = folder / layout.MANIFEST
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         if fields["format"] != FORMAT:
@@ -113,11 +111,11 @@ def read(folder: Path) -> Manifest:
 
 
 def _parse(fields: dict[str, Any]) -> Entry:
-    files = tuple(SavedFile(**file) for file in fields["files"])
-    for file in files:
+    saved = tuple(SavedFile(**file) for file in fields["files"])
+    for file in saved:
         if Path(file.name).name != file.name or file.name in ("", ".", ".."):
             raise ValueError(f"{file.name!r} is not the name of a file in this folder")
-    return Entry(**{**fields, "files": files, "run": RunFacts(**fields["run"])})
+    return Entry(**{**fields, "files": saved, "run": RunFacts(**fields["run"])})
 
 
 def write(folder: Path, manifest: Manifest) -> None:
@@ -131,7 +129,7 @@ def write(folder: Path, manifest: Manifest) -> None:
         for entry in manifest.entries
     ]
     text = json.dumps({"format": FORMAT, "checkpoints": entries}, indent=1)
-    atomic_file.write_text(folder / FILE_NAME, text + "\n")
+    files.write_text(folder / layout.MANIFEST, text + "\n")
 
 
 def describe_file(path: Path) -> SavedFile:
@@ -142,6 +140,11 @@ def describe_file(path: Path) -> SavedFile:
             crc = google_crc32c.extend(crc, block)
             size += len(block)
     return SavedFile(path.name, size, crc)
+
+
+def describe_files(folder: Path) -> tuple[SavedFile, ...]:
+    """What the files of a checkpoint are, which has a folder for itself."""
+    return tuple(describe_file(path) for path in sorted(folder.iterdir()))
 
 
 def fault_in(folder: Path, entry: Entry) -> str | None:

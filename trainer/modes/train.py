@@ -2,8 +2,8 @@
 
 import contextlib
 import enum
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from trainer import distributed
 from trainer.config import Config
@@ -33,12 +33,28 @@ class Ending(enum.Enum):
     ROLLED_BACK = enum.auto()
 
 
+class Outcome(NamedTuple):
+    """What comes of the loop.
+
+    Attributes:
+      ending: how it ended.
+      times: of its steps.
+      evaluation: the last one; None: there was none.
+      messages: where it rolled back, for the console: what was restored.
+    """
+
+    ending: Ending
+    times: RunTimes
+    evaluation: Evaluation | None = None
+    messages: tuple[str, ...] = ()
+
+
 def run(config: Config) -> int:
     """Trains; evaluates now and then and at the end. All workers of a run call it."""
     group = distributed.connect(config)
     status = Status(config.run.logdir, rank=group.worker.rank)
     with (
-        run_folder.hold(config.run.logdir, group) as notes,
+        run_folder.hold(config.run.logdir, group) as lock_messages,
         protect(config.run, status, group.worker) as protection,
         _failures_in_status(status),
         group.explain_loss(),
@@ -47,17 +63,18 @@ def run(config: Config) -> int:
         with group.fail_together():
             setup = set_up(config, group)
         agreement.check_data(group, setup.info)
-        setup.store.story = (*notes, *setup.store.story)
         with setup.session:
             setup.session.run(setup.train.broadcast_op)
-            ending = Ending.ROLLED_BACK
-            while ending is Ending.ROLLED_BACK:
-                ending, result = _train(config, group, setup, status, protection)
-    if ending is Ending.FINISHED:
+            messages = (*lock_messages, *setup.messages)
+            outcome, result = _train(config, group, setup, status, protection, messages)
+            while outcome.ending is Ending.ROLLED_BACK:
+                messages = outcome.messages
+                outcome, result = _train(config, group, setup, status, protection, messages)
+    if outcome.ending is Ending.FINISHED:
         text = summary.describe_end(config, result)
         outputs.report(config, group.worker, result, text=text)
     group.shutdown()
-    return exit_status.PREEMPTED if ending is Ending.PREEMPTED else 0
+    return exit_status.PREEMPTED if outcome.ending is Ending.PREEMPTED else 0
 
 
 @contextlib.contextmanager
@@ -72,9 +89,23 @@ def _failures_in_status(status: Status) -> Iterator[None]:
 
 
 def _train(
-    config: Config, group: Group, setup: Setup, status: Status, protection: Protection
-) -> tuple[Ending, dict[str, Any]]:
-    """Takes the steps that are left, and evaluates; returns how it ended, and the result."""
+    config: Config,
+    group: Group,
+    setup: Setup,
+    status: Status,
+    protection: Protection,
+    messages: Sequence[str],
+) -> tuple[Outcome, dict[str, Any]]:
+    """Takes the steps that are left, and evaluates; returns what came of it, and the result.
+
+    Args:
+      config: of the run.
+      group: the workers.
+      setup: of the run.
+      status: of the run.
+      protection: of this worker.
+      messages: come first on the console.
+    """
     course, rank = setup.plan, group.worker.rank
     done = int(setup.session.run(setup.train.global_step))
     is_complete = done >= course.total_steps
@@ -82,7 +113,7 @@ def _train(
     logdir = None if is_complete and not lacks_evaluation else config.run.logdir
     status.set("running", step=done)
     outputs.write_model(config, group.worker, setup.info.class_names)
-    times, evaluation, ending = RunTimes(), None, Ending.FINISHED
+    outcome = Outcome(Ending.FINISHED, RunTimes())
     with (
         contextlib.closing(create_console(rank, course, first_step=done + 1)) as console,
         contextlib.closing(create_writer(logdir, rank=rank, first_step=done + 1)) as writer,
@@ -105,29 +136,30 @@ def _train(
             eval_examples=setup.info.num_validation_examples,
         )
         start = summary.describe_start(config, group, setup.info, course, done)
-        for line in (*setup.store.story, start):
+        for line in (*messages, start):
             console.say(line)
         guard = LoopGuard(group, setup, console, status, protection, done=done)
         if is_complete or (lacks_evaluation and course.evaluates_at(done)):
             evaluation, ending = _evaluate(group, setup, done, monitor, guard)
-        if ending is Ending.PREEMPTED:
+            outcome = outcome._replace(ending=ending, evaluation=evaluation)
+        if outcome.ending is Ending.PREEMPTED:
             guard.stop(done)
         elif not is_complete:
             with contextlib.closing(monitor.profiler):
-                times, evaluation, ending = _loop(config, group, setup, done, monitor, guard)
+                outcome = _loop(config, group, setup, done, monitor, guard)
         steps = max(done, course.total_steps)
-        result = summary.summarize(group, course, steps, times, evaluation)
-        if ending is Ending.FINISHED:
+        result = summary.summarize(group, course, steps, outcome.times, outcome.evaluation)
+        if outcome.ending is Ending.FINISHED:
             run_page.write_end(writer, steps, result)
             monitor.mllog.end()
-    if ending is Ending.FINISHED:
+    if outcome.ending is Ending.FINISHED:
         status.set("finished", step=steps)
-    return ending, {**result, "skipped_steps": setup.policy.skipped}
+    return outcome, {**result, "skipped_steps": setup.policy.skipped}
 
 
 def _loop(
     config: Config, group: Group, setup: Setup, done: int, monitor: Monitor, guard: LoopGuard
-) -> tuple[RunTimes, Evaluation | None, Ending]:
+) -> Outcome:
     """The loop. `done` steps were taken before; all workers hold the same variables."""
     session, course, stream = setup.session, setup.plan, setup.train.stream
     schedule = learning_rate.create_schedule(
@@ -164,8 +196,10 @@ def _loop(
         if course.reports_at(number) or is_asked or step.is_lost:
             with monitor.pauses.during(tags.REPORT_MS, number):
                 monitor.log.flush()
-        if step.is_lost and guard.judge(number, metrics):
-            return times, evaluation, Ending.ROLLED_BACK
+        if step.is_lost:
+            messages = guard.judge(number, metrics)
+            if messages is not None:
+                return Outcome(Ending.ROLLED_BACK, times, evaluation, messages)
         if course.saves_at(number):
             with monitor.pauses.during(tags.CHECKPOINT_MS, number):
                 monitor.writer.flush()
@@ -177,8 +211,8 @@ def _loop(
         if is_asked:
             monitor.writer.flush()
             guard.stop(number)
-            return times, evaluation, Ending.PREEMPTED
-    return times, evaluation, Ending.FINISHED
+            return Outcome(Ending.PREEMPTED, times, evaluation)
+    return Outcome(Ending.FINISHED, times, evaluation)
 
 
 def _evaluate(

@@ -111,7 +111,7 @@ class LoopGuard:
         # Whoever ends first makes the launcher end the others: not before rank 0 is done.
         self._group.gather(step)
 
-    def judge(self, step: int, metrics: train_step.StepMetrics) -> bool:
+    def judge(self, step: int, metrics: train_step.StepMetrics) -> tuple[str, ...] | None:
         """Does what --on_nonfinite says after a step that was not applied. A collective.
 
         Args:
@@ -119,7 +119,8 @@ class LoopGuard:
           metrics: of it.
 
         Returns:
-          whether all workers are back at an earlier step.
+          None where the run goes on; where all workers are back at an earlier step, messages for
+          the console about what was restored.
 
         Raises:
           UserError: the run stops; the state before this step is saved.
@@ -128,13 +129,13 @@ class LoopGuard:
         decision = self._policy.decide(step)
         if decision is Decision.GO_ON:
             self._console.say(f"{reason}; left out; {self._policy.skipped} up to now")
-            return False
+            return None
         if decision is Decision.ROLL_BACK:
             with self._watchdog.long_phase("going back"), self._group.fail_together():
-                self._store.roll_back(self._session)
+                messages = self._store.roll_back(self._session)
             self._session.run(self._train.broadcast_op)
             self._console.say(f"{reason}; all go back to the newest checkpoint, this once")
-            return True
+            return messages
         with self._watchdog.long_phase(f"saving step {step - 1}"), self._group.fail_together():
             saved = self._save_before(step)
         raise UserError(

@@ -6,9 +6,8 @@ from typing import NamedTuple
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer.checkpoints import store as checkpoint_store
-from trainer.checkpoints.folder_store import Store
 from trainer.checkpoints.manifest import RunFacts
+from trainer.checkpoints.store import Store, create_store
 from trainer.config import Config
 from trainer.distributed import Group
 from trainer.graph import train_step
@@ -33,6 +32,7 @@ class Setup(NamedTuple):
       evaluation: of a batch; None: there is nothing to evaluate on.
       samples: the first images, for TensorBoard.
       store: of the checkpoints.
+      messages: what there is to tell of what was restored.
       policy: of --on_nonfinite.
       session: holds the variables.
       mllog: of --mllog.
@@ -44,6 +44,7 @@ class Setup(NamedTuple):
     evaluation: EvaluationGraph | None
     samples: input_samples.InputSamples
     store: Store
+    messages: tuple[str, ...]
     policy: nonfinite.Policy
     session: tf1.Session
     mllog: MLPerfLog
@@ -76,7 +77,7 @@ def set_up(config: Config, group: Group) -> Setup:
             rank=group.worker.rank,
             names=dataset.info.names_of_classes,
         )
-        store = checkpoint_store.create_store(
+        store = create_store(
             config.run,
             rank=group.worker.rank,
             variables=tf1.global_variables(),
@@ -94,9 +95,18 @@ def set_up(config: Config, group: Group) -> Setup:
     )
     session.run(initializer)
     store.check_room()
-    store.restore(session)
-    policy = nonfinite.Policy(config.run.on_nonfinite)
-    return Setup(dataset.info, plan, train, evaluation, samples, store, policy, session, mllog)
+    return Setup(
+        info=dataset.info,
+        plan=plan,
+        train=train,
+        evaluation=evaluation,
+        samples=samples,
+        store=store,
+        messages=store.restore(session),
+        policy=nonfinite.Policy(config.run.on_nonfinite),
+        session=session,
+        mllog=mllog,
+    )
 
 
 def _create_facts(config: Config, group: Group, info: DatasetInfo, plan: Plan) -> RunFacts:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.checkpoints.manifest import BEST
+from trainer.checkpoints import layout
 from trainer.distributed import Group
 from trainer.process import files
 from trainer.safety.run_lock import create_run_lock
@@ -43,7 +43,7 @@ def hold(logdir: str | None, group: Group) -> Iterator[tuple[str, ...]]:
 
 def _sweep(logdir: Path) -> None:
     """Removes what a run that was killed has left half written in its folder."""
-    for folder in (logdir, logdir / BEST, logdir / step_profiler.FOLDER):
+    for folder in (logdir, logdir / layout.BEST, logdir / step_profiler.FOLDER):
         files.sweep(folder, earlier=_OF_EARLIER_VERSIONS)
 
 

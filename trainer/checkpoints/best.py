@@ -1,0 +1,34 @@
+"""The best checkpoint of a run by top-1, in a folder of its own within the log folder."""
+
+from pathlib import Path
+
+from trainer.checkpoints import layout, manifest
+from trainer.checkpoints.manifest import Entry, Manifest
+
+
+def is_beaten(logdir: Path, *, top1: float) -> bool:
+    """Whether the best up to now, if there is one, classifies a smaller share right."""
+    entries = manifest.read(logdir / layout.BEST).entries
+    return not entries or entries[-1].top1 is None or top1 > entries[-1].top1
+
+
+def replace(logdir: Path, entry: Entry, temporary: Path) -> None:
+    """Puts another checkpoint into the place of the best.
+
+    Args:
+      logdir: of the run.
+      entry: of the checkpoint.
+      temporary: the folder with its files, which are moved.
+
+    Raises:
+      OSError: it could not be written.
+    """
+    folder = logdir / layout.BEST
+    folder.mkdir(exist_ok=True)
+    layout.move(temporary, folder)
+    manifest.write(folder, Manifest((entry,)))
+    layout.write_state(folder, [entry.step])
+    kept = {file.name for file in entry.files}
+    for path in layout.files_in(folder):
+        if path.name not in kept:
+            path.unlink(missing_ok=True)
