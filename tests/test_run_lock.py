@@ -15,8 +15,8 @@ from trainer.safety import lock_holder, run_lock
 
 HOLDS = """
 import sys, time
-from trainer.safety.run_lock import RunLock
-RunLock(sys.argv[1], on_loss=print)
+from trainer.safety.run_lock import FileLock
+FileLock(sys.argv[1], on_loss=print).take()
 print("held", flush=True)
 time.sleep(100)
 """
@@ -39,7 +39,9 @@ def holder(tmp_path):
 
 
 def take(folder, **arguments):
-    return run_lock.RunLock(str(folder), on_loss=pytest.fail, **arguments)
+    """The lock, which is taken, and the messages about that."""
+    lock = run_lock.FileLock(str(folder), on_loss=pytest.fail, **arguments)
+    return lock, lock.take()
 
 
 def write_lock(folder, *, beats, **fields):
@@ -56,22 +58,23 @@ def test_a_second_run_is_refused_with_the_firsts_host_and_process(tmp_path, hold
 def test_the_lock_of_a_process_that_was_killed_is_stale(tmp_path, holder):
     holder.kill()
     holder.wait()
-    lock = take(tmp_path)
-    assert f"process {holder.pid} on" in lock.story[0]
-    assert "whose process is gone" in lock.story[0]
+    lock, messages = take(tmp_path)
+    assert f"process {holder.pid} on" in messages[0]
+    assert "whose process is gone" in messages[0]
     lock.close()
 
 
 def test_the_same_number_of_a_later_process_does_not_hold(tmp_path, holder):
     write_lock(tmp_path, beats=1, process=Process(holder.pid, start_ticks=1))
-    lock = take(tmp_path)
-    assert f"process {holder.pid} on" in lock.story[0]
-    assert "whose process is gone" in lock.story[0]
+    lock, messages = take(tmp_path)
+    assert f"process {holder.pid} on" in messages[0]
+    assert "whose process is gone" in messages[0]
     lock.close()
 
 
 def test_a_lock_is_given_back(tmp_path):
-    lock = take(tmp_path)
+    lock, messages = take(tmp_path)
+    assert messages == ()
     assert json.loads((tmp_path / "run.lock").read_text())["beats"] == 1
     lock.close()
     assert list(tmp_path.iterdir()) == []
@@ -95,8 +98,8 @@ def test_of_another_hosts_lock_the_beats_decide(tmp_path):
     finally:
         closed.set()
         thread.join()
-    lock = take(tmp_path, silence_sec=1)
-    assert "on elsewhere, which has not stirred for 1 s" in lock.story[0]
+    lock, messages = take(tmp_path, silence_sec=1)
+    assert "on elsewhere, which has not stirred for 1 s" in messages[0]
     lock.close()
 
 
@@ -106,10 +109,10 @@ def test_of_several_that_find_a_stale_lock_one_gets_it(tmp_path):
         write_lock(tmp_path, beats=1, process=Process(2**22 + 1, start_ticks=1))
         code = (
             "import sys, time\n"
-            "from trainer.safety.run_lock import RunLock\n"
+            "from trainer.safety.run_lock import FileLock\n"
             "from trainer.errors import UserError\n"
             "time.sleep(max(0, float(sys.argv[2]) - time.time()))\n"
-            "try:\n    RunLock(sys.argv[1], on_loss=print)\n"
+            "try:\n    FileLock(sys.argv[1], on_loss=print).take()\n"
             "except UserError:\n    sys.exit(3)\n"
             "time.sleep(1)\n"
         )
@@ -126,7 +129,8 @@ def test_of_several_that_find_a_stale_lock_one_gets_it(tmp_path):
 def test_whoever_lost_the_lock_hears_of_it(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lock, "_HEARTBEAT_SEC", 0.1)
     losses = []
-    lock = run_lock.RunLock(str(tmp_path), on_loss=losses.append)
+    lock = run_lock.FileLock(str(tmp_path), on_loss=losses.append)
+    assert lock.take() == ()
     write_lock(tmp_path, beats=1, host="elsewhere", identity="another host")
     end_sec = time.monotonic() + 10
     while not losses and time.monotonic() < end_sec:

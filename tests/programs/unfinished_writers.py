@@ -80,7 +80,7 @@ def main():
         create_save(logdir),
         create_profile(logdir),
         lambda: Status(str(logdir), rank=0).set("running"),
-        lambda: run_lock.create_run_lock(str(logdir), rank=0, on_loss=print),
+        lambda: run_lock.create_run_lock(str(logdir), rank=0, on_loss=print).take(),
         lambda: JsonLinesWriter(logdir / "metrics.jsonl", first_step=1),
         lambda: outputs.write_model(config, Worker(), None),
         lambda: outputs.report(config, Worker(), {}, text=""),

@@ -27,18 +27,19 @@ def hold(logdir: str | None, group: Group) -> Iterator[tuple[str, ...]]:
     """Holds a run's folder, by rank 0, for all of its workers. A collective.
 
     Yields:
-      what there is to tell of a stale lock, for the console.
+      messages for the console: of a stale lock that was removed.
 
     Raises:
       UserError: on all workers: another run has the folder, or it can't be written.
     """
     with contextlib.ExitStack() as stack:
+        lock = create_run_lock(logdir, rank=group.worker.rank, on_loss=_leave)
         with group.fail_together():
-            lock = create_run_lock(logdir, rank=group.worker.rank, on_loss=_leave)
+            messages = lock.take()
             stack.enter_context(contextlib.closing(lock))
         if logdir is not None and group.worker.rank == 0:
             _sweep(Path(logdir))
-        yield lock.story
+        yield messages
 
 
 def _sweep(logdir: Path) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 from trainer.errors import UserError
 from trainer.process import files
@@ -20,14 +21,38 @@ _HEARTBEAT_SEC = 5.0
 _SILENCE_SEC = 60.0
 
 
-class RunLock:
-    """Holds a folder until it is closed or the process ends.
+class RunLock(Protocol):
+    """Keeps other runs out of a folder, until it is closed or the process ends."""
+
+    def take(self) -> tuple[str, ...]:
+        """Takes the folder.
+
+        Returns:
+          messages for the console: of a stale lock that was removed.
+
+        Raises:
+          UserError: another run has the folder, or it can't be written.
+        """
+
+    def close(self) -> None:
+        """Gives the folder back."""
+
+
+class NullRunLock:
+    """What ranks other than 0 get, and runs without --logdir."""
+
+    def take(self) -> tuple[str, ...]:
+        return ()
+
+    def close(self) -> None:
+        pass
+
+
+class FileLock:
+    """A lock that is a file in the folder: rank 0's.
 
     The file says who holds it, and a counter in it goes up every few seconds. On the same host,
     the holder's process tells whether the lock is stale; for others, its counter does.
-
-    Attributes:
-      story: what there is to tell of a stale lock, for the console.
     """
 
     def __init__(
@@ -37,31 +62,36 @@ class RunLock:
         on_loss: Callable[[str], object],
         silence_sec: float = _SILENCE_SEC,
     ) -> None:
-        """Takes the folder.
+        """Creates a lock that is not taken yet.
 
         Args:
           logdir: the folder; it is made where it is missing.
           on_loss: called with the reason when another run has taken the lock.
           silence_sec: how long to watch a lock of another host.
-
-        Raises:
-          UserError: another run has it.
-          OSError: the folder can't be written.
         """
+        self._logdir = logdir
         self._path = Path(logdir) / FILE_NAME
         self._on_loss = on_loss
+        self._silence_sec = silence_sec
         self._own = lock_holder.of_this_process()
         self._beats = 0
-        self.story: tuple[str, ...] = ()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        while not self._create():
-            self._remove_stale(silence_sec)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="run-lock", daemon=True)
+
+    def take(self) -> tuple[str, ...]:
+        messages: tuple[str, ...] = ()
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            while not self._create():
+                messages = self._remove_stale() or messages
+        except OSError as error:
+            raise UserError(
+                f"--logdir: must be writable, got {self._logdir} ({error.strerror})"
+            ) from None
         self._thread.start()
+        return messages
 
     def close(self) -> None:
-        """Gives the folder back."""
         self._closed.set()
         self._thread.join()
         with contextlib.suppress(OSError):
@@ -101,8 +131,11 @@ class RunLock:
             return False
         return True
 
-    def _remove_stale(self, silence_sec: float) -> None:
+    def _remove_stale(self) -> tuple[str, ...]:
         """Removes the lock that is there.
+
+        Returns:
+          a message that tells it; none where the lock was gone already.
 
         Raises:
           UserError: its run is alive.
@@ -110,18 +143,18 @@ class RunLock:
         try:
             holder, text = lock_holder.read(self._path)
         except FileNotFoundError:
-            return  # Its run has ended just now.
+            return ()  # Its run has ended just now.
         if holder is not None and holder.is_of_this_host():
             is_stale, sign = not holder.process.is_alive(), "whose process is gone"
         else:
             print(
-                f"slim-horovod: --logdir: watching for {silence_sec:.0f} s whether "
+                f"slim-horovod: --logdir: watching for {self._silence_sec:.0f} s whether "
                 f"{holder or 'an unknown process'} still has it",
                 file=sys.stderr,
                 flush=True,
             )
-            is_stale = _stands_still(self._path, text, silence_sec)
-            sign = f"which has not stirred for {silence_sec:.0f} s"
+            is_stale = _stands_still(self._path, text, self._silence_sec)
+            sign = f"which has not stirred for {self._silence_sec:.0f} s"
         if not is_stale:
             raise UserError(
                 f"--logdir: must not be in use by another run, got {self._path.parent}, which "
@@ -130,7 +163,7 @@ class RunLock:
         with _one_at_a_time(self._path.parent), contextlib.suppress(FileNotFoundError):
             if lock_holder.read(self._path)[1] == text:  # Nobody else has taken it meanwhile.
                 self._path.unlink()
-        self.story = (f"removed the lock of {holder or 'an unknown process'}, {sign}",)
+        return (f"removed the lock of {holder or 'an unknown process'}, {sign}",)
 
     def _keep(self) -> None:
         while not self._closed.wait(_HEARTBEAT_SEC):
@@ -144,28 +177,11 @@ class RunLock:
                 continue  # A full disk, a server that is away: next time, perhaps.
 
 
-class NullRunLock(RunLock):
-    """What ranks other than 0 get, and runs without --logdir."""
-
-    def __init__(self) -> None:
-        self.story = ()
-
-    def close(self) -> None:
-        pass
-
-
 def create_run_lock(logdir: str | None, *, rank: int, on_loss: Callable[[str], object]) -> RunLock:
-    """The lock of one worker of a run: rank 0's holds the folder.
-
-    Raises:
-      UserError: another run has the folder, or it can't be written.
-    """
+    """The lock of one worker of a run, not taken yet; `on_loss` is `FileLock`'s."""
     if logdir is None or rank != 0:
         return NullRunLock()
-    try:
-        return RunLock(logdir, on_loss=on_loss)
-    except OSError as error:
-        raise UserError(f"--logdir: must be writable, got {logdir} ({error.strerror})") from None
+    return FileLock(logdir, on_loss=on_loss)
 
 
 def _stands_still(path: Path, text: str, silence_sec: float) -> bool:
