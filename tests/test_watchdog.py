@@ -25,7 +25,7 @@ exit_now = SuddenExit(Status(os.environ["FOLDER"], rank=0), rank=0, size=1)
 guard = create_watchdog(float(sys.argv[1]), exit_now)
 for step in range(1, 20):
     time.sleep(0.02)
-    guard.beat(step)
+    guard.finish_step(step)
 print("steps are over", flush=True)
 """
 
@@ -58,13 +58,13 @@ def test_a_long_phase_may_take_longer(tmp_path):
 
 
 def test_a_step_may_take_many_times_the_longest_one_before(tmp_path):
-    slow = "time.sleep(0.2); guard.beat(20); time.sleep(1.2); guard.beat(21)"
+    slow = "time.sleep(0.2); guard.finish_step(20); time.sleep(1.2); guard.finish_step(21)"
     assert run_guarded(tmp_path, 0.5, slow).returncode == 0
 
 
 def test_a_suspended_process_is_not_taken_to_hang(tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-c", GUARDED + "time.sleep(0.5); guard.beat(20)", "1.0"],
+        [sys.executable, "-c", GUARDED + "time.sleep(0.5); guard.finish_step(20)", "1.0"],
         cwd=ROOT,
         env=environment(FOLDER=str(tmp_path)),
         stdout=subprocess.PIPE,

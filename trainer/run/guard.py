@@ -58,7 +58,7 @@ class LoopGuard:
 
     def finish_step(self, step: int) -> None:
         """Tells the watchdog that a step is over."""
-        self._watchdog.beat(step)
+        self._watchdog.finish_step(step)
 
     def long_phase(self, what: str) -> contextlib.AbstractContextManager[None]:
         """Tells the watchdog that what is done inside may take long."""

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from trainer.process.settings import LONG_PHASE
 from trainer.safety import exit_status
@@ -18,8 +18,35 @@ _LONGEST_STEPS = 20
 _LAST_WORDS_SEC = 3.0
 
 
-class Watchdog:
-    """A thread that ends the process when `beat` was not called for too long.
+class Watchdog(Protocol):
+    """Hears of a worker's progress."""
+
+    def finish_step(self, step: int) -> None:
+        """Tells that a step is over, and the next one begins."""
+
+    def long_phase(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Allows more time for what is done inside; after it, a step begins anew."""
+
+    def close(self) -> None:
+        """Ends the watch."""
+
+
+class NullWatchdog:
+    """For --watchdog_seconds=0: watches nothing."""
+
+    def finish_step(self, step: int) -> None:
+        del step
+
+    def long_phase(self, what: str) -> contextlib.AbstractContextManager[None]:
+        del what
+        return contextlib.nullcontext()
+
+    def close(self) -> None:
+        pass
+
+
+class WatchdogThread:
+    """A thread that ends the process where no step was finished for too long.
 
     Time in which the whole process stood still (suspended by a scheduler, say) does not count: the
     thread adds up its own naps.
@@ -51,23 +78,21 @@ class Watchdog:
         self._last = "nothing yet"
         self._doing = "start-up"
         self._factor = LONG_PHASE
-        self._beat_sec = clock()
+        self._began_sec = clock()
         self._longest_step_sec = 0.0
         self._idle_sec = 0.0
         self._closed = threading.Event()
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
-    def beat(self, step: int) -> None:
-        """Tells that a step is over, and the next one begins."""
+    def finish_step(self, step: int) -> None:
         now_sec = self._clock()
         if self._factor == 1:
-            self._longest_step_sec = max(self._longest_step_sec, now_sec - self._beat_sec)
+            self._longest_step_sec = max(self._longest_step_sec, now_sec - self._began_sec)
         self._begin(f"step {step + 1}", 1, now_sec)
         self._last = f"step {step}"
 
     @contextlib.contextmanager
     def long_phase(self, what: str) -> Iterator[None]:
-        """Allows more time for what is done inside; after it, a step begins anew."""
         doing, factor = self._doing, self._factor
         self._begin(what, LONG_PHASE, self._clock())
         try:
@@ -76,13 +101,12 @@ class Watchdog:
             self._begin(doing, factor, self._clock())
 
     def close(self) -> None:
-        """Ends the watch."""
         self._closed.set()
 
     def _begin(self, what: str, factor: int, now_sec: float) -> None:
         self._doing = what
         self._factor = factor
-        self._beat_sec = now_sec
+        self._began_sec = now_sec
         self._idle_sec = 0.0
 
     def _allowed_sec(self) -> float:
@@ -96,9 +120,9 @@ class Watchdog:
             self._idle_sec += min(now_sec - before_sec, 2 * self._poll_sec)
             before_sec = now_sec
             if self._idle_sec > self._allowed_sec() and not self._closed.is_set():
-                self._bite()
+                self._end_process()
 
-    def _bite(self) -> None:
+    def _end_process(self) -> None:
         reason = (
             f"no progress for {self._idle_sec:.0f} s (--watchdog_seconds) in {self._doing}, "
             f"after {self._last}"
@@ -114,24 +138,6 @@ class Watchdog:
             self._stream.flush()
 
 
-class NullWatchdog(Watchdog):
-    """For --watchdog_seconds=0: watches nothing."""
-
-    def __init__(self) -> None:
-        self._limit_sec = 0.0
-
-    def beat(self, step: int) -> None:
-        del step
-
-    @contextlib.contextmanager
-    def long_phase(self, what: str) -> Iterator[None]:
-        del what
-        yield
-
-    def close(self) -> None:
-        pass
-
-
 def create_watchdog(limit_sec: float, exit_now: SuddenExit) -> Watchdog:
     """The watchdog that --watchdog_seconds asks for."""
-    return Watchdog(limit_sec, exit_now) if limit_sec else NullWatchdog()
+    return WatchdogThread(limit_sec, exit_now) if limit_sec else NullWatchdog()
