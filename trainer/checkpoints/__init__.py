@@ -1,1 +1,1 @@
-"""All that knows of `model.ckpt-N`: its names on disk, its manifest; saving and restoring it."""
+"""Checkpoints: their names on disk, their manifest, and how they are saved, found and restored."""

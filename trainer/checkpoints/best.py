@@ -1,4 +1,4 @@
-"""The best checkpoint of a run by top-1, in a folder of its own within the log folder."""
+"""Keeps the best checkpoint of a run by top-1 in a folder of its own, within the log folder."""
 
 from pathlib import Path
 
@@ -7,18 +7,18 @@ from trainer.checkpoints.manifest import Entry, Manifest
 
 
 def is_beaten(logdir: Path, *, top1: float) -> bool:
-    """Whether the best up to now, if there is one, classifies a smaller share right."""
+    """Returns whether an accuracy is greater than that of the best checkpoint so far, if any."""
     entries = manifest.read(logdir / layout.BEST).entries
     return not entries or entries[-1].top1 is None or top1 > entries[-1].top1
 
 
 def replace(logdir: Path, entry: Entry, temporary: Path) -> None:
-    """Puts another checkpoint into the place of the best.
+    """Replaces the best checkpoint.
 
     Args:
-      logdir: of the run.
-      entry: of the checkpoint.
-      temporary: the folder with its files, which are moved.
+      logdir: the log folder of the run.
+      entry: the entry of the new best checkpoint.
+      temporary: the folder that holds its files, which are moved.
 
     Raises:
       OSError: it could not be written.

@@ -1,4 +1,4 @@
-"""Tells in what a run differs from the one that made the checkpoint it goes on from."""
+"""Compares a run with the one that made the checkpoint it resumes from."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,11 +11,11 @@ _SILENT = frozenset(flag.name for flag in Config().flags() if not flag.statement
 
 
 def describe(before: RunFacts, now: RunFacts) -> list[str]:
-    """One line for each kind of change; none where the run goes on as if it had not stopped.
+    """Returns one line for each kind of change; none where the two runs compute the same.
 
     Args:
-      before: of the run that made the checkpoint.
-      now: of this run.
+      before: the facts of the run that made the checkpoint.
+      now: the facts of this run.
     """
     lines = []
     flags = [*_changed(_flatten(before.config), _flatten(now.config), skip=_SILENT)]
@@ -30,13 +30,13 @@ def describe(before: RunFacts, now: RunFacts) -> list[str]:
 
 
 def is_as_long(before: RunFacts, now: RunFacts) -> bool:
-    """Whether both runs were given the same length, in steps or in epochs."""
+    """Returns whether both runs were given the same length, in steps or in epochs."""
     flags = [_flatten(facts.config) for facts in (before, now)]
     return all(flags[0].get(name) == flags[1].get(name) for name in ("steps", "epochs"))
 
 
 def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Flags by name, without their groups."""
+    """Returns the flags by name, without their groups."""
     groups = (value for value in config.values() if isinstance(value, Mapping))
     return {name: value for group in groups for name, value in group.items()}
 

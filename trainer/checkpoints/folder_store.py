@@ -19,14 +19,14 @@ from trainer.process import files
 
 
 def _in_one_line(error: tf.errors.OpError) -> str:
-    """What failed, without what TensorFlow tells of the graph around it."""
+    """Returns what failed, without TensorFlow's description of the graph around it."""
     _, node, rest = error.message.rpartition("Node: ")
     lines = (rest if node else error.message).splitlines()
     return lines[1 if node and len(lines) > 1 else 0].strip()
 
 
 class FolderStore:
-    """Saves checkpoints into a folder and restores from them: rank 0's `store.Store`."""
+    """The store of rank 0 with --logdir: see `store.Store`."""
 
     def __init__(
         self, config: RunConfig, logdir: str, variables: Sequence[tf.Variable], facts: RunFacts
@@ -36,8 +36,8 @@ class FolderStore:
         Args:
           config: what to start from, and how many checkpoints to keep.
           logdir: the folder.
-          variables: what to save and to restore, `global_step` among them.
-          facts: of this run.
+          variables: the variables to save and to restore, `global_step` among them.
+          facts: facts about this run.
         """
         self._config = config
         self._logdir = Path(logdir)
@@ -86,17 +86,17 @@ class FolderStore:
             if before.global_batch_size != self._facts.global_batch_size:
                 was_complete = found.entry.step >= before.total_steps
                 if was_complete and changes.is_as_long(before, self._facts):
-                    self._set_step(session, self._facts.total_steps)  # And so it stays.
+                    self._set_step(session, self._facts.total_steps)  # It stays complete.
                     self._is_left_alone = True
                 else:
                     messages.append(self._renumber(session, found.entry))
         return tuple(messages)
 
     def _renumber(self, session: tf1.Session, entry: Entry) -> str:
-        """Counts steps anew where they have another size than when the checkpoint was made.
+        """Renumbers the current step where steps have another size than in the checkpoint.
 
-        The run goes on at the same example; its checkpoint is saved under the new number at once,
-        and those whose old numbers are greater go, so that the greatest number is the newest.
+        The run continues at the same example. Its checkpoint is saved under the new number at once,
+        and those with greater numbers are removed, so that the greatest number is the newest.
         """
         size = self._facts.global_batch_size
         step, again = divmod(entry.examples, size)
@@ -123,7 +123,7 @@ class FolderStore:
     def _put(self, session: tf1.Session, step: int) -> None:
         with layout.temporary_folder(self._logdir) as temporary:
             saved = self._write(session, step, temporary)
-            # What the manifest says of an earlier checkpoint of this step is no longer so.
+            # The entry of an earlier checkpoint of this step would no longer be true.
             manifest = checkpoint_manifest.read(self._logdir)
             if manifest.find(step) is not None:
                 checkpoint_manifest.write(self._logdir, manifest.without(step))
@@ -174,10 +174,13 @@ class FolderStore:
         )
 
     def _prune(self, step: int, *, newer_too: bool) -> None:
-        """Removes what is older than the newest few, of which `step` is the newest.
+        """Removes all but the newest few checkpoints, counted back from `step`.
 
-        Where there are greater numbers, they are of damaged checkpoints, which were skipped and
-        stay until the run comes to their steps, or of another numbering: `newer_too`.
+        Args:
+          step: step of the newest checkpoint.
+          newer_too: whether checkpoints with greater numbers are removed as well: they are of
+            another numbering. Otherwise they are damaged ones, which were skipped and stay until
+            the run comes to their steps.
         """
         steps = layout.steps_in(str(self._logdir))
         kept = [old for old in steps if old <= step][: self._config.keep_checkpoints]
@@ -193,7 +196,7 @@ class FolderStore:
         layout.write_state(self._logdir, kept)
 
     def lacks_evaluation(self, step: int) -> bool:
-        if self._is_left_alone:  # The entry of that number is of another step.
+        if self._is_left_alone:  # The entry of that number is about another step.
             return False
         entry = checkpoint_manifest.read(self._logdir).find(step)
         return entry is not None and entry.top1 is None
@@ -203,12 +206,12 @@ class FolderStore:
         entry = manifest.find(step)
         if best.is_beaten(self._logdir, top1=top1):
             self._keep_best(session, step, top1, entry)
-        if entry is not None:  # Noted last: before, a restart evaluates it again.
+        if entry is not None:  # Last: after a failure above, a restart evaluates it again.
             entry = dataclasses.replace(entry, top1=top1)
             checkpoint_manifest.write(self._logdir, manifest.with_entry(entry))
 
     def _keep_best(self, session: tf1.Session, step: int, top1: float, entry: Entry | None) -> None:
-        """Makes the checkpoint of a step, or where it has none, another one, the best."""
+        """Makes the checkpoint of a step the best; writes one where the step has none."""
         with layout.temporary_folder(self._logdir) as temporary:
             if entry is None:
                 saved = self._write(session, step, temporary)

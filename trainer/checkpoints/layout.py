@@ -1,4 +1,4 @@
-"""The names of a checkpoint's files, and their moves: it is there whole or not at all.
+"""Names a checkpoint's files, and moves them so that a checkpoint is there whole or not at all.
 
 A checkpoint is what `tf.train.Saver` writes, as TensorFlow's and slim's tools read it:
 `<logdir>/model.ckpt-<step>.index` and `.data-00000-of-00001`, and the state file `checkpoint`.
@@ -22,7 +22,7 @@ _INDEX = re.compile(rf"{re.escape(_NAME)}(\d+)\.index")
 
 
 def steps_in(logdir: str) -> list[int]:
-    """Steps of the checkpoints in a folder, newest first, whether good or damaged."""
+    """Returns the steps of the checkpoints in a folder, newest first, good or damaged."""
     folder = Path(logdir)
     if not folder.is_dir():
         return []
@@ -31,16 +31,16 @@ def steps_in(logdir: str) -> list[int]:
 
 
 def prefix_of(logdir: str, step: int) -> str:
-    """The checkpoint prefix of a step."""
+    """Returns the prefix of the names of a step's checkpoint, with the folder."""
     return str(Path(logdir) / f"{_NAME}{step}")
 
 
 def files_in(folder: Path, *, step: int | None = None) -> list[Path]:
-    """Files of checkpoints in a folder, an index before its data.
+    """Lists files of checkpoints in a folder, an index before its data.
 
     Args:
-      folder: need not be there.
-      step: whose checkpoint; None: all of them.
+      folder: the folder, which may be missing.
+      step: the step of the checkpoint; None: of all checkpoints.
     """
     pattern = f"{_NAME}*" if step is None else f"{_NAME}{step}.*"
     return sorted(folder.glob(pattern), reverse=True)
@@ -48,7 +48,7 @@ def files_in(folder: Path, *, step: int | None = None) -> list[Path]:
 
 @contextlib.contextmanager
 def temporary_folder(logdir: Path) -> Iterator[Path]:
-    """A new folder for a checkpoint's files, from which they are moved to where they belong.
+    """Makes a folder to write a checkpoint into before its files are moved; removes it at the end.
 
     Raises:
       OSError: it can't be made.
@@ -63,14 +63,14 @@ def temporary_folder(logdir: Path) -> Iterator[Path]:
 
 
 def move(temporary: Path, folder: Path) -> None:
-    """Moves a checkpoint's files into a folder, the index last: with it the checkpoint is there."""
+    """Moves a checkpoint's files into a folder; the index comes last and makes it complete."""
     for path in reversed(files_in(temporary)):
         path.replace(folder / path.name)
     files.sync(folder)
 
 
 def link(names: Sequence[str], *, source: Path, target: Path) -> None:
-    """Gives files a second name in another folder; copies them, where need be."""
+    """Gives files a second name in another folder; copies them where links are not possible."""
     for name in names:
         try:
             os.link(source / name, target / name)
@@ -80,9 +80,9 @@ def link(names: Sequence[str], *, source: Path, target: Path) -> None:
 
 
 def write_state(folder: Path, steps: Sequence[int]) -> None:
-    """Writes the state file `checkpoint`, for TensorFlow's tools; `steps`, newest first."""
+    """Writes the state file `checkpoint` for TensorFlow's tools; `steps` has the newest first."""
     names = [f"{_NAME}{step}" for step in reversed(steps)]
     lines = [f'model_checkpoint_path: "{names[-1]}"']
     lines += [f'all_model_checkpoint_paths: "{name}"' for name in names]
-    with contextlib.suppress(OSError):  # Nobody here relies on it.
+    with contextlib.suppress(OSError):  # This program does not read it.
         files.write_text(folder / _STATE, "\n".join(lines) + "\n")

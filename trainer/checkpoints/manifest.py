@@ -1,4 +1,4 @@
-"""`<logdir>/checkpoints.json`: what each checkpoint is, and its files. No TensorFlow."""
+"""Reads and writes `<logdir>/checkpoints.json`, which describes each checkpoint and its files."""
 
 import dataclasses
 import json
@@ -24,15 +24,15 @@ class SavedFile(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RunFacts:
-    """What a checkpoint has to say of the run that made it.
+    """Facts about the run that made a checkpoint.
 
     Attributes:
-      workers: of the run.
+      workers: number of workers.
       global_batch_size: examples per step, over all workers.
-      total_steps: of the run.
-      train_examples: in an epoch.
-      fingerprint: of the data.
-      versions: of Python and the packages.
+      total_steps: steps from the beginning of the run to its end.
+      train_examples: examples per epoch.
+      fingerprint: the data set's fingerprint.
+      versions: versions of Python and the packages, by name.
       config: every flag, as `dataclasses.asdict` gives them.
     """
 
@@ -50,13 +50,13 @@ class Entry:
     """One checkpoint.
 
     Attributes:
-      step: updates made.
+      step: number of updates made.
       epoch: passes over the training data.
-      examples: where in the sequence of training examples it stands.
-      saved_at: ISO 8601, UTC.
+      examples: number of training examples seen: its position in their sequence.
+      saved_at: time of saving, ISO 8601, UTC.
       files: all of its files.
-      run: that made it.
-      top1: of the evaluation after this step; None: there was none.
+      run: facts about the run that made it.
+      top1: accuracy in the evaluation after this step; None: there was no evaluation.
     """
 
     step: int
@@ -73,29 +73,29 @@ class Manifest:
     """The checkpoints of a folder, oldest first.
 
     Attributes:
-      entries: one for each checkpoint that was saved and not yet removed.
-      fault: what is wrong with the file, where it is damaged; its checkpoints are not known then.
+      entries: one entry per checkpoint that was saved and not yet removed.
+      fault: description of the damage, where the file is damaged; there are no entries then.
     """
 
     entries: tuple[Entry, ...] = ()
     fault: str | None = None
 
     def find(self, step: int) -> Entry | None:
-        """The entry of a step, if there is one."""
+        """Returns the entry of a step, if there is one."""
         return next((entry for entry in self.entries if entry.step == step), None)
 
     def without(self, *steps: int) -> "Manifest":
-        """The manifest without some steps."""
+        """Returns this manifest without some steps."""
         return Manifest(tuple(entry for entry in self.entries if entry.step not in steps))
 
     def with_entry(self, entry: Entry) -> "Manifest":
-        """The manifest with an entry, which replaces one of the same step."""
+        """Returns this manifest with an entry, which replaces one of the same step."""
         entries = [*self.without(entry.step).entries, entry]
         return Manifest(tuple(sorted(entries, key=lambda entry: entry.step)))
 
 
 def read(folder: Path) -> Manifest:
-    """The manifest of a folder; an empty one where there is none, or none that can be read."""
+    """Reads the manifest of a folder; returns an empty one where none can be read."""
     path = folder / layout.MANIFEST
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
@@ -122,7 +122,7 @@ def write(folder: Path, manifest: Manifest) -> None:
     """Replaces the manifest of a folder.
 
     Raises:
-      OSError: it can't be written; the one before is still there.
+      OSError: it can't be written; the previous one is still there.
     """
     entries = [
         {**dataclasses.asdict(entry), "files": [file._asdict() for file in entry.files]}
@@ -143,12 +143,12 @@ def describe_file(path: Path) -> SavedFile:
 
 
 def describe_files(folder: Path) -> tuple[SavedFile, ...]:
-    """What the files of a checkpoint are, which has a folder for itself."""
+    """Describes all files in a folder that holds one checkpoint and nothing else."""
     return tuple(describe_file(path) for path in sorted(folder.iterdir()))
 
 
 def fault_in(folder: Path, entry: Entry) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
+    """Returns what is wrong with a checkpoint's files; None where they are as they were saved."""
     for expected in entry.files:
         try:
             found = describe_file(folder / expected.name)

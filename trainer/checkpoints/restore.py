@@ -12,7 +12,7 @@ from trainer.errors import UserError
 
 
 def network_variables() -> list[tf.Variable]:
-    """The network's variables in the default graph: trained ones and moving statistics."""
+    """Returns the network's variables in the default graph: trained ones and moving statistics."""
     found = [
         *tf1.trainable_variables(),
         *tf1.get_collection(tf1.GraphKeys.MODEL_VARIABLES),
@@ -21,10 +21,10 @@ def network_variables() -> list[tf.Variable]:
 
 
 def count_classes(prefix: str) -> int:
-    """The classes of the network in a checkpoint: the width of its last layer, `logits`.
+    """Returns the number of classes of a checkpoint's network: the width of its layer `logits`.
 
     Raises:
-      UserError: it can't be read, or has no such layer.
+      UserError: the checkpoint can't be read, or has no such layer.
     """
     shapes = _open(prefix).get_variable_to_shape_map()
     widths = {shape[-1] for name, shape in shapes.items() if f"/{name}".endswith("/logits/weights")}
@@ -36,7 +36,7 @@ def count_classes(prefix: str) -> int:
 def initialize(
     session: tf1.Session, prefix: str | None, variables: Sequence[tf.Variable]
 ) -> tuple[str, ...]:
-    """Loads a network's variables from --init_checkpoint, if it is given; says what was done."""
+    """Loads a network's variables from --init_checkpoint, if given; returns messages about it."""
     if prefix is None:
         return ()
     left = restore_weights(session, prefix, variables, new_logits=True)
@@ -48,7 +48,7 @@ def restore(session: tf1.Session, prefix: str, variables: Sequence[tf.Variable])
     """Loads every variable from a checkpoint.
 
     Raises:
-      UserError: the checkpoint is another network's or another optimizer's.
+      UserError: the checkpoint is of another network or of another optimizer.
     """
     reader = tf.train.load_checkpoint(prefix)
     saved = reader.get_variable_to_shape_map()
@@ -64,16 +64,16 @@ def restore_weights(
     """Loads a network's variables.
 
     Args:
-      session: whose variables are loaded.
-      prefix: of the checkpoint, which may hold more: optimizer slots, other heads.
-      variables: of the network.
+      session: the session that holds the variables.
+      prefix: prefix of the checkpoint, which may hold more: optimizer slots, other heads.
+      variables: the network's variables.
       new_logits: whether logits of another number of classes keep their initial values.
 
     Returns:
       the names of the variables that keep their initial values.
 
     Raises:
-      UserError: there is no such checkpoint, it is damaged, or it is another network's.
+      UserError: the checkpoint is missing, damaged, or of another network.
     """
     reader = _open(prefix)
     saved = reader.get_variable_to_shape_map()
@@ -90,10 +90,10 @@ def restore_weights(
 
 
 def _open(prefix: str) -> Any:
-    """A reader of a checkpoint.
+    """Opens a checkpoint for reading.
 
     Raises:
-      UserError: there is no such checkpoint, or it is damaged.
+      UserError: the checkpoint is missing or damaged.
     """
     if not Path(f"{prefix}.index").is_file():
         raise UserError(f"--init_checkpoint: must be the prefix of a checkpoint, got {prefix}")
@@ -104,7 +104,7 @@ def _open(prefix: str) -> Any:
 
 
 def _differences(saved: Mapping[str, Sequence[int]], variables: Sequence[tf.Variable]) -> list[str]:
-    """What keeps variables from being loaded, a few words for each."""
+    """Returns what keeps variables from being loaded, one phrase for each of them."""
     lines = []
     for variable in variables:
         name, shape = variable.op.name, variable.shape.as_list()
@@ -132,16 +132,16 @@ def _load(session: tf1.Session, reader: Any, variables: Sequence[tf.Variable]) -
 
 
 def assign(session: tf1.Session, values: Sequence[tuple[tf.Variable, Any]]) -> None:
-    """Feeds values to variables' initializers: the graph may be finalized.
+    """Sets variables by feeding values to their initializers: the graph may be finalized.
 
-    To all at once: TensorFlow goes through the whole graph for every new set of what is to be run,
-    which takes it 0.1 s for resnet_v2_50, and more for deeper networks.
+    All are set in one run: TensorFlow goes through the whole graph for every new set of fetches,
+    which takes 0.1 s for resnet_v2_50, and more for deeper networks.
     """
     initializers: list[tf.Operation] = []
     feeds: dict[tf.Tensor, Any] = {}
     for variable, value in values:
         initial_value = variable.initializer.inputs[1]
-        if initial_value in feeds:  # It is another variable's, too.
+        if initial_value in feeds:  # It is shared with another variable.
             session.run(initializers, feeds)
             initializers, feeds = [], {}
         initializers.append(variable.initializer)

@@ -18,10 +18,10 @@ class Found:
     """The outcome of a search for a checkpoint.
 
     Attributes:
-      prefix: of the newest good checkpoint; None where there is no checkpoint at all.
-      step: updates made when it was saved; 0 without one.
-      skipped: one line for each newer one that is damaged.
-      entry: what the manifest says of it; None where it says nothing.
+      prefix: prefix of the newest good checkpoint; None where there is no checkpoint at all.
+      step: number of updates made when it was saved; 0 without a checkpoint.
+      skipped: one line for each newer checkpoint that is damaged.
+      entry: its entry in the manifest; None where it has none.
     """
 
     prefix: str | None
@@ -44,8 +44,8 @@ def damage(prefix: str) -> str | None:
 def find_newest(logdir: str) -> Found:
     """Finds the newest checkpoint that verifies.
 
-    The manifest tells what its files must be; one that is not in the manifest is read whole. The
-    state file `checkpoint` is not asked: it may be missing, old or garbage.
+    Its files are compared with the manifest; a checkpoint that is not in the manifest is read
+    whole. The state file `checkpoint` is not used: it may be missing, outdated or damaged.
 
     Raises:
       UserError: there are checkpoints, but every one is damaged.
@@ -69,7 +69,7 @@ def find_newest(logdir: str) -> Found:
 
 
 def _steps_with_files(folder: Path, manifest: Manifest) -> list[int]:
-    """Steps in the manifest of which something is left: one that was removed whole is no loss."""
+    """Returns the steps in the manifest that still have files: others were removed on purpose."""
     return [
         entry.step
         for entry in manifest.entries
@@ -78,10 +78,10 @@ def _steps_with_files(folder: Path, manifest: Manifest) -> list[int]:
 
 
 def choose(config: RunConfig) -> str:
-    """The checkpoint to evaluate, export or predict with: --init_checkpoint or --logdir's newest.
+    """Returns the prefix of the checkpoint to use: --init_checkpoint, or the newest in --logdir.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no checkpoint.
     """
     if config.init_checkpoint is not None:
         return config.init_checkpoint
@@ -94,7 +94,7 @@ def choose(config: RunConfig) -> str:
 
 
 def step_of(prefix: str) -> int:
-    """The steps taken before a good checkpoint was saved; 0 where it does not say."""
+    """Returns the step at which a good checkpoint was saved; 0 where it does not say."""
     reader = tf.train.load_checkpoint(prefix)
     name = tf1.GraphKeys.GLOBAL_STEP
     return int(reader.get_tensor(name)) if reader.has_tensor(name) else 0

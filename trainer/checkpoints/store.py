@@ -1,4 +1,4 @@
-"""The checkpoints of a run: rank 0's store keeps them in the log folder, the others do nothing."""
+"""The store of a run's checkpoints: rank 0's keeps them in the log folder, others do nothing."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -17,17 +17,17 @@ class Store(Protocol):
     """Saves a run's checkpoints, and restores the run from them."""
 
     def check_room(self) -> None:
-        """Finds out before a run whether the disk has room for two checkpoints: old and new.
+        """Checks before a run that the disk has room for two checkpoints: the old and the new one.
 
         Raises:
-          UserError: it has not.
+          UserError: there is not enough room.
         """
 
     def restore(self, session: tf1.Session) -> tuple[str, ...]:
-        """Loads what the run goes on from: the newest good checkpoint, or --init_checkpoint.
+        """Loads what the run starts from: the newest good checkpoint, or --init_checkpoint.
 
         Returns:
-          messages for the console: what was loaded, and what has changed since.
+          messages for the console: what was loaded, and what has changed since it was saved.
 
         Raises:
           UserError: --resume forbids what is there, or a checkpoint can't be loaded.
@@ -40,33 +40,33 @@ class Store(Protocol):
           messages for the console, as `restore` does.
 
         Raises:
-          UserError: there is none.
+          UserError: there is no good checkpoint.
         """
 
     def save(self, session: tf1.Session, step: int) -> None:
-        """Saves a checkpoint, then removes the oldest.
+        """Saves a checkpoint, then removes the oldest ones.
 
         Raises:
-          OSError: it could not be written; the earlier ones are still there.
+          OSError: it could not be written; the earlier checkpoints are still there.
         """
 
     def save_before(self, session: tf1.Session, step: int) -> None:
-        """Saves the state before a step that was counted, but not applied.
+        """Saves the state before a step that was counted, but whose update was not applied.
 
         Raises:
           OSError: it could not be written.
         """
 
     def lacks_evaluation(self, step: int) -> bool:
-        """Whether the run ended between the checkpoint of a step and the evaluation after it."""
+        """Returns whether a run ended after the checkpoint of a step and before its evaluation."""
 
     def note_evaluation(self, session: tf1.Session, step: int, top1: float) -> None:
-        """Notes an evaluation's result, and keeps the best checkpoint apart.
+        """Records an evaluation's result, and keeps a copy of the best checkpoint.
 
         Args:
-          session: whose variables were evaluated.
-          step: after which they were.
-          top1: share of the validation examples that were classified right.
+          session: the session that holds the evaluated variables.
+          step: the last step before the evaluation.
+          top1: share of the validation examples that were classified correctly.
 
         Raises:
           OSError: it could not be written.
@@ -74,7 +74,7 @@ class Store(Protocol):
 
 
 class NullStore:
-    """What ranks other than 0 get, whose variables come by broadcast."""
+    """The store of ranks other than 0, which get their variables by broadcast."""
 
     def check_room(self) -> None:
         pass
@@ -102,10 +102,10 @@ class NullStore:
 
 
 class NoLogdirStore(NullStore):
-    """Rank 0's without --logdir: it may start from --init_checkpoint, and has nothing to keep."""
+    """The store of rank 0 without --logdir: it loads --init_checkpoint and saves nothing."""
 
     def __init__(self, init_checkpoint: str | None) -> None:
-        """Takes note of the network's variables in the default graph."""
+        """Creates a store for the network in the default graph."""
         self._init_checkpoint = init_checkpoint
         self._network = restore.network_variables()
 
@@ -120,7 +120,7 @@ class NoLogdirStore(NullStore):
 def create_store(
     config: RunConfig, *, rank: int, variables: Sequence[tf.Variable], facts: RunFacts
 ) -> Store:
-    """The store of one worker of a run."""
+    """Creates the store of one worker of a run."""
     if rank != 0:
         return NullStore()
     if config.logdir is None:
