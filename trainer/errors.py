@@ -1,11 +1,11 @@
-"""What is raised for a user's mistake, and ends in one line instead of a traceback."""
+"""The errors that users can correct; the program prints them in one line, without a traceback."""
 
 
 class UserError(Exception):
-    """A mistake that the user can mend.
+    """A mistake that the user can correct.
 
     Attributes:
-      known_to_all: whether every worker raises the same, so that one of them is to print it.
+      known_to_all: whether every worker raises the same error, so that only the first prints it.
     """
 
     def __init__(self, message: str, *, known_to_all: bool = True) -> None:

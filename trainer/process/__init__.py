@@ -1,1 +1,1 @@
-"""This process, before TensorFlow is loaded: nothing here imports it."""
+"""What concerns this process before TensorFlow is loaded: nothing here imports TensorFlow."""

@@ -1,7 +1,7 @@
-"""Files and folders that are there whole or not at all, and the removal of what was left of others.
+"""Writes files and folders whole or not at all, and removes what killed processes left of theirs.
 
-What is being written has a temporary name, which says who writes it. So what a killed process has
-left can be told from what another one is writing at this moment.
+While a file is written it has a temporary name, which tells the process that writes it: so a file
+that a killed process left can be told from one that another process is writing.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from trainer.process.identity import Process
 
 SUFFIX = ".partial"
 _TEMPORARY = re.compile(rf"\..+\.(\d+)-(\d+)-([0-9a-f]{{8}}){re.escape(SUFFIX)}")
-# Nothing here is written for so long, and no two hosts' clocks are so far apart.
+# Longer than anything takes to be written, and than two hosts' clocks differ.
 _DAY_SEC = 24 * 3600.0
 
 
@@ -35,10 +35,10 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 
     Args:
       path: the file; its folder is made where it is missing.
-      content: all of it.
+      content: the whole content.
 
     Raises:
-      OSError: it could not be written; what was there before still is.
+      OSError: it could not be written; the previous file, if any, is still there.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
       path: the file or folder. A folder must not be there yet; the parent must.
 
     Yields:
-      the temporary path to write to, where there is nothing yet. It is removed after an error.
+      the temporary path to write to. Nothing is there yet; after an error it is removed.
     """
     path = Path(path)
     temporary = temporary_path(path)
@@ -70,21 +70,21 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def temporary_path(path: Path) -> Path:
-    """Where this process writes what is to become `path`: beside it, hidden, named for both."""
+    """Returns the path under which this process writes `path` before it is renamed: beside it."""
     pid, start_ticks = identity.this_process()
     return path.with_name(f".{path.name}.{pid}-{start_ticks}-{_host_digest()}{SUFFIX}")
 
 
 def sweep(folder: Path, *, earlier: re.Pattern[str] | None = None) -> None:
-    """Removes what was left half written in a folder that this process holds for itself.
+    """Removes temporary files and folders from a folder that this process has locked.
 
-    What a live process of this host writes stays: an evaluation of the run may be under way, whose
-    result goes here, too. Processes of other hosts can't be looked up; theirs go, since a run that
-    wrote here from another host is gone, or this one would not hold the folder.
+    Those of live processes on this host stay: an evaluation may be writing its result here.
+    Processes on other hosts can't be looked up. Theirs are removed: a run that wrote here from
+    another host has ended, or this process would not have got the lock.
 
     Args:
-      folder: need not be there.
-      earlier: names that earlier versions gave to what they were writing.
+      folder: the folder, which may be missing.
+      earlier: temporary names that earlier versions used.
     """
     for path in _list(folder):
         is_ours = earlier is not None and earlier.fullmatch(path.name) is not None
@@ -93,16 +93,16 @@ def sweep(folder: Path, *, earlier: re.Pattern[str] | None = None) -> None:
 
 
 def sweep_beside(path: str | os.PathLike[str]) -> None:
-    """Removes what was left of attempts to write one file or folder, in a folder that all may use.
+    """Removes temporary copies of one file or folder, where the folder around it is not locked.
 
-    What a live process of this host writes stays, and so does what may be another host's, unless
-    it is a day old.
+    Those of live processes on this host stay, and those that may be another host's until they are
+    a day old: whether their processes live can't be looked up.
 
     Args:
-      path: the file or folder.
+      path: the file or folder that they were to become.
     """
     path = Path(path)
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.\d+")  # As earlier versions named theirs.
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.\d+")  # As in earlier versions.
     for found in path.parent.glob(f".{glob.escape(path.name)}.*"):
         match = _TEMPORARY.fullmatch(found.name)
         is_of_this_host = match is not None and match[3] == _host_digest()
@@ -114,7 +114,7 @@ def sweep_beside(path: str | os.PathLike[str]) -> None:
 
 
 def _is_being_written(temporary: Path) -> bool:
-    """Whether a temporary path is of a live process of this host."""
+    """Returns whether a temporary path belongs to a live process on this host."""
     match = _TEMPORARY.fullmatch(temporary.name)
     if match is None or match[3] != _host_digest():
         return False
@@ -123,7 +123,7 @@ def _is_being_written(temporary: Path) -> bool:
 
 @functools.cache
 def _host_digest() -> str:
-    """Tells hosts apart, and each start of them: process numbers begin anew."""
+    """Returns a short name of this host since its last start, for which process numbers hold."""
     return hashlib.sha256(identity.host_identity().encode()).hexdigest()[:8]
 
 
@@ -136,12 +136,12 @@ def _age_sec(path: Path) -> float:
 def _list(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
-    except OSError:  # Most often, it is not there yet.
+    except OSError:  # Most often it does not exist yet.
         return []
 
 
 def remove(path: Path) -> None:
-    """Removes a file, or a folder with all that is in it, as far as that can be done."""
+    """Removes a file, or a folder with its content; ignores what can't be removed."""
     with contextlib.suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -150,7 +150,7 @@ def remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Makes a file's content, or the names in a folder, survive a power cut."""
+    """Flushes a file's content, or the names in a folder, to disk: a power cut spares it then."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -159,12 +159,12 @@ def sync(path: Path) -> None:
 
 
 def check_writable(path: str | os.PathLike[str], flag_name: str, *, is_folder: bool) -> None:
-    """Finds out before a run, not after it, that its results have a place.
+    """Checks before a run that its results can be written.
 
     Args:
       path: the folder to write into, made where it is missing, or the file to write.
-      flag_name: the flag that named it.
-      is_folder: which of the two it is.
+      flag_name: the flag that gave the path.
+      is_folder: whether the path is that of a folder.
 
     Raises:
       UserError: it cannot be written.

@@ -1,4 +1,4 @@
-"""Tells processes apart, even when the kernel gives a process's number to a later one."""
+"""Identifies processes, even when the kernel gives a process's number to a later one."""
 
 import os
 from pathlib import Path
@@ -11,20 +11,20 @@ class Process(NamedTuple):
     """One process of this host.
 
     Attributes:
-      pid: its number.
-      start_ticks: when it started, clock ticks since the host was booted.
+      pid: process number.
+      start_ticks: start time, in clock ticks since the host was booted.
     """
 
     pid: int
     start_ticks: int
 
     def is_alive(self) -> bool:
-        """Whether it still runs (or is stopped); one that ended and waits for its parent is not."""
+        """Returns whether it runs or is stopped; a zombie, which waits for its parent, is dead."""
         return find(self.pid) == self
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/<pid>/stat that follow the name, from the state on; empty: no process."""
+    """Returns the fields of /proc/<pid>/stat from the state on; empty where there is no process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -33,7 +33,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def find(pid: int) -> Process | None:
-    """The process that has this number now; None where there is none."""
+    """Returns the process that has this number now; None where there is none."""
     fields = _stat(pid)
     if not fields or fields[0] in "ZX":
         return None
@@ -41,18 +41,18 @@ def find(pid: int) -> Process | None:
 
 
 def this_process() -> Process:
-    """The process that asks; without a start time where there is no /proc."""
+    """Returns the calling process; its start time is 0 where there is no /proc."""
     return find(os.getpid()) or Process(os.getpid(), 0)
 
 
 def parent_of(pid: int) -> int:
-    """The number of a process's parent; 0 where it has none."""
+    """Returns the number of a process's parent; 0 where it has none."""
     fields = _stat(pid)
     return int(fields[1]) if fields else 0
 
 
 def name_of(pid: int) -> str:
-    """The short name of a process's program; empty where there is no such process."""
+    """Returns the short name of a process's program; empty where there is no such process."""
     try:
         return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -60,12 +60,12 @@ def name_of(pid: int) -> str:
 
 
 def is_shell(pid: int) -> bool:
-    """Whether a process is a shell, or a program that stays and waits as shells do."""
+    """Returns whether a process is a shell, or a program that waits for its child as shells do."""
     return name_of(pid) in _SHELLS
 
 
 def environ_of(pid: int) -> dict[str, str]:
-    """What a process of this user was started with; empty where it can't be read."""
+    """Returns the environment that a process was started with; empty where it can't be read."""
     try:
         text = Path(f"/proc/{pid}/environ").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -74,9 +74,10 @@ def environ_of(pid: int) -> dict[str, str]:
 
 
 def host_identity() -> str:
-    """The same for two processes that can look each other up by number, and for no others.
+    """Returns a text that is the same for two processes that can look each other up by number.
 
-    Two containers can have one host name, and one host can have two containers.
+    It is another one for all others: two containers can have one host name, and one host can have
+    two containers.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

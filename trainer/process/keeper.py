@@ -1,9 +1,9 @@
-"""Gives a worker the seconds that horovodrun grants, also where its shell does not stay.
+"""Gives a worker time to save when horovodrun ends it, also where its shell has become the worker.
 
-horovodrun ends a worker in three steps: SIGTERM to the children of the shell that it started,
-5 seconds of patience, SIGKILL. Where /bin/sh is bash, that shell has become the worker itself: it
-has no children, and is stopped at once, unsaved. So the worker becomes the child of a process that
-only waits for it.
+horovodrun ends a worker in three steps: it sends SIGTERM to the children of the shell that it
+started, waits 5 seconds, and sends SIGKILL. Where /bin/sh is bash, that shell has replaced itself
+by the worker, which has no children and is killed at once, unsaved. So the worker is run as the
+child of a process that only waits for it.
 """
 
 import os
@@ -16,11 +16,11 @@ _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def is_needed(environ: Mapping[str, str], parent: int) -> bool:
-    """Whether this process is the one that horovodrun has started itself.
+    """Returns whether horovodrun started this process directly, without a shell that waits.
 
     Args:
-      environ: of this process.
-      parent: the number of its parent.
+      environ: environment of this process.
+      parent: process number of its parent.
     """
     launched = launcher.find(environ)
     by_horovodrun = launched is not None and launched.name == "horovodrun"
@@ -28,9 +28,9 @@ def is_needed(environ: Mapping[str, str], parent: int) -> bool:
 
 
 def stay_behind() -> None:
-    """Returns in a new process, where that is needed; this one waits, and ends as that one does.
+    """Forks where that is needed: the child returns, the parent waits and exits as the child does.
 
-    To be called before there are other threads, and before TensorFlow is loaded.
+    Must be called before there are other threads, and before TensorFlow is loaded.
     """
     if not is_needed(os.environ, os.getppid()):
         return

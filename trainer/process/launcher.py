@@ -1,4 +1,4 @@
-"""Which launcher started this process, told from its environment."""
+"""Finds out which launcher started this process, from its environment."""
 
 import os
 from collections.abc import Mapping
@@ -8,12 +8,12 @@ from trainer.errors import ConfigError
 
 
 class Launched(NamedTuple):
-    """What a launcher says of this process.
+    """A launcher, and the place of this process in its job.
 
     Attributes:
       name: horovodrun, mpirun or srun.
-      rank: of this process, in [0, size).
-      size: processes in the job.
+      rank: rank of this process, in [0, size).
+      size: number of processes in the job.
     """
 
     name: str
@@ -32,7 +32,7 @@ _LAUNCHERS = (
 
 
 def find(environ: Mapping[str, str] = os.environ) -> Launched | None:
-    """The launcher of this process; None where it was started by hand."""
+    """Returns the launcher of this process; None where it was started by hand."""
     for name, rank, size in _LAUNCHERS:
         if rank in environ and size in environ:
             return Launched(name, int(environ[rank]), int(environ[size]))
@@ -40,10 +40,10 @@ def find(environ: Mapping[str, str] = os.environ) -> Launched | None:
 
 
 def refuse(mode: str) -> None:
-    """Refuses several processes for what one does.
+    """Refuses to run a mode in several processes that is made for one.
 
     Raises:
-      ConfigError: a launcher started more than this one.
+      ConfigError: a launcher started more processes than this one.
     """
     launched = find()
     if launched is not None and launched.size > 1:
@@ -53,6 +53,6 @@ def refuse(mode: str) -> None:
 
 
 def is_first(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process speaks for the job before its workers know each other."""
+    """Returns whether this process prints for the whole job before its workers are connected."""
     launched = find(environ)
     return launched is None or launched.rank == 0
