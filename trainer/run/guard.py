@@ -1,4 +1,4 @@
-"""What the training loop does besides its steps, so that nothing is lost."""
+"""Saves checkpoints, stops early and handles steps that are not finite, for the training loop."""
 
 import contextlib
 
@@ -14,7 +14,7 @@ from trainer.telemetry.console import Console
 
 
 class LoopGuard:
-    """Saves, stops early, and judges steps that were not finite: on all workers together."""
+    """Saves, stops early, and handles steps that are not finite: on all workers together."""
 
     def __init__(
         self,
@@ -26,15 +26,15 @@ class LoopGuard:
         *,
         done: int,
     ) -> None:
-        """Guards one loop.
+        """Creates the guard of one loop.
 
         Args:
           group: the workers.
-          setup: of the run.
-          console: hears of what is done.
-          status: of the run.
-          protection: of this worker.
-          done: steps before the loop; their state is saved, if there are any.
+          setup: what the run has built before its first step.
+          console: gets messages about what is done.
+          status: the run's status file.
+          protection: signals and watchdog of this worker.
+          done: number of steps before the loop; the state after them, if any, is saved already.
         """
         self._group = group
         self._session = setup.session
@@ -49,23 +49,23 @@ class LoopGuard:
         self._tried = done or None
 
     def request(self) -> float:
-        """What this worker tells the others at its next step: 1 where it was asked to stop."""
+        """Returns what this worker sends the others in its next step: 1 if it was asked to stop."""
         return float(self.is_stop_asked())
 
     def is_stop_asked(self) -> bool:
-        """Whether this worker was asked to stop."""
+        """Returns whether this worker was asked to stop."""
         return self._stop.reason is not None
 
     def finish_step(self, step: int) -> None:
-        """Tells the watchdog that a step is over."""
+        """Tells the watchdog that a step has ended."""
         self._watchdog.finish_step(step)
 
     def long_phase(self, what: str) -> contextlib.AbstractContextManager[None]:
-        """Tells the watchdog that what is done inside may take long."""
+        """Gives what is done inside a longer limit from the watchdog."""
         return self._watchdog.long_phase(what)
 
     def note_evaluation(self, step: int, top1: float) -> None:
-        """Has an evaluation's result noted, and the best checkpoint kept. A collective."""
+        """Records an evaluation's result, and keeps the best checkpoint. A collective."""
         with self._watchdog.long_phase("keeping the best"), self._group.fail_together():
             try:
                 self._store.note_evaluation(self._session, step, top1)
@@ -73,16 +73,16 @@ class LoopGuard:
                 self._console.say(f"step {step}: the best was not kept ({error})")
 
     def save(self, step: int) -> None:
-        """Saves a checkpoint, unless that was tried for this step. A collective: all wait.
+        """Saves a checkpoint, unless that was tried for this step. A collective: all workers wait.
 
-        A disk that is full now may not be the next time: training goes on.
+        Where it fails, training goes on: a disk that is full now may have room the next time.
 
         Raises:
-          UserError: it was the last one.
+          UserError: the last checkpoint of the run could not be saved.
         """
         if self._tried == step:
             return
-        self._tried = step  # The same on all workers, whatever becomes of rank 0's.
+        self._tried = step  # On all workers, whether rank 0's save succeeds or not.
         with self._watchdog.long_phase(f"saving step {step}"), self._group.fail_together():
             try:
                 self._store.save(self._session, step)
@@ -99,7 +99,7 @@ class LoopGuard:
             self._status.set("running", step=step)
 
     def stop(self, step: int) -> None:
-        """Ends the run early: saves, and says who asked. A collective."""
+        """Ends the run early: saves, and prints who asked for it. A collective."""
         self.save(step)
         reasons = enumerate(self._group.gather(self._stop.reason))
         rank, reason = next((rank, reason) for rank, reason in reasons if reason is not None)
@@ -108,19 +108,19 @@ class LoopGuard:
         self._console.say(
             f"step {step}: stopped, since {text}; the same command goes on from the last checkpoint"
         )
-        # Whoever ends first makes the launcher end the others: not before rank 0 is done.
+        # The first worker that exits makes the launcher end the others: wait for rank 0.
         self._group.gather(step)
 
     def judge(self, step: int, metrics: train_step.StepMetrics) -> tuple[str, ...] | None:
-        """Does what --on_nonfinite says after a step that was not applied. A collective.
+        """Applies --on_nonfinite after a step whose update was not applied. A collective.
 
         Args:
-          step: its number.
-          metrics: of it.
+          step: number of the step.
+          metrics: metrics of the step.
 
         Returns:
-          None where the run goes on; where all workers are back at an earlier step, messages for
-          the console about what was restored.
+          None where the run goes on with the next step. Where all workers have gone back to a
+          checkpoint: messages for the console about what was restored.
 
         Raises:
           UserError: the run stops; the state before this step is saved.

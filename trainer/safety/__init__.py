@@ -1,1 +1,1 @@
-"""What keeps a run from losing anything: locks, signals, watches, agreement of all workers."""
+"""What protects a run: locks, signals, watchdogs, agreement of all workers, its status file."""

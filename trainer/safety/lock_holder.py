@@ -1,4 +1,4 @@
-"""Who holds a run's folder: what `<logdir>/run.lock` says. No TensorFlow."""
+"""Reads and writes the content of `<logdir>/run.lock`: which run holds the folder."""
 
 import json
 import os
@@ -12,12 +12,12 @@ FILE_NAME = "run.lock"
 
 
 class Holder(NamedTuple):
-    """The run that has a folder.
+    """The run that holds a folder.
 
     Attributes:
-      host: its name.
-      process: rank 0's.
-      identity: of the host's process numbers (`identity.host_identity`).
+      host: name of the host of rank 0.
+      process: process of rank 0.
+      identity: `identity.host_identity()` on that host.
     """
 
     host: str
@@ -28,22 +28,22 @@ class Holder(NamedTuple):
         return f"process {self.process.pid} on {self.host}"
 
     def is_of_this_host(self) -> bool:
-        """Whether its process can be looked up here."""
+        """Returns whether its process can be looked up by its number here."""
         return self.identity == process_identity.host_identity()
 
 
 def of_this_process() -> Holder:
-    """What this process puts into its locks."""
+    """Returns this process as the holder of its locks."""
     process = process_identity.this_process()
     return Holder(os.uname().nodename, process, process_identity.host_identity())
 
 
 def as_text(holder: Holder, beats: int) -> str:
-    """The content of a lock.
+    """Returns the content of a lock file.
 
     Args:
-      holder: of it.
-      beats: goes up as long as the holder is alive.
+      holder: the holder of the lock.
+      beats: a counter that the holder increases while it is alive.
     """
     fields = {
         "host": holder.host,
@@ -55,12 +55,12 @@ def as_text(holder: Holder, beats: int) -> str:
 
 
 def read(path: Path) -> tuple[Holder | None, str]:
-    """Who holds a lock, and its text, which changes with every beat.
+    """Reads a lock: returns its holder, and its text, which changes as long as the holder lives.
 
-    A lock that can't be understood has no holder: it is of another version, or damaged.
+    The holder is None where the text can't be parsed: it is of another version, or damaged.
 
     Raises:
-      OSError: there is none, or it can't be read.
+      OSError: there is no lock, or it can't be read.
     """
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
@@ -72,7 +72,7 @@ def read(path: Path) -> tuple[Holder | None, str]:
 
 
 def find_alive(logdir: Path) -> Holder | None:
-    """The run that has a folder, if it is alive; None also where it is on another host.
+    """Returns the run that holds a folder, if it is alive; None also where it is on another host.
 
     Raises:
       OSError: the lock can't be read.

@@ -1,16 +1,16 @@
-"""What happens after a step whose loss or gradient was not finite, and which was not applied."""
+"""Decides what follows a step whose loss or gradient is not finite; its update was not applied."""
 
 import enum
 
 from trainer.distributed import Group
 from trainer.graph.train_step import StepMetrics, TrainGraph
 
-# Nobody wants days of skipped steps.
+# A run that skips more than this makes no progress.
 MAX_SKIPPED_IN_A_ROW = 100
 
 
 class Decision(enum.Enum):
-    """What to do next."""
+    """What to do after such a step."""
 
     GO_ON = enum.auto()
     STOP = enum.auto()
@@ -21,10 +21,10 @@ def describe(group: Group, train: TrainGraph, step: int, metrics: StepMetrics) -
     """Names the step, the first worker with a bad gradient, and its first variable. A collective.
 
     Args:
-      group: the workers; all of them call it.
-      train: names the variables.
-      step: that was not applied.
-      metrics: of it.
+      group: the workers.
+      train: the training graph, which knows the names of the variables.
+      step: number of the step.
+      metrics: metrics of the step.
     """
     of_workers = group.gather(int(metrics.nonfinite_gradient))
     text = f"step {step}: the loss is {metrics.loss:g}, the gradient's norm "
@@ -37,17 +37,17 @@ def describe(group: Group, train: TrainGraph, step: int, metrics: StepMetrics) -
 
 
 class Policy:
-    """--on_nonfinite: decides the same on all workers, since all are told of the same steps.
+    """The policy of --on_nonfinite: the same decisions on all workers, which see the same steps.
 
     Attributes:
-      skipped: steps that were left out up to now.
+      skipped: number of steps that were left out so far.
     """
 
     def __init__(self, name: str) -> None:
         """Creates the policy.
 
         Args:
-          name: stop, skip or rollback.
+          name: value of the flag: stop, skip or rollback.
         """
         self._name = name
         self._has_rolled_back = False
@@ -56,7 +56,7 @@ class Policy:
         self.skipped = 0
 
     def decide(self, step: int) -> Decision:
-        """What to do after `step`, which was not applied."""
+        """Decides what to do after `step`, whose update was not applied."""
         if self._name == "rollback" and not self._has_rolled_back:
             self._has_rolled_back = True
             return Decision.ROLL_BACK

@@ -1,7 +1,8 @@
 """Ends a worker whose launcher has ended.
 
-The kernel's own notice, PR_SET_PDEATHSIG, is of the direct parent alone. A worker's is a shell as
-a rule, at the end of an ssh connection or below a process of the launcher's, and outlives both.
+The kernel's own notice, PR_SET_PDEATHSIG, is about the direct parent alone. That of a worker is
+usually a shell, at the end of an ssh connection or below a process of the launcher, and outlives
+both.
 """
 
 import os
@@ -14,14 +15,14 @@ from trainer.safety.preemption import StopRequest
 from trainer.safety.sudden_exit import SuddenExit
 
 _POLL_SEC = 1.0
-# horovodrun's own grace; then there is nobody left who would end the process.
+# As long as horovodrun itself would wait; no one else is left to end the process.
 _GRACE_SEC = 8.0
 
 
 def launcher_of(pid: int) -> tuple[Process, ...]:
-    """The process that started a worker for its launcher, and what is between, nearest first.
+    """Returns a worker's ancestors up to the process of its launcher, nearest first.
 
-    Between are shells, and programs that were given the worker's rank and started the worker.
+    Between the two are shells, and programs that got the worker's rank and started the worker.
     """
     found = []
     ancestor = identity.parent_of(pid)
@@ -38,14 +39,14 @@ def launcher_of(pid: int) -> tuple[Process, ...]:
 
 
 class OrphanWatch:
-    """A thread that looks once a second whether the launcher is still there."""
+    """A thread that checks once a second that the launcher is alive."""
 
     def __init__(self, stop: StopRequest, exit_now: SuddenExit) -> None:
-        """Starts to look.
+        """Starts the thread.
 
         Args:
-          stop: is made when the launcher has ended, so that the run is saved, if it can be.
-          exit_now: for when it could not.
+          stop: the request that is made when the launcher has ended, so that the run is saved.
+          exit_now: ends the process where the run could not be saved in time.
         """
         self._stop = stop
         self._exit_now = exit_now
@@ -54,7 +55,7 @@ class OrphanWatch:
         threading.Thread(target=self._run, name="orphan-watch", daemon=True).start()
 
     def close(self) -> None:
-        """Stops looking."""
+        """Stops the thread."""
         self._closed.set()
 
     def _run(self) -> None:

@@ -12,40 +12,40 @@ from trainer.safety.sudden_exit import SuddenExit
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-# A launcher may signal a process and its group: what comes together is one request.
+# A launcher may signal a process and its group: signals within this time are one request.
 _ONE_REQUEST_SEC = 0.5
 
 
 class StopRequest:
-    """Whether this worker was asked to stop. The loop tells all workers, at their next step.
+    """A request to stop this worker. The loop shares it with all workers in their next step.
 
     Python runs a signal's handler between two instructions of the main thread, which may be in a
-    step for seconds. What counts here is therefore the byte that the interpreter writes at once,
-    and a thread that reads it.
+    step for seconds. Therefore a thread reads the byte that the interpreter writes at once for each
+    signal (`signal.set_wakeup_fd`).
 
     Attributes:
-      reason: who asked; None: nobody.
+      reason: who asked and how; None: there is no request.
     """
 
     def __init__(self, exit_now: SuddenExit) -> None:
-        """Creates a request that nobody has made.
+        """Creates a request that is not made yet.
 
         Args:
-          exit_now: what a second SIGINT gets.
+          exit_now: ends the process at a second SIGINT.
         """
         self.reason: str | None = None
         self._exit_now = exit_now
         self._interrupted_sec: float | None = None
 
     def make(self, reason: str) -> None:
-        """Asks this worker to stop; the first reason counts."""
+        """Asks this worker to stop; the first reason is kept."""
         if self.reason is None:
             self.reason = reason
             self._exit_now.say(f"{reason}: the run stops after this step, and saves")
 
     @contextlib.contextmanager
     def listen(self) -> Iterator[None]:
-        """Takes the signals of a main thread inside; after it, the process is to end."""
+        """Handles the signals of a process inside; afterwards the process is to exit."""
         ours, interpreters = socket.socketpair()
         interpreters.setblocking(False)
         interrupt = signal.getsignal(signal.SIGINT)
@@ -58,9 +58,9 @@ class StopRequest:
             yield
         finally:
             signal.set_wakeup_fd(descriptor)
-            # The others are over: launchers repeat SIGTERM, and one worker's can come when all have
-            # stopped for another's. It must not end a worker that has saved and is leaving, with
-            # another status than the one that says so; the interpreter's own end drops handlers.
+            # The others are ignored from here on: launchers repeat SIGTERM, and a worker may get it
+            # after all have stopped for another's. It must not change the exit status of one that
+            # has saved; a handler would not do, since the interpreter drops it when it exits.
             signal.signal(signal.SIGINT, interrupt)
             for number in (signal.SIGTERM, signal.SIGUSR1):
                 signal.signal(number, signal.SIG_IGN)
@@ -85,5 +85,5 @@ class StopRequest:
 
 
 def _do_nothing(number: int, frame: object) -> None:
-    """A handler must be there for the interpreter to write its byte."""
+    """Does nothing: without a handler the interpreter would not write its byte."""
     del number, frame

@@ -1,4 +1,4 @@
-"""What watches over one worker while it trains: signals, the watchdog, and its launcher's life."""
+"""Protects one worker while it trains: signals, the watchdog, and the watch of its launcher."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from trainer.safety.watchdog import Watchdog, create_watchdog
 
 
 class Protection(NamedTuple):
-    """What the loop talks to.
+    """The parts of a worker's protection that the training loop uses.
 
     Attributes:
-      stop: whether this worker was asked to stop.
-      watchdog: hears of every step.
+      stop: the request to stop this worker.
+      watchdog: the watchdog, which is told of every step.
     """
 
     stop: StopRequest
@@ -28,7 +28,7 @@ class Protection(NamedTuple):
 
 @contextlib.contextmanager
 def protect(config: RunConfig, status: Status, worker: Worker) -> Iterator[Protection]:
-    """Watches what is done inside. To be entered in the main thread, which gets the signals."""
+    """Protects what is done inside. Must be entered in the main thread, which gets the signals."""
     exit_now = SuddenExit(status, rank=worker.rank, size=worker.size)
     stop = StopRequest(exit_now)
     with contextlib.ExitStack() as stack:

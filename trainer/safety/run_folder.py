@@ -1,4 +1,4 @@
-"""A run's folder, held by rank 0 for all workers of the run."""
+"""Locks a run's folder, by rank 0 for all workers of the run."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from trainer.process import files
 from trainer.safety.run_lock import create_run_lock
 from trainer.telemetry import step_profiler
 
-# What they called a file, or a folder, that they were writing.
+# Their temporary names.
 _OF_EARLIER_VERSIONS = re.compile(
     r"\.saving|\.profiling"
     r"|\.(status\.json|metrics\.jsonl|model\.json|checkpoints\.json|checkpoint|run\.lock|writable)"
@@ -24,13 +24,13 @@ _OF_EARLIER_VERSIONS = re.compile(
 
 @contextlib.contextmanager
 def hold(logdir: str | None, group: Group) -> Iterator[tuple[str, ...]]:
-    """Holds a run's folder, by rank 0, for all of its workers. A collective.
+    """Locks a run's folder, by rank 0, for all of its workers. A collective.
 
     Yields:
-      messages for the console: of a stale lock that was removed.
+      messages for the console about a stale lock that was removed.
 
     Raises:
-      UserError: on all workers: another run has the folder, or it can't be written.
+      UserError: on all workers: another run holds the folder, or it can't be written.
     """
     with contextlib.ExitStack() as stack:
         lock = create_run_lock(logdir, rank=group.worker.rank, on_loss=_leave)
@@ -43,13 +43,13 @@ def hold(logdir: str | None, group: Group) -> Iterator[tuple[str, ...]]:
 
 
 def _sweep(logdir: Path) -> None:
-    """Removes what a run that was killed has left half written in its folder."""
+    """Removes the temporary files and folders of runs that were killed."""
     for folder in (logdir, logdir / layout.BEST, logdir / step_profiler.FOLDER):
         files.sweep(folder, earlier=_OF_EARLIER_VERSIONS)
 
 
 def _leave(reason: str) -> None:
-    """Ends a run that has lost its folder, before it writes into it once more."""
+    """Ends a run that has lost its lock, before it writes into the folder again."""
     with contextlib.suppress(OSError):
         print(f"slim-horovod: --logdir: {reason}; this run ends", file=sys.stderr, flush=True)
     os._exit(1)

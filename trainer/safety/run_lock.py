@@ -1,4 +1,4 @@
-"""One run at a time in a folder, also where several hosts share it."""
+"""Allows one run at a time in a folder, also where several hosts share it."""
 
 import contextlib
 import fcntl
@@ -16,30 +16,30 @@ from trainer.safety import lock_holder
 from trainer.safety.lock_holder import FILE_NAME
 
 _HEARTBEAT_SEC = 5.0
-# How long another host's lock must stand still before its run is taken to be gone: long enough for
-# a file server that is slow to tell other hosts of a change.
+# How long the counter in another host's lock must stand still until its run counts as dead: long
+# enough for a file server that is slow to show other hosts a change.
 _SILENCE_SEC = 60.0
 
 
 class RunLock(Protocol):
-    """Keeps other runs out of a folder, until it is closed or the process ends."""
+    """A lock of a folder, held until it is closed or the process ends."""
 
     def take(self) -> tuple[str, ...]:
         """Takes the folder.
 
         Returns:
-          messages for the console: of a stale lock that was removed.
+          messages for the console about a stale lock that was removed.
 
         Raises:
-          UserError: another run has the folder, or it can't be written.
+          UserError: another run holds the folder, or it can't be written.
         """
 
     def close(self) -> None:
-        """Gives the folder back."""
+        """Releases the folder."""
 
 
 class NullRunLock:
-    """What ranks other than 0 get, and runs without --logdir."""
+    """The lock of ranks other than 0, and of runs without --logdir."""
 
     def take(self) -> tuple[str, ...]:
         return ()
@@ -49,10 +49,11 @@ class NullRunLock:
 
 
 class FileLock:
-    """A lock that is a file in the folder: rank 0's.
+    """The lock of rank 0: a file in the folder.
 
-    The file says who holds it, and a counter in it goes up every few seconds. On the same host,
-    the holder's process tells whether the lock is stale; for others, its counter does.
+    The file names its holder and has a counter that the holder increases every few seconds. On the
+    same host the lock is stale when the holder's process is dead; on another one, when the counter
+    stands still.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class FileLock:
         Args:
           logdir: the folder; it is made where it is missing.
           on_loss: called with the reason when another run has taken the lock.
-          silence_sec: how long to watch a lock of another host.
+          silence_sec: how long to watch the counter in another host's lock.
         """
         self._logdir = logdir
         self._path = Path(logdir) / FILE_NAME
@@ -105,12 +106,12 @@ class FileLock:
         return temporary
 
     def _create(self) -> bool:
-        """Makes the lock with all of its content at once; False where there is one."""
+        """Creates the lock, with its content, at once; returns False where there is one already."""
         temporary = self._write_temporary()
         try:
             os.link(temporary, self._path)
         except FileExistsError:
-            return self._is_mine()  # A file server may answer so when it was asked twice.
+            return self._is_mine()  # A file server may answer so to a repeated request.
         except OSError:  # A file system without links.
             return self._create_in_place(temporary)
         finally:
@@ -132,13 +133,13 @@ class FileLock:
         return True
 
     def _remove_stale(self) -> tuple[str, ...]:
-        """Removes the lock that is there.
+        """Removes the lock of another run.
 
         Returns:
-          a message that tells it; none where the lock was gone already.
+          a message about it; none where the lock was gone already.
 
         Raises:
-          UserError: its run is alive.
+          UserError: that run is alive.
         """
         try:
             holder, text = lock_holder.read(self._path)
@@ -161,7 +162,7 @@ class FileLock:
                 f"{holder or 'an unknown process'} has. End that run, or choose another folder"
             )
         with _one_at_a_time(self._path.parent), contextlib.suppress(FileNotFoundError):
-            if lock_holder.read(self._path)[1] == text:  # Nobody else has taken it meanwhile.
+            if lock_holder.read(self._path)[1] == text:  # No other run has taken it meanwhile.
                 self._path.unlink()
         return (f"removed the lock of {holder or 'an unknown process'}, {sign}",)
 
@@ -174,18 +175,18 @@ class FileLock:
                     return
                 self._write_temporary().replace(self._path)
             except OSError:
-                continue  # A full disk, a server that is away: next time, perhaps.
+                continue  # A full disk, a server that does not answer: try again.
 
 
 def create_run_lock(logdir: str | None, *, rank: int, on_loss: Callable[[str], object]) -> RunLock:
-    """The lock of one worker of a run, not taken yet; `on_loss` is `FileLock`'s."""
+    """Creates the lock of one worker of a run, not taken yet; `on_loss` as in `FileLock`."""
     if logdir is None or rank != 0:
         return NullRunLock()
     return FileLock(logdir, on_loss=on_loss)
 
 
 def _stands_still(path: Path, text: str, silence_sec: float) -> bool:
-    """Whether a file keeps its text for some seconds. No clock of another host is believed."""
+    """Returns whether a file keeps its text for some seconds; it needs no clock of another host."""
     end_sec = time.monotonic() + silence_sec
     while time.monotonic() < end_sec:
         time.sleep(min(1.0, silence_sec / 4))
@@ -199,7 +200,7 @@ def _stands_still(path: Path, text: str, silence_sec: float) -> bool:
 
 @contextlib.contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Keeps two runs from removing a stale lock together; best effort on file servers."""
+    """Keeps two runs from removing a stale lock at once, as far as file servers support that."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):

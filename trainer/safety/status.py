@@ -1,4 +1,4 @@
-"""`<logdir>/status.json`: the state of a run, for programs that watch it."""
+"""Writes `<logdir>/status.json`: the state of a run, for programs that watch it."""
 
 import contextlib
 import json
@@ -12,20 +12,20 @@ FILE_NAME = "status.json"
 
 
 class Status:
-    """{"state": ..., "step": ..., "reason": ...}; rank 0 writes it, other ranks' write nothing."""
+    """The file {"state": ..., "step": ..., "reason": ...}, which only rank 0 writes."""
 
     def __init__(self, logdir: str | None, *, rank: int) -> None:
         self._path = Path(logdir) / FILE_NAME if logdir and rank == 0 else None
         self._step = 0
-        self._lock = threading.Lock()  # A watching thread may have the last word.
+        self._lock = threading.Lock()  # The watchdog's thread sets it, too.
 
     def set(self, state: str, *, step: int | None = None, reason: str | None = None) -> None:
-        """Replaces the status. Where it can't be written, the run goes on all the same.
+        """Replaces the status. Where it can't be written, the run goes on.
 
         Args:
           state: running, finished, preempted or failed.
-          step: updates made, as far as they are saved. None: as before.
-          reason: of the state, one line.
+          step: step of the newest checkpoint; None: as before.
+          reason: why the run is in this state, in one line.
         """
         with self._lock:
             if step is not None:
@@ -37,7 +37,7 @@ class Status:
                 files.write_text(self._path, text + "\n")
             except OSError as error:
                 if state == "failed":
-                    return  # Why a run failed is told in any case.
+                    return  # The reason of a failure is printed elsewhere.
                 with contextlib.suppress(OSError):
                     print(
                         f"slim-horovod: {self._path} cannot be written ({error})", file=sys.stderr

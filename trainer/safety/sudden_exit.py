@@ -1,4 +1,4 @@
-"""Ends a process from any of its threads, whatever its main thread is in the middle of."""
+"""Ends a process from any of its threads, whatever its main thread is doing."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ _LAST_WORDS_SEC = 3.0
 
 
 class SuddenExit:
-    """Says why, to people and in status.json, and ends the process at once.
+    """Prints a reason, writes it into status.json, and ends the process at once.
 
     It does not wait for the main thread, which may be in a call that never returns.
     """
@@ -27,8 +27,8 @@ class SuddenExit:
         """Ends the process.
 
         Args:
-          exit_status: one of `trainer.safety.exit_status`.
-          reason: one line.
+          exit_status: one of those in `trainer.safety.exit_status`.
+          reason: why, in one line.
         """
         within(_LAST_WORDS_SEC, lambda: self._tell(exit_status, reason))
         os._exit(exit_status)
@@ -38,14 +38,14 @@ class SuddenExit:
         self._status.set("failed", reason=f"worker {self._rank}: {reason}")
 
     def say(self, text: str) -> None:
-        """Prints a line, if there is still somebody to read it."""
+        """Prints a line, unless the standard error is closed."""
         with contextlib.suppress(OSError):
             worker = f"worker {self._rank} of {self._size}"
             print(f"slim-horovod: {worker}: {text}", file=sys.stderr, flush=True)
 
 
 def within(limit_sec: float, function: Callable[[], object]) -> None:
-    """Calls a function, and waits no longer than that: a disk or a pipe may never answer."""
+    """Calls a function, and waits for it no longer than a limit: a disk may never answer."""
     thread = threading.Thread(target=function, daemon=True)
     thread.start()
     thread.join(limit_sec)

@@ -1,4 +1,4 @@
-"""Ends a worker that makes no progress, and shows where it stands."""
+"""Ends a worker that makes no progress, and prints where its threads are."""
 
 import contextlib
 import faulthandler
@@ -12,27 +12,27 @@ from trainer.process.settings import LONG_PHASE
 from trainer.safety import exit_status
 from trainer.safety.sudden_exit import SuddenExit, within
 
-# A step may take that many times the longest one before it, whatever the flag says.
+# A step may take this many times the longest step before it, whatever the flag says.
 _LONGEST_STEPS = 20
-# So that workers that hang together all show their stacks before the launcher hears of one's end.
+# Lets all workers that hang print their stacks before the launcher notices the end of one.
 _LAST_WORDS_SEC = 3.0
 
 
 class Watchdog(Protocol):
-    """Hears of a worker's progress."""
+    """Ends a worker that makes no progress."""
 
     def finish_step(self, step: int) -> None:
-        """Tells that a step is over, and the next one begins."""
+        """Must be called after each step: the limit of the next one begins."""
 
     def long_phase(self, what: str) -> contextlib.AbstractContextManager[None]:
-        """Allows more time for what is done inside; after it, a step begins anew."""
+        """Allows more time for what is done inside; afterwards the limit of a step begins anew."""
 
     def close(self) -> None:
         """Ends the watch."""
 
 
 class NullWatchdog:
-    """For --watchdog_seconds=0: watches nothing."""
+    """The watchdog of --watchdog_seconds=0, which ends nothing."""
 
     def finish_step(self, step: int) -> None:
         del step
@@ -46,10 +46,10 @@ class NullWatchdog:
 
 
 class WatchdogThread:
-    """A thread that ends the process where no step was finished for too long.
+    """A thread that ends the process when no step has ended for too long.
 
-    Time in which the whole process stood still (suspended by a scheduler, say) does not count: the
-    thread adds up its own naps.
+    Time in which the whole process was suspended, by a scheduler for instance, does not count: the
+    thread adds up the time between its own checks, as far as they come on time.
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class WatchdogThread:
         sleep: Callable[[float], object] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Starts to watch.
+        """Starts the thread.
 
         Args:
-          limit_sec: how long a step may take, at least.
+          limit_sec: least time that a step is allowed.
           exit_now: ends the process.
-          stream: gets the stacks; it must be a file.
-          sleep, clock: for tests.
+          stream: where the stacks of all threads are written; it must have a file descriptor.
+          sleep, clock: replaced in tests.
         """
         self._limit_sec = limit_sec
         self._exit_now = exit_now
@@ -139,5 +139,5 @@ class WatchdogThread:
 
 
 def create_watchdog(limit_sec: float, exit_now: SuddenExit) -> Watchdog:
-    """The watchdog that --watchdog_seconds asks for."""
+    """Creates the watchdog for a value of --watchdog_seconds."""
     return WatchdogThread(limit_sec, exit_now) if limit_sec else NullWatchdog()
