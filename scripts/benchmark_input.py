@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
-import program
+from shared import program
 
 import numpy as np
 import tensorflow as tf

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import program
+from shared import program
 
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1

@@ -32,9 +32,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import program
-
-import process_tree
+from shared import process_tree, program
 
 from trainer import timing
 from trainer.errors import UserError

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import program
+from shared import program
 
 from peers import contestants as contestants_lib
 from peers.contestants import OURS, Contestant

@@ -11,7 +11,7 @@ again, it goes on where it was; the same images and options give the same shards
 import argparse
 import os
 
-import program
+from shared import program
 
 from trainer.errors import UserError
 from trainer.inputs.conversion import convert

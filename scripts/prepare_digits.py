@@ -8,7 +8,7 @@ of Handwritten Digits"). 1,437 are to train on and 360 to validate on, each digi
 import argparse
 import os
 
-import program
+from shared import program
 
 from trainer.errors import UserError
 from trainer.inputs.conversion import convert

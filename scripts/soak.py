@@ -21,9 +21,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import program
-
-import process_tree
+from shared import process_tree, program
 
 from trainer.errors import UserError
 

@@ -23,10 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import program
-
-import process_tree
-from launch import Launch
+from shared import process_tree, program
+from shared.launch import Launch
 
 from flags import command_line
 from trainer.checkpoints import manifest

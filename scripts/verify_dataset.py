@@ -11,7 +11,7 @@ import argparse
 import collections
 import os
 
-import program
+from shared import program
 
 from trainer.errors import UserError
 from trainer.inputs.conversion.verify import Verifier

@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 
-import process_tree
+from shared import process_tree
+
 from processes import ROOT, environment
 
 HOROVODRUN = ["horovodrun", "-np", "2"]

@@ -280,4 +280,4 @@ def test_a_program_can_be_started_by_its_name_and_finds_what_it_imports(path):
     ready = sys.stdlib_module_names | {"worker_environment"}
     imports = [name.split(".")[0] for name in imported_modules(path)]
     needing = [name for name in imports if name not in ready]
-    assert not needing or needing[0] == "program"
+    assert not needing or needing[0] == "shared"

@@ -51,7 +51,8 @@ wait $!
 
 PROGRAM = """
 import sys
-import benchmark_workers, program
+import benchmark_workers
+from shared import program
 trainer, benchmark_workers._HOROVODRUN = sys.argv[1:3]
 del sys.argv[1:3]
 benchmark_workers._TRAINER = (sys.executable, "-c", trainer)

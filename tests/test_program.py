@@ -1,11 +1,11 @@
-"""scripts/program.py: scripts find their environment, and tell what is wrong in a line."""
+"""scripts/shared: scripts find their environment, and tell what is wrong in a line."""
 
 import os
 import signal
 import subprocess
 import sys
 
-import program
+from shared import program
 
 import pytest
 from processes import ROOT, environment

@@ -52,7 +52,12 @@ put("status.json", state="failed", step=3, reason="no luck")
 sys.exit(3)
 """
 
-HASTY = "import program, supervise; supervise._LEFT_BEHIND_SEC = {}; program.run(supervise.main)"
+HASTY = """
+import supervise
+from shared import program
+supervise._LEFT_BEHIND_SEC = {}
+program.run(supervise.main)
+"""
 
 
 def command(folder, *what, program=("scripts/supervise.py",)):

@@ -1,35 +1,14 @@
-"""What every script begins and ends with; imported before all that is not Python's own.
-
-Started by a Python without the project's packages, a script begins again with the Python of `.venv`
-in the repository, or of $SLIM_HOROVOD_VENV, as if that environment had been activated.
-"""
+"""What every script begins and ends with."""
 
 import argparse
-import importlib.util
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-
-def _enter_environment() -> None:
-    if importlib.util.find_spec("trainer") and importlib.util.find_spec("tensorflow"):
-        return
-    root = Path(__file__).resolve().parent.parent
-    venv = Path(os.path.abspath(os.environ.get("SLIM_HOROVOD_VENV") or root / ".venv"))
-    python = venv / "bin" / "python"
-    if not python.exists() or os.path.samefile(sys.prefix, venv):
-        sys.exit(f"slim-horovod: {venv} has no complete environment: scripts/setup.sh makes one")
-    os.environ["PATH"] = f"{python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    os.execv(python, [str(python), *sys.argv])
-
-
-_enter_environment()
-
-from trainer.errors import UserError  # noqa: E402
+from trainer.errors import UserError
 
 
 def at_least(minimum: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:
