@@ -15,7 +15,7 @@ from processes import ROOT, environment
 
 HOROVODRUN = ["horovodrun", "-np", "2"]
 MODULE = [sys.executable, "-m", "trainer"]
-FAULTY = [sys.executable, "tests/faulty_trainer.py"]
+FAULTY = [sys.executable, "tests/programs/faulty_trainer.py"]
 FLAGS = [
     "--model=faulty_data:network",
     "--dataset=faulty_data:dataset",

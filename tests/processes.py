@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def environment(**extra):
     """The environment of a process that is to find this checkout and the tests' plug-ins."""
-    paths = [str(ROOT), str(ROOT / "tests")]
+    paths = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "programs")]
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),

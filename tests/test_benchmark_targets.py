@@ -105,7 +105,7 @@ def count_in_hlo(folder):
 def test_with_xla_a_run_executes_the_same_convolutions(name, tmp_path):
     result = tmp_path / "counts.json"
     done = processes.run(
-        [sys.executable, "tests/count_convolutions.py", name, "xla", str(result)],
+        [sys.executable, "tests/programs/count_convolutions.py", name, "xla", str(result)],
         TF_XLA_FLAGS="--tf_xla_cpu_global_jit",
         XLA_FLAGS=f"--xla_dump_to={tmp_path} --xla_dump_hlo_as_text",
     )

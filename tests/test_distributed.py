@@ -27,7 +27,7 @@ pytestmark = pytest.mark.processes
 def folder(tmp_path_factory):
     """What two workers left behind."""
     path = tmp_path_factory.mktemp("two_workers")
-    done = horovodrun(2, ["tests/two_workers.py", str(path)])
+    done = horovodrun(2, ["tests/programs/two_workers.py", str(path)])
     assert done.returncode == 0, done.stdout + done.stderr
     return path
 
@@ -239,7 +239,7 @@ def test_what_is_waited_for_does_not_wait_for_horovods_cycle():
 
 def test_sums_through_shared_memory_are_exact_and_gloo_stands_in_for_it():
     """The sums of float32 are numpy's, bit for bit, however many tensors pass at once."""
-    done = horovodrun(3, ["tests/shared_memory_sums.py"], HOROVOD_CYCLE_TIME="1")
+    done = horovodrun(3, ["tests/programs/shared_memory_sums.py"], HOROVOD_CYCLE_TIME="1")
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     assert done.stdout.count("[] wrong, 3 buffers") == 3, said

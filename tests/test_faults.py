@@ -173,7 +173,7 @@ def wrapper(tmp_path, text):
 def test_a_worker_that_differs_is_refused_before_the_first_step(tmp_path, difference, reasons):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    code = (ROOT / "tests/faulty_data.py").read_text(encoding="utf-8")
+    code = (ROOT / "tests/programs/faulty_data.py").read_text(encoding="utf-8")
     (elsewhere / "faulty_data.py").write_text(code + "\n# Changed on one host.\n")
     difference = difference.replace("ELSEWHERE", str(elsewhere))
     logdir = tmp_path / "log"

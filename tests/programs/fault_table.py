@@ -64,7 +64,14 @@ def run_with_faults(out, name, queue):
     """Runs until the run is finished: a preempted one is started again, as people do."""
     plan = out / "plan.json"
     plan.write_text(json.dumps({"queue": queue, "fired": 0}))
-    command = [*SUPERVISE, "--", *LAUNCH, sys.executable, "tests/faulty_trainer.py", *FLAGS]
+    command = [
+        *SUPERVISE,
+        "--",
+        *LAUNCH,
+        sys.executable,
+        "tests/programs/faulty_trainer.py",
+        *FLAGS,
+    ]
     status = PREEMPTED
     while status == PREEMPTED:
         status = run(
