@@ -1,6 +1,6 @@
 """Makes the table of docs/recovery.md: every fault, on each of two workers, in every phase.
 
-usage: fault_table.py OUT [PHASE...]
+usage: PYTHONPATH=scripts:tests python tests/programs/fault_table.py OUT [PHASE...]
 
 One run under scripts/supervise.py takes all of the faults, one after the other. A line tells how
 a start ended and how soon; in the end the weights must be those of a run without faults.
@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import soak
+from faulty_runs import FAULTY, HOROVODRUN
 from faulty_trainer import ACTIONS, PHASES
 from processes import ROOT, environment
 
@@ -32,7 +34,6 @@ FLAGS = [
     "--watchdog_seconds=5",
     "--deterministic",
 ]
-LAUNCH = ["horovodrun", "-np", "2"]
 SUPERVISE = [sys.executable, "scripts/supervise.py", "--max_restarts=50", "--first_pause_sec=0.01"]
 PREEMPTED = 75
 
@@ -64,14 +65,7 @@ def run_with_faults(out, name, queue):
     """Runs until the run is finished: a preempted one is started again, as people do."""
     plan = out / "plan.json"
     plan.write_text(json.dumps({"queue": queue, "fired": 0}))
-    command = [
-        *SUPERVISE,
-        "--",
-        *LAUNCH,
-        sys.executable,
-        "tests/programs/faulty_trainer.py",
-        *FLAGS,
-    ]
+    command = [*SUPERVISE, "--", *HOROVODRUN, *FAULTY, *FLAGS]
     status = PREEMPTED
     while status == PREEMPTED:
         status = run(
@@ -105,12 +99,9 @@ def tell(out, name):
 
 
 def main():
-    sys.path.append(str(ROOT / "scripts"))
-    import soak
-
     out = Path(sys.argv[1])
     out.mkdir(parents=True)
-    straight = [*LAUNCH, sys.executable, "-m", "trainer", *FLAGS, f"--logdir={out}/straight"]
+    straight = [*HOROVODRUN, sys.executable, "-m", "trainer", *FLAGS, f"--logdir={out}/straight"]
     if run(straight, out / "straight.log"):
         sys.exit("the undisturbed run failed")
     for name, queue in order(sys.argv[2:] or PHASES).items():
