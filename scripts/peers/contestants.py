@@ -10,20 +10,21 @@ from pathlib import Path
 from typing import Any
 
 OURS = "slim-horovod"
-_FOLDER = Path(__file__).resolve().parent
-_ROOT = _FOLDER.parent.parent
+_SCRIPTS = Path(__file__).resolve().parents[1]
+_ROOT = _SCRIPTS.parent
 _TICKS_PER_SEC = os.sysconf("SC_CLK_TCK")
 
 
 class Contestant:
     """A process that prepares and runs steps on demand."""
 
-    def __init__(self, python: str | Path, script: str, option: str, log: Path) -> None:
+    def __init__(self, python: str | Path, module: str, option: str, log: Path) -> None:
         self._log = log.open("a", encoding="utf-8")  # Of all cases.
         self._process = subprocess.Popen(
-            [python, _FOLDER / script, option],
+            [python, "-m", f"peers.{module}", option],
             cwd=_ROOT,
-            env={**os.environ, "PYTHONPATH": str(_ROOT)},  # This checkout, wherever it is.
+            # This checkout, wherever it is.
+            env={**os.environ, "PYTHONPATH": f"{_ROOT}{os.pathsep}{_SCRIPTS}"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -83,15 +84,15 @@ class ForeignLoad:
 def start(peers_python: Path, folder: Path, *, gpu: bool) -> dict[str, Contestant]:
     """All contestants by their names in the table; ours is the first."""
     variants = [
-        (OURS, sys.executable, "ours.py", "plain"),
-        ("Keras ResNet50V2", sys.executable, "keras_resnet.py", "plain"),
-        ("Keras ResNet50V2, jit", sys.executable, "keras_resnet.py", "jit"),
-        ("PyTorch", peers_python, "torch_resnet.py", "plain"),
-        ("PyTorch, compiled", peers_python, "torch_resnet.py", "compile"),
+        (OURS, sys.executable, "ours", "plain"),
+        ("Keras ResNet50V2", sys.executable, "keras_resnet", "plain"),
+        ("Keras ResNet50V2, jit", sys.executable, "keras_resnet", "jit"),
+        ("PyTorch", peers_python, "torch_resnet", "plain"),
+        ("PyTorch, compiled", peers_python, "torch_resnet", "compile"),
     ]
     if gpu:  # On CPUs XLA is slower.
-        variants.insert(1, (f"{OURS} --xla", sys.executable, "ours.py", "xla"))
+        variants.insert(1, (f"{OURS} --xla", sys.executable, "ours", "xla"))
     return {
-        name: Contestant(python, script, option, folder / f"{Path(script).stem}_{option}.log")
-        for name, python, script, option in variants
+        name: Contestant(python, module, option, folder / f"{module}_{option}.log")
+        for name, python, module, option in variants
     }

@@ -1,6 +1,6 @@
 """A contestant of compare_peers.py: Keras' ResNet50V2 on the same TensorFlow.
 
-usage: keras_resnet.py plain|jit
+usage: python -m peers.keras_resnet plain|jit
 
 Tuned as a good user would: the step is one tf.function with its input on the device, bfloat16 by
 Keras' own mixed-precision policy, and jit_compile on or off.
@@ -11,8 +11,8 @@ import sys
 
 import keras
 import tensorflow as tf
-from protocol import Case, Prepared, serve
 
+from peers.protocol import Case, Prepared, serve
 from trainer.graph import flops
 
 

@@ -1,6 +1,6 @@
 """A contestant of compare_peers.py: this project's resnet_v2_50, as the benchmark runs it.
 
-usage: ours.py plain|xla
+usage: python -m peers.ours plain|xla
 """
 
 import functools
@@ -8,8 +8,8 @@ import sys
 
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
-from protocol import Case, Prepared, serve
 
+from peers.protocol import Case, Prepared, serve
 from trainer import distributed
 from trainer.benchmark import passes
 from trainer.config import Config, DataConfig, ModelConfig

@@ -1,6 +1,6 @@
 """A contestant of compare_peers.py: the same network in PyTorch; runs in the peers' environment.
 
-usage: torch_resnet.py plain|compile
+usage: python -m peers.torch_resnet plain|compile
 
 slim's ResNet-v2-50: the stride sits in a block's last unit, and convolutions without BN behind them
 have a bias. Tuned as a good user would: channels_last, autocast, torch.compile on or off.
@@ -11,10 +11,11 @@ import sys
 from collections.abc import Callable
 
 import torch
-from protocol import Case, Prepared, serve
 from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
+
+from peers.protocol import Case, Prepared, serve
 
 _BLOCKS = ((64, 3, 2), (128, 4, 2), (256, 6, 2), (512, 3, 1))  # bottleneck, units, stride
 _EXPANSION = 4
