@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from shared import program
 
@@ -24,10 +25,12 @@ from PIL import Image
 
 from trainer.config import DataConfig
 from trainer.distributed import Worker
+from trainer.errors import UserError
 from trainer.inputs import dataset
 from trainer.inputs.conversion import convert
 from trainer.inputs.images.pixels import Rows
 from trainer.inputs.rows import TrainRows
+from trainer.inputs.sources.shards import open_tfrecord
 
 tf1 = tf.compat.v1
 
@@ -51,7 +54,21 @@ def write_images(folder: str) -> None:
             file.write(out.getvalue())
 
 
-def build_bare(rows: Rows, threads: int) -> tuple[tf.Tensor, tf.Operation, dict]:
+class Pipeline(NamedTuple):
+    """What a graph has for reading images.
+
+    Attributes:
+      images: float32 [batch, height, width, 3], read anew in each run of the session.
+      initializer: begins.
+      feeds: of the initializer.
+    """
+
+    images: tf.Tensor
+    initializer: tf.Operation
+    feeds: Mapping[tf.Tensor, int]
+
+
+def build_bare(rows: Rows, threads: int) -> Pipeline:
     """The ops that every pipeline needs, on images in memory."""
 
     def decode(contents: tf.Tensor, window: tf.Tensor, flip: tf.Tensor) -> tf.Tensor:
@@ -68,20 +85,20 @@ def build_bare(rows: Rows, threads: int) -> tuple[tf.Tensor, tf.Operation, dict]
     images = images.repeat().map(decode, num_parallel_calls=threads)
     batches = images.batch(_BATCH_SIZE).prefetch(2).with_options(options)
     iterator = tf1.data.make_initializable_iterator(batches)
-    return iterator.get_next(), iterator.initializer, {}
+    return Pipeline(iterator.get_next(), iterator.initializer, feeds={})
 
 
-def images_per_sec(build: Callable[[], tuple], seconds: float) -> float:
+def images_per_sec(build: Callable[[], Pipeline], seconds: float) -> float:
     """Runs what `build` adds to a graph of its own."""
     with tf.Graph().as_default():
-        batch, initializer, feeds = build()
+        pipeline = build()
         with tf1.Session() as session:
-            session.run(initializer, feeds)
+            session.run(pipeline.initializer, pipeline.feeds)
             for _ in range(_BURN_IN):
-                session.run(batch.op)
+                session.run(pipeline.images.op)
             began, count = time.perf_counter(), 0
             while time.perf_counter() - began < seconds:
-                session.run(batch.op)
+                session.run(pipeline.images.op)
                 count += _BATCH_SIZE
             return count / (time.perf_counter() - began)
 
@@ -91,12 +108,14 @@ def compare(folder: str, rounds: int, seconds: float) -> None:
     config = DataConfig(data_dir=folder, image_size=_SIZE, batch_size=_BATCH_SIZE)
     data = dataset.open_dataset(config)
     threads = len(os.sched_getaffinity(0))
-    split = dataset.open_tfrecord(config).train
+    split = open_tfrecord(config).train
+    if split is None:
+        raise UserError(f"--data_dir: {folder} has no train examples")
     rows = TrainRows(config, split, Worker(), seed=0).create(np.arange(_IMAGES), decode=False)
 
-    def build_pipeline() -> tuple[tf.Tensor, tf.Operation, dict]:
+    def build_pipeline() -> Pipeline:
         stream = data.build_train(Worker(), seed=0)
-        return stream.batch.images, stream.initializer, {stream.start_step: 0}
+        return Pipeline(stream.batch.images, stream.initializer, {stream.start_step: 0})
 
     bare, ours = [], []
     for _ in range(rounds):

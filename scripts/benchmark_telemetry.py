@@ -41,7 +41,9 @@ _CLASSES = 10
 _BATCH_SIZE = 32
 
 
-def network(images: tf.Tensor, num_classes: int, is_training: bool) -> tuple[tf.Tensor, dict]:
+def network(
+    images: tf.Tensor, num_classes: int, is_training: bool
+) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
     """Four convolutions with ReLU, and a linear layer."""
     del is_training
     net = images

@@ -67,8 +67,9 @@ def make_environment(folder: Path) -> Path:
         print(f"sets up {folder} ...", flush=True)
         venv.create(folder, clear=True, with_pip=True)
         stamp.touch()  # What is half made, too, was made here.
-        command = [python, "-m", "pip", "install", "--quiet", "--requirement", requirements]
-        subprocess.run(command, check=True)
+        subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", "--requirement", requirements], check=True
+        )
         stamp.write_text(wanted, encoding="ascii")
     return python
 

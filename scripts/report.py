@@ -14,13 +14,17 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from shared import program
 
 import numpy as np
 
 from trainer.errors import UserError
+
+if TYPE_CHECKING:  # At run time it is imported where it is needed, and may be missing.
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Of a curve, at most: each is the median, or another percentile, of its steps; of a time, of ten
 # steps at least, or its percentiles would be one.
@@ -141,7 +145,7 @@ def summarize(curves: Mapping[str, Curve]) -> dict[str, str]:
     return figures
 
 
-def draw(runs: Mapping[str, Mapping[str, Curve]]) -> Any:
+def draw(runs: Mapping[str, Mapping[str, Curve]]) -> "Figure":
     """A matplotlib figure with all panels; `runs`: curves by tag by run.
 
     Raises:
@@ -161,7 +165,7 @@ def draw(runs: Mapping[str, Mapping[str, Curve]]) -> Any:
     return figure
 
 
-def draw_panel(axes: Any, panel: Panel, runs: Mapping[str, Mapping[str, Curve]]) -> None:
+def draw_panel(axes: "Axes", panel: Panel, runs: Mapping[str, Mapping[str, Curve]]) -> None:
     """Draws one plot; each run has a colour, each line of a run a style."""
     for number, (name, curves) in enumerate(runs.items()):
         for tag, percentile, label, style in panel.lines:
@@ -191,7 +195,7 @@ def draw_panel(axes: Any, panel: Panel, runs: Mapping[str, Mapping[str, Curve]])
         axes.legend(fontsize=7)
 
 
-def render_page(figure: Any, runs: Mapping[str, Mapping[str, Curve]]) -> str:
+def render_page(figure: "Figure", runs: Mapping[str, Mapping[str, Curve]]) -> str:
     """A page of HTML that needs no other file: the figures of each run, and the plots as SVG."""
     picture = io.StringIO()
     figure.savefig(picture, format="svg")

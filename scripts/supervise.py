@@ -130,7 +130,7 @@ def supervise(launch: Launch, failures: Failures, logdir: Path, story: Story) ->
     """Runs the command until it is done, stopped or given up; returns the exit status."""
     _wait_for_folder(launch, logdir)
     start = 0
-    while launch.asked is None:
+    while (asked := launch.asked()) is None:
         start += 1
         story.tell(f"start {start}")
         before = _status_time(logdir)
@@ -142,8 +142,8 @@ def supervise(launch: Launch, failures: Failures, logdir: Path, story: Story) ->
         if code == 0 and state in (None, "finished"):
             story.tell("finished")
             return 0
-        if launch.asked is not None:
-            break
+        if launch.asked() is not None:
+            continue
         if state == "preempted" and code not in _CRASH_CODES:
             story.tell(f"preempted: {reason}")
             return exit_status.PREEMPTED
@@ -157,14 +157,14 @@ def supervise(launch: Launch, failures: Failures, logdir: Path, story: Story) ->
             f"{what}; failure {failures.in_a_row} without progress; again in {pause_sec:g} s"
         )
         launch.wait(pause_sec)
-    story.tell(f"stopped by {launch.asked.name}; status.json says {_read_status(logdir)}")
+    story.tell(f"stopped by {asked.name}; status.json says {_read_status(logdir)}")
     return exit_status.PREEMPTED
 
 
 def _wait_for_folder(launch: Launch, logdir: Path) -> None:
     """Waits for what an earlier run has left behind; refuses to disturb one that goes on."""
     end_sec = time.monotonic() + _LEFT_BEHIND_SEC
-    while launch.asked is None and (holder := lock_holder.find_alive(logdir)) is not None:
+    while launch.asked() is None and (holder := lock_holder.find_alive(logdir)) is not None:
         if time.monotonic() > end_sec:
             _fail(f"{holder} trains in {logdir}: wait for its end, or choose another --logdir")
         launch.wait(0.2)

@@ -29,5 +29,5 @@ export PATH="$venv/bin:$PATH"
 cd "$root"
 ruff format --check .
 ruff check .
-mypy flags models trainer
+mypy
 python -m pytest "${selection[@]}" "$@"

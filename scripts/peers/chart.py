@@ -6,6 +6,7 @@ usage: chart.py RESULT_JSON PNG
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -13,7 +14,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 
-def draw(result: dict, path: str) -> None:
+def draw(result: dict[str, Any], path: str) -> None:
     """A group of bars per case, a bar per contestant: images/s, and the ratio to ours on top."""
     cases = result["cases"]
     names = list(cases[0]["contestants"])

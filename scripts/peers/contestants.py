@@ -83,7 +83,7 @@ class ForeignLoad:
 
 def start(peers_python: Path, folder: Path, *, gpu: bool) -> dict[str, Contestant]:
     """All contestants by their names in the table; ours is the first."""
-    variants = [
+    variants: list[tuple[str, str | Path, str, str]] = [
         (OURS, sys.executable, "ours", "plain"),
         ("Keras ResNet50V2", sys.executable, "keras_resnet", "plain"),
         ("Keras ResNet50V2, jit", sys.executable, "keras_resnet", "jit"),

@@ -53,6 +53,7 @@ def serve(prepare: Callable[[Case], Prepared]) -> None:
     prepared = None
     for line in sys.stdin:
         request = json.loads(line)
+        answer: dict[str, object]
         try:
             if "prepare" in request:
                 prepared = None  # Its memory is needed.

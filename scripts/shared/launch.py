@@ -17,17 +17,13 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Launch:
-    """Runs the command, once or more, and passes signals on to it.
-
-    Attributes:
-      asked: the signal that this program got; None: none.
-    """
+    """Runs the command, once or more, and passes signals on to it."""
 
     def __init__(self, command: Sequence[str], logdir: Path) -> None:
         self._command = command
         self._logdir = logdir
         self._process: subprocess.Popen[bytes] | None = None
-        self.asked: signal.Signals | None = None
+        self._asked: signal.Signals | None = None
         for number in _SIGNALS:
             signal.signal(number, self._take)
 
@@ -37,8 +33,8 @@ class Launch:
         horovodrun ends its workers 5 s after a signal, saved or not; rank 0 takes its time.
         """
         del frame
-        is_first = self.asked is None
-        self.asked = signal.Signals(number)
+        is_first = self._asked is None
+        self._asked = signal.Signals(number)
         if self._process is None or (is_first and self._ask_rank_0()):
             return
         self._process.send_signal(signal.SIGTERM if number == signal.SIGUSR1 else number)
@@ -52,6 +48,10 @@ class Launch:
             return False
         return holder is not None
 
+    def asked(self) -> signal.Signals | None:
+        """The signal that this program got last; None: none up to now."""
+        return self._asked
+
     def run(self) -> int:
         """Runs the command; returns its exit status, as a shell tells it."""
         self._process = subprocess.Popen(
@@ -59,7 +59,7 @@ class Launch:
             env=worker_environment.select(os.environ),
             preexec_fn=_prepare_launcher,  # noqa: PLW1509 (this program has one thread)
         )
-        if self.asked is not None:  # While it was started.
+        if self._asked is not None:  # While it was started.
             self._process.send_signal(signal.SIGTERM)
         returncode = self._process.wait()
         self._process = None
@@ -68,7 +68,7 @@ class Launch:
     def wait(self, pause_sec: float) -> None:
         """Lets time pass, until a signal comes."""
         end_sec = time.monotonic() + pause_sec
-        while self.asked is None and time.monotonic() < end_sec:
+        while self._asked is None and time.monotonic() < end_sec:
             time.sleep(0.1)
 
 
