@@ -26,7 +26,6 @@ import signal
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,6 @@ from trainer.machine import cores
 _HOROVODRUN = str(Path(sys.executable).with_name("horovodrun"))
 _TRAINER = (sys.executable, "-m", "trainer", "--dataset=synthetic")
 _ENDLESS = 1_000_000  # Steps: the turns end before.
-_LOOK_SEC = 0.05
 _LONGEST_TURN_SEC = 20  # Stopped workers miss Gloo's messages; it waits for 30 s.
 
 
@@ -132,13 +130,6 @@ class Contest:
         return statistics.median(whole)
 
 
-def _end_all() -> None:
-    """Also what a launch has left behind: stopped workers would stay so for ever."""
-    while left := process_tree.below(os.getpid()):
-        process_tree.send(signal.SIGKILL, left)
-        time.sleep(_LOOK_SEC)
-
-
 def _leave(number: int, frame: object) -> None:
     del frame
     sys.exit(128 + number)
@@ -183,7 +174,8 @@ def main() -> None:
         signal.signal(number, _leave)
     process_tree.adopt_orphans()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as at_end:
-        at_end.callback(_end_all)
+        # Also what a launch has left behind: stopped workers would stay so for ever.
+        at_end.callback(process_tree.end_below, os.getpid())
         contest = Contest(options, Path(folder))
         rates: dict[str, list[float]] = {}
         for _ in range(options.launches):

@@ -95,11 +95,11 @@ class Failures:
 def _clear_up(story: Story) -> None:
     """Waits for what the launcher has left behind on this host; then ends it."""
     end_sec = time.monotonic() + _LEFT_BEHIND_SEC
-    while left := process_tree.below(os.getpid()):
-        if time.monotonic() > end_sec:
-            story.tell(f"killed what the launcher left behind: processes {left}")
-            process_tree.send(signal.SIGKILL, left)
+    while (left := process_tree.below(os.getpid())) and time.monotonic() < end_sec:
         time.sleep(0.2)
+    if left:
+        story.tell(f"killed what the launcher left behind: processes {left}")
+        process_tree.end_below(os.getpid())
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

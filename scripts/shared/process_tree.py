@@ -4,12 +4,14 @@ import contextlib
 import ctypes
 import os
 import signal
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from trainer.process import identity, launcher
 
 _PR_SET_CHILD_SUBREAPER = 36
+_LOOK_SEC = 0.05
 
 
 def below(pid: int) -> list[int]:
@@ -56,6 +58,13 @@ def send(number: signal.Signals, pids: Iterable[int]) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
+
+
+def end_below(pid: int) -> None:
+    """Kills all that is below a process, stopped or not, and returns when it is gone."""
+    while left := below(pid):
+        send(signal.SIGKILL, left)
+        time.sleep(_LOOK_SEC)
 
 
 def adopt_orphans() -> None:
