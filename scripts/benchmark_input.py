@@ -55,12 +55,12 @@ def write_images(folder: str) -> None:
 
 
 class Pipeline(NamedTuple):
-    """What a graph has for reading images.
+    """The tensors and operations of a graph that reads images.
 
     Attributes:
-      images: float32 [batch, height, width, 3], read anew in each run of the session.
-      initializer: begins.
-      feeds: of the initializer.
+      images: the next batch, float32 [batch, height, width, 3].
+      initializer: operation that starts the reading.
+      feeds: placeholders of the initializer, with their values.
     """
 
     images: tf.Tensor
@@ -69,7 +69,7 @@ class Pipeline(NamedTuple):
 
 
 def build_bare(rows: Rows, threads: int) -> Pipeline:
-    """The ops that every pipeline needs, on images in memory."""
+    """Builds the operations that no pipeline can do without, on images in memory."""
 
     def decode(contents: tf.Tensor, window: tf.Tensor, flip: tf.Tensor) -> tf.Tensor:
         pixels = tf.io.decode_and_crop_jpeg(contents, window, channels=3)
@@ -89,7 +89,7 @@ def build_bare(rows: Rows, threads: int) -> Pipeline:
 
 
 def images_per_sec(build: Callable[[], Pipeline], seconds: float) -> float:
-    """Runs what `build` adds to a graph of its own."""
+    """Measures the throughput of a pipeline, which `build` adds to a graph of its own."""
     with tf.Graph().as_default():
         pipeline = build()
         with tf1.Session() as session:
@@ -130,7 +130,7 @@ def compare(folder: str, rounds: int, seconds: float) -> None:
 
 
 def main() -> None:
-    """Measures on one core, and on all, each in a process of its own."""
+    """Measures on one core and on all cores, in a process each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--rounds", type=program.at_least(1), default=5, help="turns of each; %(default)s"

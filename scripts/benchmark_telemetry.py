@@ -24,11 +24,12 @@ from shared import program
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import distributed, plan
+from trainer import distributed
 from trainer.config import Config, DataConfig, ModelConfig, RunConfig
 from trainer.graph import train_step
 from trainer.inputs.dataset import open_dataset
 from trainer.machine.session import create_config
+from trainer.plan import create_plan
 from trainer.run.monitor import create_monitor
 from trainer.telemetry import tags
 from trainer.telemetry.console import TextConsole
@@ -57,7 +58,7 @@ def network(
 
 
 def create_steps(logdir: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """What takes a step without and with telemetry, on the same session.
+    """Creates two functions that run a step of one session: without and with telemetry.
 
     Args:
       logdir: a new folder.
@@ -68,7 +69,7 @@ def create_steps(logdir: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
         run=RunConfig(steps=10**6, logdir=logdir),
     )
     group = distributed.Group()
-    course = plan.create_plan(
+    plan = create_plan(
         config.run, global_batch_size=_BATCH_SIZE, train_examples=10**6, validation_examples=0
     )
     with tf.Graph().as_default():
@@ -82,12 +83,12 @@ def create_steps(logdir: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
     monitor = create_monitor(
         config,
         group,
-        course,
+        plan,
         built,
         logdir=logdir,
         class_names=[str(number) for number in range(_CLASSES)],
         writer=create_writer(logdir, rank=0, first_step=1),
-        console=TextConsole(course, first_step=1, stream=open(os.devnull, "w")),  # noqa: SIM115
+        console=TextConsole(plan, first_step=1, stream=open(os.devnull, "w")),  # noqa: SIM115
         mllog=NullMLPerfLog(),
     )
     monitor.clock.start()
@@ -102,7 +103,7 @@ def create_steps(logdir: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
         metrics, histograms = run_step(_RATE, 0.0)
         monitor.log.add(measure_step(number, monitor.clock.finish_step(), _RATE, metrics))
         monitor.after_step(session, number, histograms)
-        if course.reports_at(number):
+        if plan.reports_at(number):
             with monitor.pauses.during(tags.REPORT_MS, number):
                 monitor.log.flush()
 
@@ -110,23 +111,23 @@ def create_steps(logdir: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
 
 
 class Block(NamedTuple):
-    """The time of a block, milliseconds per step: on the wall, and of the CPU in all threads."""
+    """The time of a block, milliseconds per step: elapsed, and of the CPU in all threads."""
 
     wall_ms: float
     cpu_ms: float
 
 
-def time_block(take: Callable[[], Any], steps: int) -> Block:
-    """Times some steps."""
+def time_block(step: Callable[[], Any], steps: int) -> Block:
+    """Times a block of steps."""
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(steps):
-        take()
+        step()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return Block(1000 * wall / steps, 1000 * cpu / steps)
 
 
 def compare(blocks: dict[str, list[Block]], field: str) -> dict[str, float]:
-    """The median block with and without telemetry, and how much more a round's one is."""
+    """Medians with and without telemetry, and the median share that telemetry adds in a round."""
     values = {name: [getattr(block, field) for block in each] for name, each in blocks.items()}
     rounds = zip(values["with"], values["without"], strict=True)
     medians = {name: statistics.median(each) for name, each in values.items()}
@@ -134,7 +135,7 @@ def compare(blocks: dict[str, list[Block]], field: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Times both and prints what one costs more than the other."""
+    """Times steps with and without telemetry, and prints by how much they differ."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--rounds", type=program.at_least(1), default=200, help="blocks of each; %(default)s"
@@ -144,13 +145,13 @@ def main() -> None:
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as logdir:
-        takes = dict(zip(("without", "with"), create_steps(logdir), strict=True))
-        for take in takes.values():
-            time_block(take, options.steps)
-        blocks: dict[str, list[Block]] = {name: [] for name in takes}
+        steps = dict(zip(("without", "with"), create_steps(logdir), strict=True))
+        for step in steps.values():
+            time_block(step, options.steps)
+        blocks: dict[str, list[Block]] = {name: [] for name in steps}
         for number in range(options.rounds):
-            for name in list(takes)[:: -1 if number % 2 else 1]:
-                blocks[name].append(time_block(takes[name], options.steps))
+            for name in list(steps)[:: -1 if number % 2 else 1]:
+                blocks[name].append(time_block(steps[name], options.steps))
     fields = {field: compare(blocks, field) for field in Block._fields}
     print(json.dumps({"per step": fields, **vars(options)}, indent=2))
 

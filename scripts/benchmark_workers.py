@@ -51,7 +51,7 @@ def _share(worker: int, workers: int) -> set[int]:
 
 
 class Contest:
-    """The ways to train."""
+    """Runs the ways to train against each other, two at a time."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self._options = options
@@ -117,10 +117,10 @@ class Contest:
         return {name: [size / self._whole_step(each)] for name, each in durations_sec.items()}
 
     def _whole_step(self, durations_sec: Sequence[float]) -> float:
-        """The median step of those that were not interrupted by another one's turn.
+        """The median duration of the steps that no turn of the other way has interrupted.
 
         Raises:
-          UserError: none was: they took no turns; or most of them were.
+          UserError: no step was interrupted, so that there were no turns; or most steps were.
         """
         whole = [step for step in durations_sec if step < self._options.turn_sec]
         if len(whole) == len(durations_sec):
@@ -136,7 +136,7 @@ def _leave(number: int, frame: object) -> None:
 
 
 def main() -> None:
-    """Lets them run in turn and prints images per second and ratios."""
+    """Runs all ways in turn, and prints images per second and ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--rounds",

@@ -56,7 +56,7 @@ class Plan:
 
 
 def make_environment(folder: Path) -> Path:
-    """The Python of the peers' environment, which is made or renewed where needed."""
+    """Makes or renews the peers' environment where needed; returns its Python."""
     requirements = _ROOT / "requirements" / "peers.txt"
     stamp = folder / "stamp"
     wanted = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()
@@ -77,7 +77,7 @@ def make_environment(folder: Path) -> Path:
 def time_case(
     contestants: Mapping[str, Contestant], plan: Plan, task: str, precision: str
 ) -> dict[str, Any]:
-    """Prepares all contestants, then lets them run in turn."""
+    """Prepares all contestants, lets them run in turn, and returns their figures."""
     case = {
         "task": task,
         "precision": precision,
@@ -117,7 +117,7 @@ def time_case(
 
 
 def _compare(figures: dict[str, dict[str, Any]]) -> None:
-    """Sets every contestant against ours: as fast, and as large?"""
+    """Adds our throughput as a multiple of each contestant's, and whether both compute as much."""
     ours = figures[OURS]
     for each in figures.values():
         if "images_per_sec" not in each or "images_per_sec" not in ours:
@@ -130,7 +130,7 @@ def _compare(figures: dict[str, dict[str, Any]]) -> None:
 
 
 def format_table(cases: list[dict[str, Any]]) -> str:
-    """Images/s and memory of each contestant, and in brackets our images/s as a multiple of its."""
+    """A Markdown table of throughput and memory, and of ours as a multiple of each throughput."""
     titles = [f"{case['task']} {case['precision']}" for case in cases]
     lines = [f"| | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
     for name in cases[0]["contestants"]:
@@ -166,7 +166,7 @@ def format_table(cases: list[dict[str, Any]]) -> str:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="under 15 minutes on 2 cores")
     parser.add_argument(

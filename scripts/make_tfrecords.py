@@ -52,7 +52,7 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Converts what the command line names, and tells what there is now."""
+    """Converts the folder that the command line names, and prints what the data set holds."""
     arguments = _parse_arguments()
     if not storage.is_folder(arguments.images):
         raise UserError(f"--images: must be a folder that exists, got {arguments.images!r}")

@@ -39,7 +39,7 @@ def write_images(folder: str) -> None:
 
 
 def prepare(out: str) -> manifest.Manifest:
-    """Makes what is missing of the images, the shards and their manifest in a folder."""
+    """Writes what a folder lacks of the images, the shards and their manifest."""
     images = os.path.join(out, "images")
     os.makedirs(out, exist_ok=True)
     if not os.path.isdir(images):
@@ -48,7 +48,7 @@ def prepare(out: str) -> manifest.Manifest:
 
 
 def main() -> None:
-    """Prepares the folder that the command line names, and tells what it holds."""
+    """Prepares the folder that the command line names, and prints what it holds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default=_DEFAULT_OUT, help="folder to write to; %(default)s")
     out = parser.parse_args().out

@@ -34,11 +34,11 @@ _FORMATS = (".png", ".html")
 
 
 class Curve(NamedTuple):
-    """A tag over a run.
+    """The values of a tag over a run.
 
     Attributes:
-      steps: int64 [n].
-      values: float64 [n], finite.
+      steps: numbers of the steps, int64 [n].
+      values: finite, float64 [n].
     """
 
     steps: np.ndarray
@@ -49,7 +49,7 @@ class Panel(NamedTuple):
     """One plot.
 
     Attributes:
-      title: with the unit.
+      title: heading, with the unit.
       lines: (tag, percentile, label, style) of each.
       is_log: whether the axis is logarithmic.
     """
@@ -83,7 +83,7 @@ PANELS = (
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
-    """The curves of a run by tag.
+    """Reads the curves of a run, by tag.
 
     Raises:
       UserError: the folder has no metrics.
@@ -113,12 +113,12 @@ def read_curves(folder: Path) -> dict[str, Curve]:
 
 
 def thin(curve: Curve, percentile: float, *, least_steps: int = 1) -> Curve:
-    """At most `_POINTS` points: each the percentile of a window of steps, at its last step.
+    """Reduces a curve to `_POINTS` points: each the percentile of some steps, at the last of them.
 
     Args:
       curve: of all steps.
       percentile: in [0, 100].
-      least_steps: in a window, as far as there are as many.
+      least_steps: steps per point, where the curve has as many.
     """
     windows = max(1, min(len(curve.steps) // least_steps, _POINTS))
     steps = [part[-1] for part in np.array_split(curve.steps, windows)]
@@ -146,7 +146,7 @@ def summarize(curves: Mapping[str, Curve]) -> dict[str, str]:
 
 
 def draw(runs: Mapping[str, Mapping[str, Curve]]) -> "Figure":
-    """A matplotlib figure with all panels; `runs`: curves by tag by run.
+    """Draws all panels into a figure; `runs`: curves by tag by run.
 
     Raises:
       UserError: matplotlib is missing.
@@ -196,7 +196,7 @@ def draw_panel(axes: "Axes", panel: Panel, runs: Mapping[str, Mapping[str, Curve
 
 
 def render_page(figure: "Figure", runs: Mapping[str, Mapping[str, Curve]]) -> str:
-    """A page of HTML that needs no other file: the figures of each run, and the plots as SVG."""
+    """Renders one page of HTML, complete in itself: the figures of each run, the plots as SVG."""
     picture = io.StringIO()
     figure.savefig(picture, format="svg")
     svg = picture.getvalue()
@@ -221,7 +221,7 @@ def render_page(figure: "Figure", runs: Mapping[str, Mapping[str, Curve]]) -> st
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("logdirs", nargs="+", type=Path, metavar="LOGDIR", help="of a run")
     parser.add_argument("--out", type=Path, default=Path("report.png"), help=".png or .html")

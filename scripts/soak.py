@@ -85,7 +85,7 @@ def _kill_one(pid: int, dice: random.Random) -> bool:
 
 
 def find_faults(straight: Path, soaked: Path) -> list[str]:
-    """What the two runs differ in, and what was left behind; nothing where all is well."""
+    """Differences between the two runs, and files and processes that were left behind."""
     faults = [f"{name} differs" for name in different_variables(straight, soaked)]
     lines = (soaked / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [line["step"] for line in map(json.loads, lines) if "train/loss" in line]
@@ -94,8 +94,8 @@ def find_faults(straight: Path, soaked: Path) -> list[str]:
         faults.append(f"metrics.jsonl has {len(steps)} steps, not each of {last} once")
     if event_steps(soaked) != list(range(1, last + 1)):
         faults.append(f"TensorBoard shows other steps than each of {last} once")
-    story = soaked / "supervise.log"
-    if story.exists() and "left behind" in story.read_text(encoding="utf-8"):
+    log = soaked / "supervise.log"
+    if log.exists() and "left behind" in log.read_text(encoding="utf-8"):
         faults.append("processes were left behind: see supervise.log")
     known = (".json", ".jsonl", ".index", ".data-00000-of-00001", ".log")
     for path in soaked.iterdir():
@@ -131,7 +131,7 @@ def event_steps(folder: Path) -> list[int]:
 
 
 def main() -> int:
-    """Soaks the command that this one's arguments give."""
+    """Soaks the command that the arguments name; returns 1 where there is a fault."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

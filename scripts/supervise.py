@@ -40,8 +40,8 @@ _LEFT_BEHIND_SEC = 16.0
 _LONGEST_PAUSE_SEC = 300.0
 
 
-class Story:
-    """Tells what happens, on the standard error and in a log."""
+class Log:
+    """Lines about what happens, on the standard error and in a file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -65,10 +65,10 @@ class Failures:
     """Counts failures in a row without progress.
 
     Attributes:
-      max_restarts: after so many it is over.
-      first_pause_sec: before the first restart; it doubles with each failure in a row.
-      in_a_row: since the last progress.
-      furthest: the newest checkpoint's examples up to now.
+      max_restarts: failures in a row after which the supervisor gives up.
+      first_pause_sec: pause before the first restart; it doubles with each failure in a row.
+      in_a_row: failures since the last progress.
+      furthest: examples of the newest checkpoint up to now.
     """
 
     max_restarts: int
@@ -77,10 +77,10 @@ class Failures:
     furthest: int = -1
 
     def add(self, examples: int) -> float | None:
-        """Takes note of a failure.
+        """Counts a failure.
 
         Args:
-          examples: where the newest checkpoint stands.
+          examples: those that the newest checkpoint was trained on.
 
         Returns:
           seconds to wait before the next start; None: give up.
@@ -92,13 +92,13 @@ class Failures:
         return min(_LONGEST_PAUSE_SEC, self.first_pause_sec * 2 ** (self.in_a_row - 1))
 
 
-def _clear_up(story: Story) -> None:
-    """Waits for what the launcher has left behind on this host; then ends it."""
+def _clear_up(log: Log) -> None:
+    """Waits for processes that the launcher has left behind on this host; kills those that stay."""
     end_sec = time.monotonic() + _LEFT_BEHIND_SEC
     while (left := process_tree.below(os.getpid())) and time.monotonic() < end_sec:
         time.sleep(0.2)
     if left:
-        story.tell(f"killed what the launcher left behind: processes {left}")
+        log.tell(f"killed what the launcher left behind: processes {left}")
         process_tree.end_below(os.getpid())
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
@@ -106,7 +106,7 @@ def _clear_up(story: Story) -> None:
 
 
 def _examples(logdir: Path) -> int:
-    """Where the newest checkpoint stands; -1: there is none."""
+    """The number of examples that the newest checkpoint was trained on; -1: there is none."""
     entries = manifest.read(logdir).entries
     return max((entry.examples for entry in entries), default=-1)
 
@@ -119,50 +119,48 @@ def _read_status(logdir: Path) -> dict[str, object]:
 
 
 def _status_time(logdir: Path) -> int:
-    """When status.json was written, ns; 0: never."""
+    """The time at which status.json was written, ns; 0: never."""
     try:
         return (logdir / FILE_NAME).stat().st_mtime_ns
     except OSError:
         return 0
 
 
-def supervise(launch: Launch, failures: Failures, logdir: Path, story: Story) -> int:
+def supervise(launch: Launch, failures: Failures, logdir: Path, log: Log) -> int:
     """Runs the command until it is done, stopped or given up; returns the exit status."""
     _wait_for_folder(launch, logdir)
     start = 0
     while (asked := launch.asked()) is None:
         start += 1
-        story.tell(f"start {start}")
+        log.tell(f"start {start}")
         before = _status_time(logdir)
         code = launch.run()
-        _clear_up(story)
+        _clear_up(log)
         is_told = _status_time(logdir) != before
         status = _read_status(logdir) if is_told else {}
         state, reason = status.get("state"), status.get("reason")
         if code == 0 and state in (None, "finished"):
-            story.tell("finished")
+            log.tell("finished")
             return 0
         if launch.asked() is not None:
             continue
         if state == "preempted" and code not in _CRASH_CODES:
-            story.tell(f"preempted: {reason}")
+            log.tell(f"preempted: {reason}")
             return exit_status.PREEMPTED
         what = f"start {start} ended with status {code}"
         what += f" ({reason})" if state == "failed" else ""
         pause_sec = failures.add(_examples(logdir))
         if pause_sec is None:
-            _give_up(logdir, story, failures, what)
+            _give_up(logdir, log, failures, what)
             return 1
-        story.tell(
-            f"{what}; failure {failures.in_a_row} without progress; again in {pause_sec:g} s"
-        )
+        log.tell(f"{what}; failure {failures.in_a_row} without progress; again in {pause_sec:g} s")
         launch.wait(pause_sec)
-    story.tell(f"stopped by {asked.name}; status.json says {_read_status(logdir)}")
+    log.tell(f"stopped by {asked.name}; status.json says {_read_status(logdir)}")
     return exit_status.PREEMPTED
 
 
 def _wait_for_folder(launch: Launch, logdir: Path) -> None:
-    """Waits for what an earlier run has left behind; refuses to disturb one that goes on."""
+    """Waits for the end of an earlier run in the folder; refuses to disturb one that goes on."""
     end_sec = time.monotonic() + _LEFT_BEHIND_SEC
     while launch.asked() is None and (holder := lock_holder.find_alive(logdir)) is not None:
         if time.monotonic() > end_sec:
@@ -170,9 +168,9 @@ def _wait_for_folder(launch: Launch, logdir: Path) -> None:
         launch.wait(0.2)
 
 
-def _give_up(logdir: Path, story: Story, failures: Failures, what: str) -> None:
+def _give_up(logdir: Path, log: Log, failures: Failures, what: str) -> None:
     reason = f"given up after {failures.in_a_row} failures without progress: {what}"
-    story.tell(reason)
+    log.tell(reason)
     if lock_holder.find_alive(logdir) is not None:
         return  # The status is of another run, which has the folder.
     step = _read_status(logdir).get("step")
@@ -204,10 +202,10 @@ def _logdir_in_file(path: str) -> str | None:
 
 
 def check_flags(command: Sequence[str]) -> None:
-    """Looks at the trainer's flags, which no restart mends.
+    """Checks the trainer's flags: no restart mends a mistake in them.
 
     Raises:
-      UserError: a mistake in them.
+      UserError: there is one.
     """
     for position, words in enumerate(itertools.pairwise(command), start=2):
         if words == ("-m", "trainer"):
@@ -220,7 +218,7 @@ def _fail(text: str) -> NoReturn:
 
 
 def main() -> int:
-    """Supervises the command that this one's arguments give."""
+    """Supervises the command that the arguments name."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -243,10 +241,10 @@ def main() -> int:
         _fail("the command must have --logdir: what is not saved can't be taken up again")
     check_flags(arguments.command)
     process_tree.adopt_orphans()
-    story = Story(Path(logdir) / "supervise.log")
+    log = Log(Path(logdir) / "supervise.log")
     failures = Failures(arguments.max_restarts, arguments.first_pause_sec)
     launch = Launch(arguments.command, Path(logdir))
-    return supervise(launch, failures, Path(logdir), story)
+    return supervise(launch, failures, Path(logdir), log)
 
 
 if __name__ == "__main__":

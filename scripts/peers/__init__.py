@@ -1,1 +1,1 @@
-"""What compare_peers.py compares this project with: a process for each, and how they are asked."""
+"""Contestants of compare_peers.py: a program for each, and the protocol that they answer to."""

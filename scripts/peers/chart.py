@@ -15,7 +15,7 @@ from matplotlib import pyplot
 
 
 def draw(result: dict[str, Any], path: str) -> None:
-    """A group of bars per case, a bar per contestant: images/s, and the ratio to ours on top."""
+    """Draws a group of bars per case and a bar per contestant, with its images/s on top."""
     cases = result["cases"]
     names = list(cases[0]["contestants"])
     figure, axes = pyplot.subplots(figsize=(11, 5), layout="constrained")

@@ -1,4 +1,4 @@
-"""The processes that compare_peers.py lets run in turn, and what else runs meanwhile."""
+"""The processes that compare_peers.py runs in turn, and the load by other programs meanwhile."""
 
 import json
 import os
@@ -63,7 +63,7 @@ class Contestant:
 
 
 class ForeignLoad:
-    """How busy other programs keep the machine, from its making on."""
+    """The load of the machine by other programs, since this object was created."""
 
     def __init__(self, contestants: Iterable[Contestant]) -> None:
         self._contestants = list(contestants)
@@ -77,12 +77,12 @@ class ForeignLoad:
         return (user + nice + system) / _TICKS_PER_SEC - sum(c.cpu_sec() for c in self._contestants)
 
     def cores(self) -> float:
-        """Cores that other programs had in use, on average."""
+        """The number of cores that other programs have used, on average."""
         return (self._foreign_sec() - self._before_sec) / (time.monotonic() - self._began)
 
 
 def start(peers_python: Path, folder: Path, *, gpu: bool) -> dict[str, Contestant]:
-    """All contestants by their names in the table; ours is the first."""
+    """Starts all contestants; returns them by their names in the table, ours first."""
     variants: list[tuple[str, str | Path, str, str]] = [
         (OURS, sys.executable, "ours", "plain"),
         ("Keras ResNet50V2", sys.executable, "keras_resnet", "plain"),

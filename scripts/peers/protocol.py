@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is to be timed.
+    """A computation that is to be timed.
 
     Attributes:
       task: `forward` (inference mode, logits) or `train` (a whole training step with its update).
@@ -31,9 +31,9 @@ class Prepared:
     """A case that is ready to run.
 
     Attributes:
-      step: does one step and returns when it is over.
-      parameters: that are trained.
-      gflops_per_image: of the step's convolutions and products, 2 per multiply-add.
+      step: function that runs one step and returns when it is complete.
+      parameters: number of trained parameters.
+      gflops_per_image: work of the step's convolutions and products, 2 per multiply-add.
     """
 
     step: Callable[[], object]
@@ -42,7 +42,7 @@ class Prepared:
 
 
 def serve(prepare: Callable[[Case], Prepared]) -> None:
-    """Does what the lines of stdin say, until they end.
+    """Carries out the requests that come as lines of stdin, until they end.
 
     `{"prepare": {...a Case...}}` replaces what was prepared before, runs a step, and answers with
     its size; `{"run": n}` answers with the seconds of each of n steps, and with the most main

@@ -1,7 +1,8 @@
-"""What scripts import and nobody types; a script imports of it before all that is not Python's own.
+"""Modules that scripts import and nobody types.
 
-Started by a Python without the project's packages, a script begins again with the Python of `.venv`
-in the repository, or of $SLIM_HOROVOD_VENV, as if that environment had been activated.
+A script imports one of them before any package that is not Python's own. Started by a Python
+without the project's packages, it then begins again with the Python of `.venv` in the repository,
+or of $SLIM_HOROVOD_VENV, as if that environment had been activated.
 """
 
 import importlib.util
@@ -11,6 +12,7 @@ from pathlib import Path
 
 
 def _enter_environment() -> None:
+    """Replaces this process where its Python lacks the project's packages; ends it without any."""
     if importlib.util.find_spec("trainer") and importlib.util.find_spec("tensorflow"):
         return
     root = Path(__file__).resolve().parents[2]

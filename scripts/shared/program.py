@@ -1,4 +1,4 @@
-"""What every script begins and ends with."""
+"""Arguments that scripts have in common, and the exit of each."""
 
 import argparse
 import math
@@ -12,7 +12,7 @@ from trainer.errors import UserError
 
 
 def at_least(minimum: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:
-    """A type for argparse: finite numbers of this kind that are not below `minimum`."""
+    """Returns a type for argparse: finite numbers of this kind that are not below `minimum`."""
 
     def parse(text: str) -> float:
         try:

@@ -1,4 +1,4 @@
-"""Commands that train in turns, stopped in between: for benchmark_workers.py."""
+"""Commands that train in turns and are stopped in between: for benchmark_workers.py."""
 
 import json
 import os
@@ -22,12 +22,12 @@ class Launch:
     """A command that was started, and all that runs below it."""
 
     def __init__(self, command: Sequence[str], folder: Path, cores: set[int] | None) -> None:
-        """Starts it.
+        """Starts the command.
 
         Args:
           command: without --logdir and --result_json.
-          folder: will be made, for what it says and writes.
-          cores: where it is to stay; None: anywhere.
+          folder: a new folder for its errors, logs and result.
+          cores: those that it may use; None: all.
         """
         folder.mkdir()
         self._metrics = folder / "logs" / "metrics.jsonl"
@@ -46,7 +46,7 @@ class Launch:
             os.sched_setaffinity(self._process.pid, cores)
 
     def has_ended(self) -> bool:
-        """Whether it has ended.
+        """Whether the command has ended.
 
         Raises:
           UserError: it has failed.
@@ -58,11 +58,11 @@ class Launch:
         return status is not None
 
     def result(self) -> dict[str, Any]:
-        """What it has found. It has ended."""
+        """The `result` of its --result_json; the command must have ended."""
         return json.loads(self._result.read_text(encoding="utf-8"))["result"]
 
     def steps(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl for the steps so far; they come there some at a time."""
+        """The lines of metrics.jsonl for the steps that have been written up to now."""
         if not self._metrics.exists():
             return []
         lines = self._metrics.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -70,13 +70,13 @@ class Launch:
         return [line for line in found if "perf/step_time_ms" in line]
 
     def send(self, number: signal.Signals) -> None:
-        """Sends a signal to all that runs."""
+        """Sends a signal to the command and all processes below it."""
         if self._process.poll() is None:
             pid = self._process.pid
             process_tree.send(number, (pid, *process_tree.below(pid)))
 
     def go_on(self, seconds: float) -> None:
-        """Lets it go on for so long, or to its end, and stops it."""
+        """Lets the command go on for some seconds, or to its end, and stops it."""
         self.send(signal.SIGCONT)
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self.has_ended():
@@ -84,28 +84,32 @@ class Launch:
         self.send(signal.SIGSTOP)
 
     def close(self) -> None:
-        """Ends all that runs, at once."""
+        """Kills the command and all processes below it."""
         self.send(signal.SIGKILL)
         self._process.wait()
 
 
 class Way:
-    """Launches that train at once. They are stopped but in their turns."""
+    """Launches that train at the same time, and are stopped outside their turns."""
 
     def __init__(self, images_per_step: int) -> None:
-        """It has no launch yet; `images_per_step` is of each that will be added."""
+        """Begins without any launch.
+
+        Args:
+          images_per_step: of each launch that will be added.
+        """
         self.launches: list[Launch] = []
         self._images_per_step = images_per_step
         self._turns: list[tuple[float, float]] = []  # When each began and ended, as time.time().
 
     def warm_up(self) -> None:
-        """Returns when all have taken their first steps, and stops them."""
+        """Waits until all launches have run their first steps, and stops them."""
         while any(len(launch.steps()) < _WARM_UP_STEPS for launch in self.launches):
             self._watch_for(10 * _LOOK_SEC)
         self._send(signal.SIGSTOP)
 
     def take_turn(self, seconds: float) -> None:
-        """Lets them go on for so long."""
+        """Lets the launches go on for some seconds, and stops them."""
         began = time.time()
         self._send(signal.SIGCONT)
         self._watch_for(seconds)
@@ -113,7 +117,7 @@ class Way:
         self._turns.append((began, time.time()))
 
     def finish(self) -> None:
-        """Ends them when all steps of their turns are in metrics.jsonl."""
+        """Ends the launches when all steps of their turns are in metrics.jsonl."""
         self._send(signal.SIGCONT)
         while any(launch.steps()[-1]["wall_time"] < self._turns[-1][1] for launch in self.launches):
             self._watch_for(10 * _LOOK_SEC)
@@ -121,7 +125,7 @@ class Way:
             launch.close()
 
     def images_per_sec(self) -> list[float]:
-        """Of all launches, in each turn.
+        """Throughput of all launches together, in each turn.
 
         Raises:
           UserError: a turn was too short for a step.
