@@ -9,7 +9,10 @@
 #include <cstring>
 
 // Of every function that has vectors in it: whether it may run is found out before it is called.
+// A build that emulates the instructions has its own definition: tests/programs/emulated_avx512.h.
+#ifndef AVX512
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16")))
+#endif
 
 constexpr int kLanes = 16;
 
