@@ -14,6 +14,7 @@ from models import resnet_utils, resnet_v2
 from models.slim_compat import slim
 from trainer.cpu_kernels import gradients as cpu_gradients
 from trainer.cpu_kernels import library as cpu_kernels
+from trainer.cpu_kernels import switch
 from trainer.graph import flops
 
 needs_kernels = pytest.mark.skipif(
@@ -346,7 +347,13 @@ def no_gpu(monkeypatch):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
 
 
-@pytest.mark.usefixtures("no_gpu")
+@pytest.fixture
+def built_ones(monkeypatch):
+    """Asks for the operations that setup.py builds, whatever the tests run with."""
+    monkeypatch.delenv(switch.VARIABLE, raising=False)
+
+
+@pytest.mark.usefixtures("no_gpu", "built_ones")
 @pytest.mark.parametrize(
     ("cpuinfo", "reason"),
     [
@@ -366,7 +373,7 @@ def test_where_there_are_none_the_reason_is_told(tmp_path, cpuinfo, reason):
     assert cpu_kernels.reason_for_none(file, tmp_path / "none.so") == reason
 
 
-@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.usefixtures("no_gpu", "built_ones")
 def test_a_library_that_can_not_be_loaded_is_told(tmp_path):
     cpuinfo, library = tmp_path / "cpuinfo", tmp_path / "kernels.so"
     cpuinfo.write_text(INSTRUCTIONS)

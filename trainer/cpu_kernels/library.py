@@ -1,12 +1,9 @@
 """The compiled operations in src/, where they were built and this machine can run them.
 
-They are for CPUs that have AVX-512 with bfloat16 but no matrix unit. Gradients are built with them,
-see `cpu_gradients`; a session that has `OPTIMIZER` takes them for convolutions and BN, too, with
-what is next to these, and to add weight decay to gradients.
-
-Convolutions 3 x 3 take fewer multiplications than their definition has, and are rounded otherwise,
-see src/winograd.h: their errors (rms) are 0.6e-6 to 1.7e-6 of the values in float32, twice
-TensorFlow's, and 4e-3 to 5e-3 in bfloat16, where TensorFlow's are 1.7e-3.
+They are for CPUs that have AVX-512 with bfloat16 but no matrix unit. `gradients` builds them into a
+graph; a session whose configuration names `OPTIMIZER` puts them in the place of convolutions and
+batch normalization (BN), with what is next to these, and of the addition of weight decay. The
+README beside this file tells what they compute, how exactly, and how they are tested.
 """
 
 import functools
@@ -16,9 +13,11 @@ from typing import Any
 
 import tensorflow as tf
 
+from trainer.cpu_kernels import switch
+
 # What setup.py builds, under the name that this Python's extensions have.
 LIBRARY = Path(__file__).with_name(f"_kernels{importlib.machinery.EXTENSION_SUFFIXES[0]}")
-# Of graphs: see src/graph_optimizer.cc.
+# The name of the optimizer of graphs: see src/graph_optimizer.cc.
 OPTIMIZER = "SlimHorovodGraphOptimizer"
 _CPUINFO = Path("/proc/cpuinfo")
 _INSTRUCTIONS = {"avx512f", "avx512bw", "avx512vl", "avx512_bf16"}
@@ -26,17 +25,59 @@ _MATRIX_UNIT = "amx_bf16"
 NOT_LOADED = "they can't be loaded"
 
 
-@functools.cache
 def find() -> Any:
-    """The module with the operations; None where there is a `reason_for_none`."""
-    return None if reason_for_none() else tf.load_op_library(str(LIBRARY))
+    """Returns the module with the operations; None where there is a `reason_for_none`.
+
+    The environment is asked each time (see `switch`), and a library is loaded once. A graph, its
+    gradients and the session that runs it are to be made under one setting.
+
+    Raises:
+      UserError: the environment variable has a value that its rule forbids.
+    """
+    setting = switch.read()
+    return None if reason_for_none() else _load(setting.library or LIBRARY)
+
+
+def describe() -> str:
+    """Returns "on" or "off": whether compiled operations take the place of TensorFlow's own.
+
+    Raises:
+      UserError: the environment variable has a value that its rule forbids.
+    """
+    return "off" if reason_for_none() else "on"
+
+
+def reason_for_none(cpuinfo: Path = _CPUINFO, library: Path = LIBRARY) -> str:
+    """Returns why TensorFlow's own operations are taken; nothing where these are.
+
+    Args:
+      cpuinfo: the file that lists what the CPU can do.
+      library: the file that setup.py builds.
+
+    Raises:
+      UserError: the environment variable has a value that its rule forbids.
+    """
+    return _find_reason(switch.read(), cpuinfo, library)
 
 
 @functools.cache
-def reason_for_none(cpuinfo: Path = _CPUINFO, library: Path = LIBRARY) -> str:
-    """Why TensorFlow's own operations are taken; empty where these are."""
+def _find_reason(setting: switch.Setting, cpuinfo: Path, library: Path) -> str:
+    if not setting.is_on:
+        return f"{switch.VARIABLE}=0 turns them off"
     if tf.config.list_physical_devices("GPU"):
         return "steps run on the GPU"
+    reason = "" if setting.library else _find_obstacle(cpuinfo, library)
+    if reason:
+        return reason
+    try:
+        _load(setting.library or library)
+    except (tf.errors.OpError, RuntimeError) as error:
+        return f"{NOT_LOADED} ({str(error).splitlines()[0]})"
+    return ""
+
+
+def _find_obstacle(cpuinfo: Path, library: Path) -> str:
+    """Returns what is missing for the built operations; nothing where all is there."""
     try:
         flags = set(cpuinfo.read_text(encoding="utf-8").split())
     except OSError:
@@ -47,8 +88,9 @@ def reason_for_none(cpuinfo: Path = _CPUINFO, library: Path = LIBRARY) -> str:
         return "this CPU has a matrix unit (AMX), which TensorFlow's own use"
     if not library.exists():
         return "they were not built"
-    try:
-        tf.load_op_library(str(library))
-    except (tf.errors.OpError, RuntimeError) as error:
-        return f"{NOT_LOADED} ({str(error).splitlines()[0]})"
     return ""
+
+
+@functools.cache
+def _load(library: Path) -> Any:
+    return tf.load_op_library(str(library))
