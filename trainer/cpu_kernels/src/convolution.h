@@ -120,8 +120,8 @@ AVX512 inline __attribute__((always_inline)) void Fetch(Lines* lines) {
 }
 
 // Stores a product, or adds it to what is there, in rows that are `row_elements` apart.
-AVX512 inline __attribute__((always_inline)) void Store(const Product& product, bool adds, float* to,
-                                                        int64_t row_elements) {
+AVX512 inline __attribute__((always_inline)) void Store(const Product& product, bool adds,
+                                                        float* to, int64_t row_elements) {
 #pragma GCC unroll 8
   for (int i = 0; i < kProductRows; ++i)
 #pragma GCC unroll 2

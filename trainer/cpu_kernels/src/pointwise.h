@@ -1,5 +1,5 @@
-// Convolutions 1 x 1 of stride 1 and their gradients by the inputs, on CPUs with AVX-512: products of
-// pixels [pixels, in_channels] and a filter [in_channels, out_channels].
+// Convolutions 1 x 1 of stride 1 and their gradients by the inputs, on CPUs with AVX-512: products
+// of pixels [pixels, in_channels] and a filter [in_channels, out_channels].
 
 #ifndef TRAINER_CPU_KERNELS_POINTWISE_H_
 #define TRAINER_CPU_KERNELS_POINTWISE_H_

@@ -56,8 +56,8 @@ AVX512 inline void Store(uint16_t* to, __m512 value, __mmask16 lanes) {
 template <typename T>
 constexpr int kLineElements = 64 / sizeof(T);
 
-// Whether a result is to be stored past the cache, in whole lines: it is too large to be there still
-// when it is read, and each line of it would be read before it is written.
+// Whether a result is to be stored past the cache, in whole lines: it is too large to be there
+// still when it is read, and each line of it would be read before it is written.
 constexpr int64_t kStreamedBytes = 8 << 20;
 template <typename T>
 bool IsStreamed(int64_t elements, int channels) {
