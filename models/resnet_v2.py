@@ -80,6 +80,15 @@ def _root_block(net: tf.Tensor) -> tf.Tensor:
     return slim.max_pool2d(net, [3, 3], stride=2, scope="pool1")
 
 
+def _stride_after_root_block(output_stride: int | None) -> int | None:
+    """Returns what the blocks may add to the stride of 4 that the root block has."""
+    if output_stride is None:
+        return None
+    if output_stride % 4 != 0:
+        raise ValueError(f"output_stride: must be a multiple of 4, got {output_stride}")
+    return output_stride // 4
+
+
 def resnet_v2(
     inputs: tf.Tensor,
     blocks: Sequence[resnet_utils.Block],
@@ -135,12 +144,7 @@ def resnet_v2(
             net = inputs
             if include_root_block:
                 net = _root_block(net)
-                if output_stride is not None:
-                    if output_stride % 4 != 0:
-                        raise ValueError(
-                            f"output_stride: must be a multiple of 4, got {output_stride}"
-                        )
-                    output_stride //= 4
+                output_stride = _stride_after_root_block(output_stride)
             net = resnet_utils.stack_blocks_dense(net, blocks, output_stride)
             net = slim.batch_norm(net, activation_fn=tf.nn.relu, scope="postnorm")
             pooled = {}

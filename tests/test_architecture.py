@@ -32,6 +32,8 @@ ROOMS = (
     "trainer.inputs.conversion",
     "trainer.graph",
     "trainer.checkpoints",
+    "trainer.telemetry.step",
+    "trainer.telemetry.tags",
     "trainer.telemetry.writers",
     "trainer.telemetry.pages",
     "trainer.telemetry",
