@@ -1,1 +1,1 @@
-"""From an encoded image to pixels of the network's size."""
+"""The way from an encoded image to pixels of the network's size."""

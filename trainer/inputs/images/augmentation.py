@@ -1,6 +1,6 @@
-"""What is random about a training example, decided in NumPy from (seed, epoch, example) alone.
+"""Random choices for training examples, made in NumPy from (seed, epoch, example) alone.
 
-The graph in `pixels` then does as it is told, so that the stream is the same however many
+The graph in `pixels` carries them out, so that the stream of examples is the same however many
 threads or workers make it.
 """
 
@@ -21,7 +21,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _mix(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """SplitMix64's output function: spreads 64 bits over 64 bits."""
+    """Spreads 64 bits over 64 bits, by the output function of SplitMix64."""
     values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return values ^ values >> np.uint64(31)
@@ -30,12 +30,12 @@ def _mix(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def uniforms(
     seed: int, epochs: npt.NDArray[Any], examples: npt.NDArray[Any], count: int
 ) -> npt.NDArray[Any]:
-    """Random numbers that belong to (seed, epoch, example).
+    """Draws random numbers that depend on (seed, epoch, example) alone.
 
     Args:
-      seed: of the run.
-      epochs, examples: int64 [n].
-      count: how many for each.
+      seed: the seed of the run.
+      epochs, examples: the epoch and the number of each example: int64 [n].
+      count: how many numbers to draw for each example.
 
     Returns:
       float64 [n, count] in [0, 1).
@@ -54,15 +54,15 @@ def random_crops(
     *,
     min_area: float,
 ) -> npt.NDArray[Any]:
-    """Windows of random area, aspect and place; the first of ten attempts that fits.
+    """Chooses windows of random area, aspect and place: the first of ten attempts that fits.
 
     Args:
-      heights, widths: int64 [n], pixels.
-      randoms: float64 [n, CROP_RANDOMS] in [0, 1).
-      min_area: smallest share of the image; the largest is 1.
+      heights, widths: the sizes of the images: int64 [n], pixels.
+      randoms: the random numbers to use: float64 [n, CROP_RANDOMS] in [0, 1).
+      min_area: the smallest share of an image's area; the largest is 1.
 
     Returns:
-      int32 [n, 4]: top, left, height and width of each window.
+      Top, left, height and width of each window: int32 [n, 4].
     """
     shares = min_area + (1 - min_area) * randoms[:, :_CROP_ATTEMPTS]
     areas = shares * (heights * widths)[:, None]
@@ -73,7 +73,7 @@ def random_crops(
     fits = (crop_widths <= widths[:, None]) & (crop_heights <= heights[:, None])
     fits &= (crop_widths >= 1) & (crop_heights >= 1)
     first = (np.arange(len(heights)), np.argmax(fits, axis=1))
-    # No attempt fits a very long image: then the largest window of an allowed aspect.
+    # In a very long image no attempt may fit: then the largest window of an allowed aspect.
     narrow, wide = _ASPECT_RANGE
     crop_width = np.where(
         fits[first], crop_widths[first], np.minimum(widths, np.rint(heights * wide))
@@ -89,7 +89,7 @@ def random_crops(
 def centre_crops(
     heights: npt.NDArray[Any], widths: npt.NDArray[Any], *, fraction: float
 ) -> npt.NDArray[Any]:
-    """Square windows in the middle, `fraction` of the shorter side wide; int32 [n, 4]."""
+    """Returns square windows in the middle, `fraction` of the shorter side wide: int32 [n, 4]."""
     side = np.maximum(1, np.rint(np.minimum(heights, widths) * fraction))
     top, left = (heights - side) // 2, (widths - side) // 2
     return np.stack([top, left, side, side], axis=1).astype(np.int32)
@@ -98,15 +98,15 @@ def centre_crops(
 def mixtures(
     randoms: npt.NDArray[Any], *, mixup: float, cutmix: float, size: int
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """How much of each example stays when it is mixed with another one.
+    """Chooses how much of each example stays when it is mixed with another one.
 
     Args:
-      randoms: float64 [n, MIXTURE_RANDOMS] in [0, 1).
-      mixup, cutmix: alpha of each method's Beta(alpha, alpha); 0: off.
-      size: of the images, pixels.
+      randoms: the random numbers to use: float64 [n, MIXTURE_RANDOMS] in [0, 1).
+      mixup, cutmix: the alpha of each method's Beta(alpha, alpha). 0: not used.
+      size: the height and width of the images, pixels.
 
     Returns:
-      shares float32 [n] and boxes int32 [n, 4], as `pipeline.Batch` has them.
+      (shares, boxes), float32 [n] and int32 [n, 4], as `pipeline.Batch` has them.
     """
     shares = np.ones(len(randoms), np.float32)
     boxes = np.zeros((len(randoms), 4), np.int32)
@@ -124,7 +124,16 @@ def mixtures(
 
 
 def _cut_box(share: float, centre: npt.NDArray[Any], size: int) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a box of about 1 - share of the image, cut at its borders."""
+    """Returns a box of about 1 - share of the image, cut at its borders.
+
+    Args:
+      share: the share of the image outside of the box.
+      centre: the centre of the box: float64 [2] in [0, 1), as shares of the height and width.
+      size: the height and width of the image, pixels.
+
+    Returns:
+      Top, left, height and width of the box, pixels.
+    """
     half = round(size * (1 - share) ** 0.5) // 2
     middle = np.floor(centre * size).astype(int)
     (top, left), (bottom, right) = np.clip([middle - half, middle + half], 0, size)

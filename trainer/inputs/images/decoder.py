@@ -1,4 +1,4 @@
-"""Decodes single images outside of the pipeline's graph, to tell which of them cannot be."""
+"""A decoder of single images outside of the pipeline's graph, to find those that are damaged."""
 
 import threading
 from collections.abc import Sequence
@@ -15,13 +15,14 @@ tf1 = tf.compat.v1
 
 
 class Decoder:
-    """The pipeline's own decoder in a session of its own, on the CPU. Threads may share it."""
+    """The pipeline's decoder in a session of its own, on the CPU. Several threads may use it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._session: tf.compat.v1.Session | None = None
 
     def _create(self) -> tf.compat.v1.Session:
+        """Builds the graph of the decoder and opens its session."""
         with tf.Graph().as_default() as graph:
             self._inputs = (
                 tf1.placeholder(tf.string, []),
@@ -32,7 +33,7 @@ class Decoder:
         options = tf1.ConfigProto(
             device_count={"GPU": 0},
             intra_op_parallelism_threads=1,
-            inter_op_parallelism_threads=-1,  # On the calling thread.
+            inter_op_parallelism_threads=-1,  # Operations run on the calling thread.
         )
         return tf1.Session(graph=graph, config=options)
 
@@ -43,8 +44,8 @@ class Decoder:
 
         Args:
           data: the encoded image.
-          header: what it says of itself.
-          window: top, left, height and width of the part. Default: all of it.
+          header: the image's header, as `encoded.read_header` returns it.
+          window: top, left, height and width of the part. None: the whole image.
 
         Returns:
           uint8 [height, width, 3].

@@ -1,9 +1,9 @@
-"""The formats of encoded images, and what an image says of itself in its first bytes.
+"""The table of image formats, and the headers of encoded images.
 
-The pixels are decoded by C++ operations; this is what has to be known before: which format it is
-(names of files lie), where a crop may lie, and whether a small file would unfold into more memory
-than any training image needs. TensorFlow is imported only where a graph is built, so that programs
-which convert images start at once.
+The pixels are decoded by C++ operations. The header tells what has to be known before: which format
+an image has, whatever its file is called; where a crop may lie; and whether a small file would
+decode to more pixels than any training image has. TensorFlow is imported only where a graph is
+built, so that programs which convert images start at once.
 """
 
 import struct
@@ -29,14 +29,14 @@ class Format(NamedTuple):
     """A format of images that training reads.
 
     Attributes:
-      name: as messages print it after "a", and as `image/format` in shards holds it.
-      signatures: the first bytes of a file, one of which it has.
-      suffixes: the ends of file names, in lower case.
-      read_size: height and width, pixels, from the encoded image; raises BadImageError where its
-        header is damaged.
-      decode: adds to the current graph what decodes a part of an image: from the encoded image
-        (string, scalar) and the window (int32 [4]: top, left, height, width) to uint8
-        [height, width, 3]. A damaged image ends in InvalidArgumentError.
+      name: the name in messages, after "a", and in the shards' feature `image/format`.
+      signatures: the bytes with which an encoded image begins: one of these.
+      suffixes: the ends of the names of files, in lower case.
+      read_size: the function from an encoded image to its (height, width) in pixels. It raises
+        BadImageError where the header is damaged.
+      decode: the function that adds a decoder of a part of an image to the current graph: from the
+        encoded image (string, scalar) and the window (int32 [4]: top, left, height, width) to
+        uint8 [height, width, 3]. A damaged image has to end in InvalidArgumentError.
     """
 
     name: str
@@ -47,7 +47,12 @@ class Format(NamedTuple):
 
 
 class ImageHeader(NamedTuple):
-    """The format's place in FORMATS (RAW: the image is decoded already), and the size in pixels."""
+    """What has to be known of an image before it is decoded.
+
+    Attributes:
+      decoder: the format's place in FORMATS. RAW: the image is decoded already.
+      height, width: the size of the image, pixels.
+    """
 
     decoder: int
     height: int
@@ -100,7 +105,7 @@ def _decode_png(contents: "tf.Tensor", window: "tf.Tensor") -> "tf.Tensor":
     return crop(tf.io.decode_png(contents, channels=3), window)
 
 
-# A format's place is its number in the graph, which tries them in this order: most frequent first.
+# A format's place is its number in the graph, which compares in this order: most frequent first.
 FORMATS = (
     Format("JPEG", (b"\xff\xd8\xff",), (".jpg", ".jpeg"), _read_jpeg_size, _decode_jpeg),
     Format("PNG", (b"\x89PNG\r\n\x1a\n",), (".png",), _read_png_size, _decode_png),

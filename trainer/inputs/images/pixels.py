@@ -1,4 +1,4 @@
-"""Graph ops from encoded images to uint8 pixels of the network's size. They run on the CPU."""
+"""The operations from encoded images to uint8 pixels of the network's size, all on the CPU."""
 
 import functools
 from collections.abc import Callable
@@ -20,17 +20,18 @@ NUM_RANDOMS = _RAND_AUGMENT.stop
 
 
 class Rows(NamedTuple):
-    """A chunk of n examples on its way to the pixels (without n: one of them).
+    """A chunk of n examples before decoding, or, with shapes without n, one of them.
 
     Attributes:
-      contents: string [n]: encoded images; for the RAW decoder the window's pixels themselves.
-      decoders: int32 [n]: the format's place in `encoded.FORMATS`, or RAW.
-      windows: int32 [n, 4]: top, left, height and width of the part to take.
-      randoms: float32 [n, NUM_RANDOMS] in [0, 1): what augmentation draws on.
-      labels: int32 [n].
-      weights: float32 [n]: 1; 0 for a row that does not count; -1 where the stream has to end.
-      shares: float32 [n]: see `pipeline.Batch`.
-      boxes: int32 [n, 4]: see `pipeline.Batch`.
+      contents: the encoded images; where the decoder is RAW, the window's pixels: string [n].
+      decoders: the place of each image's format in `encoded.FORMATS`, or RAW: int32 [n].
+      windows: top, left, height and width of the part to decode: int32 [n, 4].
+      randoms: the random numbers that augmentation uses: float32 [n, NUM_RANDOMS] in [0, 1).
+      labels: the classes: int32 [n].
+      weights: the weight of each row: 1 for an example, 0 for a row that does not count, -1 where
+        the stream has to end; float32 [n].
+      shares: the shares of `pipeline.Batch`: float32 [n].
+      boxes: the boxes of `pipeline.Batch`: int32 [n, 4].
     """
 
     contents: npt.NDArray[Any] | tf.Tensor
@@ -66,12 +67,12 @@ ROW_SHAPES = Rows(
 
 
 def decode_window(contents: tf.Tensor, decoder: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
-    """Adds what decodes a part of an image; of a JPEG, little more than that part.
+    """Adds the decoder of a part of an image.
 
     Args:
-      contents: string, scalar.
-      decoder: int32, scalar: the format's place in `encoded.FORMATS`, or RAW.
-      window: int32 [4]: top, left, height, width.
+      contents: the encoded image, or, for RAW, the window's pixels: string, scalar.
+      decoder: the place of the image's format in `encoded.FORMATS`, or RAW: int32, scalar.
+      window: top, left, height and width of the part: int32 [4].
 
     Returns:
       uint8 [height, width, 3].
@@ -81,7 +82,7 @@ def decode_window(contents: tf.Tensor, decoder: tf.Tensor, window: tf.Tensor) ->
     def view_raw() -> tf.Tensor:
         return tf.reshape(tf.io.decode_raw(contents, tf.uint8), [height, width, 3])
 
-    # One question after the other: nearly all images are JPEGs, and a switch costs them 3 %.
+    # Nested conditions, since nearly all images are JPEGs, for which a switch takes 3 % longer.
     build: Callable[[], tf.Tensor] = view_raw
     for number, image_format in reversed(list(enumerate(encoded.FORMATS))):
         decode = functools.partial(image_format.decode, contents, window)
@@ -90,7 +91,7 @@ def decode_window(contents: tf.Tensor, decoder: tf.Tensor, window: tf.Tensor) ->
 
 
 def _shift(pixels: tf.Tensor, randoms: tf.Tensor) -> tf.Tensor:
-    """Moves an image by up to SHIFT_FRACTION of its size each way; black comes in."""
+    """Shifts an image by up to SHIFT_FRACTION of its size each way, and fills up with black."""
     size = pixels.shape[0]
     padding = round(size * SHIFT_FRACTION)
     padded = tf.pad(pixels, [[padding, padding], [padding, padding], [0, 0]])
@@ -107,11 +108,11 @@ def _jitter(pixels: tf.Tensor, randoms: tf.Tensor, strength: float) -> tf.Tensor
 
 
 def build_pixels(row: Rows, config: DataConfig, *, training: bool) -> tf.Tensor:
-    """One example's pixels.
+    """Adds the operations from one example's row to its pixels.
 
     Args:
-      row: its tensors.
-      config: size and augmentation.
+      row: the tensors of the row.
+      config: the size and the augmentation.
       training: whether to augment.
 
     Returns:
@@ -119,7 +120,7 @@ def build_pixels(row: Rows, config: DataConfig, *, training: bool) -> tf.Tensor:
     """
     size = config.image_size
     window = decode_window(row.contents, row.decoders, row.windows)
-    pixels = tf.image.resize(window, [size, size])  # Bilinear: stays within [0, 255].
+    pixels = tf.image.resize(window, [size, size])  # Bilinear: values stay within [0, 255].
     pixels = tf.ensure_shape(tf.cast(pixels + 0.5, tf.uint8), [size, size, 3])
     if not training:
         return pixels

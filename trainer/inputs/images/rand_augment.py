@@ -1,7 +1,7 @@
-"""RandAugment (arXiv:1909.13719) on one uint8 image, as graph ops.
+"""RandAugment (arXiv:1909.13719) of one uint8 image, as operations of a graph.
 
 Two of fourteen transformations, drawn with replacement, each at magnitude 9 of 30: the paper's
-choice for ResNet-50 on ImageNet. Colour operations do what Pillow's of the same name do.
+choice for ResNet-50 on ImageNet. Colour operations equal those of the same names in Pillow.
 """
 
 from collections.abc import Callable
@@ -11,46 +11,49 @@ import tensorflow as tf
 LAYERS = 2
 _MAGNITUDE = 9 / 30
 
-# At full magnitude, as in the paper's code.
+# The factors are the values at full magnitude in the paper's code.
 _DEGREES = 30.0 * _MAGNITUDE
 _SHEAR = 0.3 * _MAGNITUDE
-_SHIFT = 150 / 331 * _MAGNITUDE  # Of the image's size.
-_CHANGE = 0.9 * _MAGNITUDE  # Of the factor of an enhancement.
+_SHIFT = 150 / 331 * _MAGNITUDE  # A share of the image's size.
+_CHANGE = 0.9 * _MAGNITUDE  # The change of an enhancement's factor.
 _POSTERIZE_BITS = 8 - round(4 * _MAGNITUDE)
 _SOLARIZE_FROM = round(256 * (1 - _MAGNITUDE))
-_FILL = 128  # Grey: what comes in from outside.
+_FILL = 128  # The grey outside of the image.
 
 
 def _blend(first: tf.Tensor, second: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
-    """Pixels at factor 0 from `first`, at 1 from `second`, and beyond that from further on."""
+    """Interpolates from `first` (factor 0) to `second` (factor 1), and extrapolates beyond."""
     first, second = tf.cast(first, tf.float32), tf.cast(second, tf.float32)
     return tf.cast(tf.clip_by_value(first + factor * (second - first), 0, 255), tf.uint8)
 
 
 def _grey(pixels: tf.Tensor) -> tf.Tensor:
-    """Luminance (ITU-R 601), float32 [height, width, 1], whole numbers."""
+    """Returns the luminance (ITU-R 601) in whole numbers: float32 [height, width, 1]."""
     weighted = tf.cast(pixels, tf.float32) * (0.299, 0.587, 0.114)
     return tf.floor(tf.reduce_sum(weighted, axis=-1, keepdims=True) + 0.5)
 
 
 def brightness(pixels: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
-    """Factor 0 is black, 1 the image itself."""
+    """Changes the brightness: factor 0 gives black, 1 the image itself."""
     return _blend(tf.zeros_like(pixels), pixels, factor)
 
 
 def contrast(pixels: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
-    """Factor 0 is the mean grey everywhere, 1 the image itself."""
+    """Changes the contrast: factor 0 gives the mean grey everywhere, 1 the image itself."""
     mean = tf.floor(tf.reduce_mean(_grey(pixels)) + 0.5)
     return _blend(tf.fill(tf.shape(pixels), mean), pixels, factor)
 
 
 def color(pixels: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
-    """Factor 0 is without colour, 1 the image itself."""
+    """Changes the colour: factor 0 gives greys, 1 the image itself."""
     return _blend(_grey(pixels), pixels, factor)
 
 
 def sharpness(pixels: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
-    """Factor 0 is smoothed, 1 the image itself. The outermost pixels stay."""
+    """Changes the sharpness: factor 0 gives the smoothed image, 1 the image itself.
+
+    The outermost pixels stay as they are.
+    """
     kernel = tf.constant([[1, 1, 1], [1, 5, 1], [1, 1, 1]], tf.float32) / 13
     kernel = tf.tile(kernel[:, :, None, None], [1, 1, 3, 1])
     inner = tf.nn.depthwise_conv2d(
@@ -62,12 +65,12 @@ def sharpness(pixels: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
 
 
 def autocontrast(pixels: tf.Tensor) -> tf.Tensor:
-    """Stretches each channel to 0..255; one of a single value stays."""
+    """Stretches each channel to 0..255; a channel of a single value stays as it is."""
     low = tf.cast(tf.reduce_min(pixels, [0, 1]), tf.float32)
     high = tf.cast(tf.reduce_max(pixels, [0, 1]), tf.float32)
     scale = 255 / tf.maximum(high - low, 1)
     stretched = (tf.cast(pixels, tf.float32) - low) * scale
-    # What float32 leaves below a whole number is one.
+    # A value that rounding in float32 left just below a whole number is that number.
     stretched = tf.cast(tf.clip_by_value(stretched + 1e-4, 0, 255), tf.uint8)
     return tf.where(high > low, stretched, pixels)
 
@@ -88,21 +91,21 @@ def equalize(pixels: tf.Tensor) -> tf.Tensor:
 
 
 def posterize(pixels: tf.Tensor, bits: int) -> tf.Tensor:
-    """Keeps the highest `bits` of each value."""
+    """Keeps the highest `bits` bits of each value."""
     return tf.bitwise.bitwise_and(pixels, tf.constant(256 - (1 << 8 - bits), tf.uint8))
 
 
 def solarize(pixels: tf.Tensor, threshold: int) -> tf.Tensor:
-    """Inverts values from `threshold` on."""
+    """Inverts the values from `threshold` on."""
     return tf.where(tf.cast(pixels, tf.int32) < threshold, pixels, 255 - pixels)
 
 
 def _transform(pixels: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
-    """Takes each pixel from where `matrix`, about the image's centre, sends it.
+    """Applies an affine transformation about the image's centre.
 
     Args:
-      pixels: uint8 [height, width, 3].
-      matrix: float32 [2, 3]: from (x, y, 1) in the result to (x, y) in the image, pixels.
+      pixels: the image: uint8 [height, width, 3].
+      matrix: the map from (x, y, 1) in the result to (x, y) in the image, pixels: float32 [2, 3].
     """
     size = tf.shape(pixels)[:2]
     centre = (tf.cast(size[::-1], tf.float32) - 1) / 2
@@ -124,7 +127,7 @@ def _matrix(entries: list[list[tf.Tensor | float]]) -> tf.Tensor:
 
 
 def rotate(pixels: tf.Tensor, degrees: tf.Tensor | float) -> tf.Tensor:
-    """Rotates about the centre."""
+    """Rotates the image about its centre."""
     angle = tf.cast(degrees, tf.float32) * (3.141592653589793 / 180)
     sine, cosine = tf.sin(angle), tf.cos(angle)
     return _transform(pixels, _matrix([[cosine, -sine, 0.0], [sine, cosine, 0.0]]))
@@ -142,16 +145,17 @@ def translate(pixels: tf.Tensor, x: tf.Tensor | float, y: tf.Tensor | float) -> 
 
 
 def apply(pixels: tf.Tensor, randoms: tf.Tensor) -> tf.Tensor:
-    """LAYERS random transformations.
+    """Applies LAYERS random transformations, one after the other.
 
     Args:
-      pixels: uint8 [height, width, 3].
-      randoms: float32 [2 * LAYERS] in [0, 1): for each layer, which one, and its direction.
+      pixels: the image: uint8 [height, width, 3].
+      randoms: the random numbers to use: for each layer one for the transformation and one for its
+        direction; float32 [2 * LAYERS] in [0, 1).
 
     Returns:
       uint8 [height, width, 3].
     """
-    transform = tf.function(_apply_one, autograph=False)  # Traced once for all layers.
+    transform = tf.function(_apply_one, autograph=False)  # Traced once, for all layers.
     for layer in range(LAYERS):
         choice, direction = randoms[2 * layer], randoms[2 * layer + 1]
         pixels = transform(pixels, choice, tf.where(direction < 0.5, 1.0, -1.0))
@@ -159,6 +163,7 @@ def apply(pixels: tf.Tensor, randoms: tf.Tensor) -> tf.Tensor:
 
 
 def _apply_one(pixels: tf.Tensor, choice: tf.Tensor, sign: tf.Tensor) -> tf.Tensor:
+    """Applies the transformation that `choice`, in [0, 1), selects, in the direction of `sign`."""
     branches: list[Callable[[], tf.Tensor]] = [
         lambda: pixels,
         lambda: autocontrast(pixels),

@@ -1,4 +1,4 @@
-"""Reads encoded images by number, remembers them where asked, and counts the bad ones."""
+"""A reader of encoded images by number, which caches them where asked and counts bad ones."""
 
 import threading
 from collections.abc import Sequence
@@ -16,11 +16,17 @@ from trainer.inputs.images.encoded import RAW, ImageHeader, read_header
 from trainer.inputs.source import BadImageError, Split
 from trainer.machine import memory
 
-_SAMPLES = 64  # To estimate what a cache will need.
+_SAMPLES = 64  # The number of images whose sizes tell how much memory a cache will need.
 
 
 class Image(NamedTuple):
-    """An example's image: encoded bytes, or uint8 [height, width, 3] where the decoder is RAW."""
+    """An example's image.
+
+    Attributes:
+      example: the number of the example.
+      data: the encoded bytes, or uint8 [height, width, 3] where the header's decoder is RAW.
+      header: the image's header.
+    """
 
     example: int
     data: bytes | npt.NDArray[Any]
@@ -31,12 +37,12 @@ class ImageReader:
     """Reads images, from the data set or from memory. Several threads may use it."""
 
     def __init__(self, split: Split, config: DataConfig, worker: Worker) -> None:
-        """Remembers nothing yet.
+        """Creates a reader with an empty cache.
 
         Args:
-          split: where the images are.
+          split: the split that the images are read from.
           config: --cache and --max_bad_examples.
-          worker: shares the host's memory with its local_size - 1 neighbours.
+          worker: this worker, which shares the host's memory with local_size - 1 others.
 
         Raises:
           ConfigError: the host's memory does not suffice for --cache.
@@ -56,7 +62,7 @@ class ImageReader:
         return len(self._bad)
 
     def read(self, example: int) -> Image | None:
-        """Reads an image, or returns None for one whose header already is bad.
+        """Reads an image; returns None for one that is found to be bad.
 
         Raises:
           UserError: it is one bad example too many, or the data set is damaged.
@@ -77,10 +83,10 @@ class ImageReader:
         return image
 
     def can_decode(self, image: Image, window: Sequence[int]) -> bool:
-        """Whether the part of an image that is wanted can be decoded; if not, it is counted.
+        """Returns whether a part of an image can be decoded; counts the image as bad if not.
 
-        The same image may be cut off below one window and within another. That nothing is
-        remembered makes the stream the same from wherever it starts.
+        A file may be cut off below one window and within another. The result of one window is not
+        kept for the next, so that the stream is the same from whichever step it starts.
 
         Raises:
           UserError: it is one bad example too many.
@@ -95,7 +101,7 @@ class ImageReader:
         return True
 
     def _report(self, example: int, reason: str) -> None:
-        """Counts a bad example and names it once; raises UserError where it is one too many."""
+        """Counts a bad example and logs it once; raises UserError where it is one too many."""
         allowed = self._config.max_bad_examples
         with self._lock:
             is_known = example in self._bad
@@ -112,6 +118,7 @@ class ImageReader:
         logging.warning("%s. It is left out, as number %d of %d allowed.", fault, count, allowed)
 
     def _check_memory(self, worker: Worker) -> None:
+        """Raises ConfigError where the host's memory does not suffice for --cache."""
         count = len(self._split.labels)
         samples = np.linspace(0, count - 1, min(count, _SAMPLES)).astype(int)
         sizes = []
@@ -119,11 +126,11 @@ class ImageReader:
             try:
                 data = self._split.read(example)
                 header = read_header(data)
-            except BadImageError:  # Counted when its turn comes.
+            except BadImageError:  # It is counted when the stream reads it.
                 continue
             is_encoded = self._config.cache == "encoded"
             sizes.append(len(data) if is_encoded else 3 * header.height * header.width)
-        # Every worker comes to read every example: each epoch is shuffled anew.
+        # Each worker caches every example in time, since each epoch is shuffled anew.
         needed = float(np.mean(sizes or [0])) * count * worker.local_size
         available = memory.available_bytes()
         if needed > available:
