@@ -158,9 +158,9 @@ def test_where_the_data_cannot_be_written_the_users_cache_remembers(
 ):
     paths = [str(slim_folder / f"validation-{shard:05}-of-00002") for shard in range(2)]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    candidates = index._memory_paths(paths, "validation")
+    candidates = index._cache_paths(paths, "validation")
     assert candidates[1].startswith(str(tmp_path))
-    monkeypatch.setattr(index, "_memory_paths", lambda *_: ["/proc/none/index", candidates[1]])
+    monkeypatch.setattr(index, "_cache_paths", lambda *_: ["/proc/none/index", candidates[1]])
     first = index.load_index(paths, split="validation")
     monkeypatch.setattr(index, "scan_shard", None)
     second = index.load_index(paths, split="validation")

@@ -1,1 +1,1 @@
-"""What scripts do with data sets, and training never does: convert and verify them."""
+"""Conversion and verification of data sets, which scripts do and training never does."""

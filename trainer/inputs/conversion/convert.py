@@ -1,8 +1,8 @@
 """Turns a folder of images into TFRecord shards and a manifest, for scripts/make_tfrecords.py.
 
 Which image goes where is decided before the first is read, from names and a seed. A shard is
-written under a temporary name and renamed, with a receipt beside it; a run that was stopped goes
-on with the shards that have none, and what comes out is the same to the bit.
+written to a temporary file and renamed, with a receipt beside it. A run that was stopped goes on
+with the shards that have no receipt, and the result is the same to the bit.
 """
 
 import concurrent.futures
@@ -32,12 +32,12 @@ from trainer.inputs.sources import folder, manifest, storage
 from trainer.process.files import sweep
 
 REPORT_NAME = "unreadable.txt"
-# What they were writing when they were killed.
+# The temporary files of killed converters of earlier versions.
 _OF_EARLIER_VERSIONS = re.compile(r"\..*\.writing")
 
 
 def _state(path: str) -> tuple[int, int]:
-    """The file's state; of one that cannot be read, and will be reported later, nothing."""
+    """Returns a file's state, or zeros for one that cannot be read, which is reported later."""
     try:
         return storage.file_state(path)
     except OSError:
@@ -73,7 +73,7 @@ def _split_tasks(
 
 
 def _plan(splits: Mapping[str, Sequence[Task]]) -> str:
-    """Changes with every image, name and option that the shards depend on."""
+    """Returns a digest of every image, name and option that the shards depend on."""
     digest = hashlib.sha256(manifest.FORMAT.encode())
     for tasks in splits.values():
         for task in tasks:
@@ -85,7 +85,7 @@ def _plan(splits: Mapping[str, Sequence[Task]]) -> str:
 
 @contextlib.contextmanager
 def _alone_in(out: str) -> Iterator[None]:
-    """Keeps a second converter out of the folder, and removes what a killed one left."""
+    """Locks the folder against other converters, and removes what a killed one has left."""
     os.makedirs(out, exist_ok=True)
     with open(os.path.join(out, ".lock"), "w") as lock:
         try:
@@ -97,7 +97,7 @@ def _alone_in(out: str) -> Iterator[None]:
 
 
 def _remove_others(out: str, described: manifest.Manifest | None, tasks: Sequence[Task]) -> None:
-    """Removes the shards of earlier runs with other images or options, their manifest first."""
+    """Removes the shards of earlier runs with other images or options; first their manifest."""
     receipts = glob.glob(".*.receipt", root_dir=out)
     earlier = {os.path.join(out, name[1:].removesuffix(".receipt")) for name in receipts}
     if described is not None:
@@ -111,7 +111,7 @@ def _remove_others(out: str, described: manifest.Manifest | None, tasks: Sequenc
 
 
 def _convert_all(tasks: Sequence[Task], processes: int) -> dict[str, Receipt]:
-    """The receipt of every task, by path, after the missing shards were written."""
+    """Writes the shards that are missing, and returns the receipt of every task, by path."""
     receipts = {task.path: receipt for task in tasks if (receipt := find_receipt(task))}
     missing = [task for task in tasks if task.path not in receipts]
     total = sum(len(task.images) for task in tasks)
@@ -119,7 +119,7 @@ def _convert_all(tasks: Sequence[Task], processes: int) -> dict[str, Receipt]:
     context = multiprocessing.get_context("spawn")
     with (
         tqdm.tqdm(total=total, initial=done, unit="image", disable=None) as progress,
-        # Ctrl-C is for this process alone: the others end with the shards that they are at.
+        # Only this process handles Ctrl-C: the others end after the shards that they are writing.
         concurrent.futures.ProcessPoolExecutor(
             processes, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)
         ) as pool,
@@ -132,7 +132,7 @@ def _convert_all(tasks: Sequence[Task], processes: int) -> dict[str, Receipt]:
 
 
 def _report(out: str, receipts: Mapping[str, Receipt], max_bad: int) -> None:
-    """Lists the files that were left out; raises UserError where they are too many."""
+    """Writes the list of files that were left out; raises UserError where they are too many."""
     lines = [line for receipt in receipts.values() for line in receipt.unreadable]
     path = os.path.join(out, REPORT_NAME)
     storage.write_file(path, "".join(f"{line}\n" for line in lines).encode())
@@ -156,16 +156,17 @@ def convert(
     max_bad: int = 0,
     processes: int = 1,
 ) -> manifest.Manifest:
-    """Makes the shards that are not there yet, and then the manifest.
+    """Writes the shards that are missing, and then the manifest.
 
     Args:
-      source: folder of images, as `folder.list_images` reads it.
-      out: folder of the shards.
-      validation_fraction: of every class to hold out, where source has no train and validation.
-      shard_bytes: about how large a shard is to be.
-      seed: of the order of the images.
-      max_bad: unreadable files to put up with.
-      processes: how many work at the same time.
+      source: the folder of images, as `folder.list_images` reads it.
+      out: the folder of the shards.
+      validation_fraction: the share of every class to hold out, where the source has no folders
+        train and validation.
+      shard_bytes: the approximate size of a shard, bytes.
+      seed: the seed of the order of the images.
+      max_bad: the number of unreadable files that are left out without failing.
+      processes: the number of processes that work at the same time.
 
     Raises:
       UserError: the source or the output folder is not fit, or too many files are unreadable.
@@ -200,6 +201,7 @@ def _describe(
     tasks: Mapping[str, Sequence[Task]],
     receipts: Mapping[str, Receipt],
 ) -> manifest.Manifest:
+    """Returns the manifest of the shards that were written."""
     smallest = [receipt.smallest_image for receipt in receipts.values()]
     largest = [receipt.largest_image for receipt in receipts.values()]
     return manifest.Manifest(

@@ -1,4 +1,4 @@
-"""Writes one shard of a folder of images, with a receipt that says that it is complete."""
+"""A writer of one shard of a folder of images, with a receipt that tells that it is complete."""
 
 import dataclasses
 import io
@@ -13,13 +13,19 @@ from trainer.inputs.source import BadImageError
 from trainer.inputs.sources import example_proto, storage, tfrecord
 from trainer.process import files
 
-# `encoded.MAX_PIXELS` takes the place of Pillow's limit, which only warns at first.
+# `encoded.MAX_PIXELS` takes the place of Pillow's own limit, which at first only warns.
 Image.MAX_IMAGE_PIXELS = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One shard to write: its path, and the path, name, label and class of each image."""
+    """A shard to write.
+
+    Attributes:
+      path: the path of the shard.
+      plan: the digest of all that the shards depend on.
+      images: the path, name, label and class of each image.
+    """
 
     path: str
     plan: str
@@ -28,7 +34,16 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Receipt:
-    """What became of a task. `unreadable` has one line per image that was left out."""
+    """The result of a task.
+
+    Attributes:
+      plan: the task's plan.
+      examples: the number of examples in the shard.
+      bytes: the size of the shard.
+      crc32c: the CRC-32C of all its bytes.
+      unreadable: a line for each image that was left out.
+      smallest_image, largest_image: the least and the greatest height and width, pixels.
+    """
 
     plan: str
     examples: int
@@ -39,19 +54,19 @@ class Receipt:
     largest_image: tuple[int, int]
 
 
-def _trainable(data: bytes) -> tuple[bytes, encoded.ImageHeader]:
-    """The image in a form that training reads, which it is left in where it has it.
+def _as_readable(data: bytes) -> tuple[bytes, encoded.ImageHeader]:
+    """Returns an image in a format that training reads: as it is where it has one, else as PNG.
 
     Raises:
       BadImageError: it cannot be decoded.
     """
     if encoded.is_readable(data):
-        encoded.read_header(data)  # Refuses what is too large, before it is decoded.
+        encoded.read_header(data)  # An image that is too large is refused before it is decoded.
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > encoded.MAX_PIXELS:
                 raise BadImageError(f"{image.width} x {image.height} pixels")
-            image.load()  # To the last byte: a truncated image is found here.
+            image.load()  # To the last byte, so that a truncated image is found.
             if not encoded.is_readable(data):
                 out = io.BytesIO()
                 image.convert("RGB").save(out, "PNG")  # Changes no pixel of the first frame.
@@ -64,10 +79,10 @@ def _trainable(data: bytes) -> tuple[bytes, encoded.ImageHeader]:
 
 
 def _record(image: tuple[str, str, int, str]) -> tuple[bytes, encoded.ImageHeader]:
-    """The framed example of one image, in ImageNet's feature names."""
+    """Returns an image's record, with ImageNet's names of features, and the image's header."""
     path, name, label, class_name = image
     try:
-        data, header = _trainable(storage.read_file(path))
+        data, header = _as_readable(storage.read_file(path))
     except OSError as error:
         raise BadImageError(f"cannot be read ({error.strerror})") from error
     features: dict[str, bytes | int] = {
@@ -83,12 +98,12 @@ def _record(image: tuple[str, str, int, str]) -> tuple[bytes, encoded.ImageHeade
 
 
 def receipt_path(shard: str) -> str:
-    """Where the receipt of the shard with this path is."""
+    """Returns the path of the receipt of the shard with this path."""
     return os.path.join(os.path.dirname(shard), f".{os.path.basename(shard)}.receipt")
 
 
 def convert_shard(task: Task) -> Receipt:
-    """Writes one shard and its receipt. Runs in a process of its own."""
+    """Writes one shard and its receipt. It may run in a process of its own."""
     crc, size, heights, widths, unreadable = 0, 0, [], [], []
     with files.replacing(task.path) as temporary, open(temporary, "wb") as file:
         for image in task.images:
@@ -116,7 +131,7 @@ def convert_shard(task: Task) -> Receipt:
 
 
 def find_receipt(task: Task) -> Receipt | None:
-    """The receipt of a shard that an earlier run completed for the same plan."""
+    """Reads the receipt of a task whose shard an earlier run has completed; else returns None."""
     try:
         receipt = Receipt(**json.loads(storage.read_file(receipt_path(task.path))))
         is_whole = os.path.getsize(task.path) == receipt.bytes

@@ -1,4 +1,4 @@
-"""Reads a whole data set and finds every fault in it: what scripts/verify_dataset.py does."""
+"""Verification of a whole data set, which scripts/verify_dataset.py prints."""
 
 import concurrent.futures
 import functools
@@ -16,7 +16,13 @@ from trainer.inputs.sources import folder, index, manifest, shards, storage, tfr
 
 
 class Verdict(NamedTuple):
-    """What was found in one file: its split, how many examples it has, and a line per fault."""
+    """The result for one shard, or for one class of a folder.
+
+    Attributes:
+      split: the split that it belongs to.
+      examples: the number of its examples.
+      faults: a line for each fault.
+    """
 
     split: str
     examples: int
@@ -24,17 +30,17 @@ class Verdict(NamedTuple):
 
 
 class Verifier:
-    """Verifies one data set; its methods may run in several threads."""
+    """A verifier of one data set. Several threads may call its methods."""
 
     def __init__(self, data_dir: str, *, decode_every: int = 1) -> None:
         """Opens the data set.
 
         Args:
-          data_dir: shards, with or without a manifest, or a folder of images.
-          decode_every: decode one image in so many.
+          data_dir: the folder of shards, with or without a manifest, or of images.
+          decode_every: decode one image in this many.
 
         Raises:
-          UserError: the data set is not complete, or nothing of the kind.
+          UserError: the data set is incomplete, or is none.
         """
         self._data_dir = data_dir
         self._decode_every = decode_every
@@ -58,7 +64,7 @@ class Verifier:
             yield from tqdm.tqdm(verdicts, "Verifying", len(units), disable=None)
 
     def _missing_shards(self) -> Iterator[Verdict]:
-        """A verdict for shards that the manifest names and that are not there."""
+        """Yields a verdict for each shard that the manifest names and that is not there."""
         there = {os.path.basename(path) for paths in self._shards.values() for path in paths}
         for split, named in (self._manifest.splits if self._manifest else {}).items():
             for shard in named:
@@ -82,7 +88,7 @@ class Verifier:
             self._decoder.decode(data, header)
 
     def verify_shard(self, split: str, path: str) -> Verdict:
-        """Verifies one shard: checksums, labels, images, and what the manifest says of it."""
+        """Verifies one shard: checksums, labels, images, and agreement with the manifest."""
         buffer = storage.map_file(path)
         faults, count = [], 0
         try:
@@ -95,7 +101,9 @@ class Verifier:
                     faults.append(error.fault)
                 except (BadImageError, ValueError) as error:
                     faults.append(f"{path}: record {count - 1} at byte {offset}: {error}")
-        except tfrecord.ShardError as error:  # Of a length: where the next record is, is lost.
+        except (
+            tfrecord.ShardError
+        ) as error:  # Of a length: the place of the next record is unknown.
             faults.append(error.fault)
         if not count:
             faults.append(f"{path}: the shard is empty")

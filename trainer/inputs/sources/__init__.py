@@ -1,1 +1,1 @@
-"""Where examples are: folders of images, TFRecord shards, and their index."""
+"""The places that examples are read from: folders of images, TFRecord shards and their index."""

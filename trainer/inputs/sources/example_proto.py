@@ -1,4 +1,4 @@
-"""The part of `tf.train.Example` that images need, without TensorFlow and without copying.
+"""A reader of the part of `tf.train.Example` that images need, without TensorFlow or copies.
 
 An Example is a map from names to lists of bytes, floats or integers. Nested messages are
 `Example{1: Features}`, `Features{1: entry}`, `entry{1: name, 2: Feature}`,
@@ -14,14 +14,14 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 class Span(NamedTuple):
-    """A message within a buffer: its first byte, and the one behind its last."""
+    """A message within a buffer, from byte `start` to the byte before `end`."""
 
     start: int
     end: int
 
 
 def _read_varint(buffer: memoryview, position: int) -> tuple[int, int]:
-    """The integer at `position` and the position behind it."""
+    """Returns the integer at `position` and the position behind it."""
     value = shift = 0
     while True:
         byte = buffer[position]
@@ -66,7 +66,7 @@ def _messages(buffer: memoryview, span: Span, number: int) -> Iterator[Span]:
 
 
 def find_features(example: memoryview, names: Collection[str]) -> dict[str, Span]:
-    """Where the Features with some names lie in a serialized Example; absent ones are left out.
+    """Finds the Features with some names in a serialized Example; absent ones are left out.
 
     Raises:
       ValueError: the bytes are not an Example.
@@ -87,7 +87,7 @@ def find_features(example: memoryview, names: Collection[str]) -> dict[str, Span
 
 
 def find_bytes(example: memoryview, feature: Span) -> Span:
-    """Where the first value of a feature of bytes lies.
+    """Finds the first value of a feature of bytes.
 
     Raises:
       ValueError: it holds no bytes.
@@ -99,7 +99,7 @@ def find_bytes(example: memoryview, feature: Span) -> Span:
 
 
 def read_int64(example: memoryview, feature: Span) -> int:
-    """The first value of a feature of integers.
+    """Reads the first value of a feature of integers.
 
     Raises:
       ValueError: it holds no integer.
@@ -107,7 +107,7 @@ def read_int64(example: memoryview, feature: Span) -> int:
     for values in _messages(example, feature, 3):
         for number, value in _fields(example, values):
             if number == 1:
-                # Packed, as writers do it today, or a plain integer, as some did.
+                # Packed, as today's writers have it, or a plain integer, as some earlier ones had.
                 unsigned = value if isinstance(value, int) else _read_varint(example, value[0])[0]
                 return unsigned - (1 << 64) if unsigned >= 1 << 63 else unsigned
     raise ValueError("no integer value")
@@ -127,7 +127,7 @@ def _message(number: int, payload: bytes) -> bytes:
 
 
 def serialize(features: Mapping[str, bytes | int]) -> bytes:
-    """A serialized Example with one value, bytes or an integer from 0, per feature."""
+    """Returns a serialized Example with one value, bytes or an integer from 0, per feature."""
     entries = []
     for name, value in features.items():
         if isinstance(value, int):

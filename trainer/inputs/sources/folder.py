@@ -19,7 +19,7 @@ _SPLIT_SEED = 0
 
 
 class FolderSplit:
-    """Image files with labels."""
+    """A split of image files."""
 
     def __init__(self, paths: Sequence[str], labels: npt.NDArray[Any]) -> None:
         self.labels = labels
@@ -48,11 +48,11 @@ def _refuse_link_out(path: str, root: str) -> None:
 
 
 def list_classes(folder: str, root: str) -> dict[str, list[str]]:
-    """The image files of each class, both sorted by name.
+    """Lists the image files of each class; classes and files are sorted by name.
 
     Args:
-      folder: has one folder per class. Files whose name begins with a dot are not looked at.
-      root: the data set, out of which no link may lead.
+      folder: a folder with one folder per class. Names that begin with a dot are ignored.
+      root: the folder of the data set, out of which no link may lead.
 
     Raises:
       UserError: a link leads out, or a class is empty.
@@ -81,21 +81,22 @@ def list_classes(folder: str, root: str) -> dict[str, list[str]]:
 
 
 def name_digest(path: str, root: str, seed: int) -> bytes:
-    """Sorts paths at random: by seed and name, wherever the data set's folder `root` lies."""
+    """Returns a key that sorts paths at random, by seed and by name within the folder `root`."""
     name = path[len(root) :].lstrip("/")
     return hashlib.sha256(f"{seed}/{name}".encode(errors="surrogateescape")).digest()
 
 
 def held_out(paths: Sequence[str], root: str, count: int) -> set[str]:
-    """The `count` of one class's paths to validate on: the same in every run."""
+    """Chooses `count` of one class's paths to validate on: the same in every run."""
     ranked = sorted(paths, key=lambda path: name_digest(path, root, _SPLIT_SEED))
     return set(ranked[:count])
 
 
 def split_counts(class_sizes: Sequence[int], fraction: float) -> list[int]:
-    """How many of each class to hold out: `fraction` of all, rounded up, as evenly as may be.
+    """Returns how many of each class to hold out: `fraction` of all, as evenly as possible.
 
-    Largest remainders decide which classes give one more, so that the sum is exact.
+    The sum is rounded up. The classes with the largest remainders give one more, so that it is
+    exact.
     """
     shares = np.array(class_sizes) * fraction
     counts = np.floor(shares).astype(int)
@@ -105,7 +106,7 @@ def split_counts(class_sizes: Sequence[int], fraction: float) -> list[int]:
 
 
 def list_images(folder: str, validation_fraction: float) -> dict[str, dict[str, list[str]]]:
-    """{split: {class: files}} of a folder of images; every split has the same classes.
+    """Returns {split: {class: files}} of a folder of images; every split has the same classes.
 
     Raises:
       UserError: it holds no images, its splits do not agree, or --validation_fraction contradicts.
@@ -128,7 +129,7 @@ def list_images(folder: str, validation_fraction: float) -> dict[str, dict[str, 
 
 
 def _list_splits(folder: str) -> dict[str, dict[str, list[str]]]:
-    """The images in the subfolders train and, if there is one, validation."""
+    """Lists the images in the subfolders train and, if there is one, validation."""
     splits: dict[str, dict[str, list[str]]] = {}
     for split in ("train", "validation"):
         path = os.path.join(folder, split)
@@ -149,6 +150,7 @@ def _list_splits(folder: str) -> dict[str, dict[str, list[str]]]:
 def _hold_out(
     classes: dict[str, list[str]], folder: str, fraction: float
 ) -> dict[str, dict[str, list[str]]]:
+    """Divides the files of each class into train and, where `fraction` is above 0, validation."""
     if not fraction:
         return {"train": classes}
     counts = split_counts([len(paths) for paths in classes.values()], fraction)

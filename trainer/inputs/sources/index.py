@@ -1,7 +1,7 @@
-"""Where every record of a set of shards lies and which label it has: scanned once, remembered.
+"""The index of a set of shards, with the place and the label of every record.
 
-The scan hops from length to length and to the label within each record, so that the images'
-bytes are not read. What it finds is kept beside the data (`.train.index.npz`), or, where that
+It is made by a scan that goes from length to length and to the label within each record, so that
+the images' bytes are not read. It is cached beside the data (`.train.index.npz`) or, where that
 cannot be written, in the user's cache folder, and used as long as no shard changes.
 """
 
@@ -29,10 +29,11 @@ class ShardIndex(NamedTuple):
     """The records of one shard.
 
     Attributes:
-      offsets: int64 [records + 1]: where each record begins; last, the size of the file.
-      images: int64 [records, 2]: where in its record each encoded image begins, and its length,
-        bytes; a length of 0 where there is none.
-      labels: int64 [records]: as they are stored, without an offset.
+      offsets: the first byte of each record and, as the last entry, the size of the file: int64
+        [records + 1].
+      images: the first byte of each encoded image within its record, and its length in bytes, 0
+        where there is none: int64 [records, 2].
+      labels: the labels as they are stored, before --label_offset: int64 [records].
     """
 
     offsets: npt.NDArray[Any]
@@ -66,7 +67,14 @@ def scan_shard(path: str) -> ShardIndex:
 
 
 def find_image(data: memoryview) -> tuple[int, int, int]:
-    """First byte and length of an example's encoded image, and its label."""
+    """Finds an example's image and label.
+
+    Returns:
+      (first byte, length, label), where the first two are those of the encoded image.
+
+    Raises:
+      ValueError: the bytes are not an Example, or one without a label.
+    """
     features = example_proto.find_features(data, (IMAGE_FEATURE, LABEL_FEATURE))
     if LABEL_FEATURE not in features:
         raise ValueError(f"it has no feature {LABEL_FEATURE}")
@@ -78,15 +86,15 @@ def find_image(data: memoryview) -> tuple[int, int, int]:
 
 
 def _state(paths: Sequence[str]) -> str:
-    """A string that changes whenever a shard does."""
+    """Returns a string that changes whenever a shard does."""
     digest = hashlib.sha256(str(_VERSION).encode())
     for path in paths:
         digest.update(repr((os.path.basename(path), *storage.file_state(path))).encode())
     return digest.hexdigest()
 
 
-def _memory_paths(paths: Sequence[str], split: str) -> list[str]:
-    """Where the index of these shards may be remembered, best first."""
+def _cache_paths(paths: Sequence[str], split: str) -> list[str]:
+    """Returns the paths where the index of these shards may be cached, best first."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     name = hashlib.sha256(os.path.abspath(paths[0]).encode()).hexdigest()[:16]
     in_cache = os.path.join(cache, "slim-horovod", "index", f"{name}.npz")
@@ -95,8 +103,8 @@ def _memory_paths(paths: Sequence[str], split: str) -> list[str]:
     return [os.path.join(os.path.dirname(paths[0]), f".{split}.index.npz"), in_cache]
 
 
-def _recall(path: str, state: str, num_shards: int) -> list[ShardIndex] | None:
-    """The index remembered in `path`, unless it is absent, unreadable or of other shards."""
+def _read_cached(path: str, state: str, num_shards: int) -> list[ShardIndex] | None:
+    """Reads a cached index; returns None where it is absent, unreadable or of other shards."""
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             if str(file["state"]) != state:
@@ -114,8 +122,8 @@ def _recall(path: str, state: str, num_shards: int) -> list[ShardIndex] | None:
     ]
 
 
-def _remember(candidates: Sequence[str], state: str, shards: Sequence[ShardIndex]) -> None:
-    """Keeps the index in the first place that can be written; in none, if need be."""
+def _write_cached(candidates: Sequence[str], state: str, shards: Sequence[ShardIndex]) -> None:
+    """Caches the index in the first place that can be written, if there is one."""
     for path in candidates:
         with contextlib.suppress(OSError):
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -134,11 +142,11 @@ def _remember(candidates: Sequence[str], state: str, shards: Sequence[ShardIndex
 
 @contextlib.contextmanager
 def _one_process_at_a_time(path: str) -> Iterator[None]:
-    """Lets one of a host's workers scan while the others wait for what it finds."""
+    """Holds a lock, so that one of a host's workers scans while the others wait for its index."""
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         file = open(f"{path}.lock", "w")  # noqa: SIM115 - closed below, which unlocks it
-    except OSError:  # No place for a lock: each worker scans for itself.
+    except OSError:  # There is no place for a lock: each worker scans for itself.
         yield
         return
     with file:
@@ -147,29 +155,29 @@ def _one_process_at_a_time(path: str) -> Iterator[None]:
 
 
 def load_index(paths: Sequence[str], *, split: str) -> list[ShardIndex]:
-    """The index of every shard, in the order of `paths`.
+    """Returns the index of every shard, in the order of `paths`; scans where none is cached.
 
     Raises:
       ShardError: a shard is damaged or empty.
       OSError: a shard cannot be read.
     """
-    candidates = _memory_paths(paths, split)
+    candidates = _cache_paths(paths, split)
     state = _state(paths)
 
-    def recall() -> list[ShardIndex] | None:
-        remembered = (_recall(path, state, len(paths)) for path in candidates)
-        return next((shards for shards in remembered if shards is not None), None)
+    def read_cached() -> list[ShardIndex] | None:
+        cached = (_read_cached(path, state, len(paths)) for path in candidates)
+        return next((shards for shards in cached if shards is not None), None)
 
-    shards = recall()
+    shards = read_cached()
     if shards is not None:
         return shards
     with _one_process_at_a_time(candidates[-1]):
-        shards = recall()
+        shards = read_cached()
         if shards is None:
-            # A bar only on a terminal, and only where it takes longer than a second.
+            # A progress bar only on a terminal, and only where it takes longer than a second.
             progress = tqdm.tqdm(
                 paths, f"Indexing {split} shards", unit="shard", delay=1, disable=None
             )
             shards = [scan_shard(path) for path in progress]
-            _remember(candidates, state, shards)
+            _write_cached(candidates, state, shards)
     return shards

@@ -1,4 +1,4 @@
-"""`dataset.json`: what scripts/make_tfrecords.py says of the shards that it wrote."""
+"""`dataset.json`: the manifest of the shards that scripts/make_tfrecords.py has written."""
 
 import dataclasses
 import json
@@ -14,7 +14,14 @@ FORMAT = "slim-horovod dataset 1"
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One file: its name within the data set's folder, and what it has to hold."""
+    """A shard and what it has to hold.
+
+    Attributes:
+      file: the name of the file within the data set's folder.
+      examples: the number of its examples.
+      bytes: its size.
+      crc32c: the CRC-32C of all its bytes.
+    """
 
     file: str
     examples: int
@@ -24,14 +31,14 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a set of shards holds.
+    """The manifest of a set of shards.
 
     Attributes:
-      source: changes whenever the images or the options that the shards were made from do.
-      classes: their names, by label.
-      label_offset: label of the first class.
+      source: a text that changes when the images or the options do that the shards were made from.
+      classes: the names of the classes, by label.
+      label_offset: the label of the first class.
       splits: the shards of train and validation.
-      smallest_image, largest_image: least and greatest height and width, pixels.
+      smallest_image, largest_image: the least and the greatest height and width, pixels.
     """
 
     source: str
@@ -50,6 +57,7 @@ class Manifest:
 
 
 def _parse(fields: Any) -> Manifest:
+    """Returns the manifest in parsed JSON; raises an error of some kind where it is none."""
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         raise ValueError(f'"format" is not {FORMAT!r}')
     splits = {
@@ -74,7 +82,7 @@ def _parse(fields: Any) -> Manifest:
 
 
 def read_manifest(folder: str) -> Manifest | None:
-    """The manifest of a data set, or None where there is none.
+    """Reads the manifest of a data set; returns None where there is none.
 
     Raises:
       UserError: it is damaged or of another format.

@@ -14,12 +14,12 @@ from trainer.errors import UserError
 from trainer.inputs.source import Source
 from trainer.inputs.sources import index, manifest, storage, tfrecord
 
-# Also flowers_train_00000-of-00005.tfrecord, as tf-slim's other scripts name them.
+# Such names as flowers_train_00000-of-00005.tfrecord, too: other scripts of tf-slim write them.
 _SHARD_NAME = re.compile(r"(?:^|.*[-_])(train|validation)[-_](\d{5})-of-(\d{5})(?:\.tfrecords?)?$")
 
 
 class ShardSplit:
-    """The examples of some shards, numbered in the order of the shards and of their records."""
+    """A split of shards; examples are numbered in the order of shards and of their records."""
 
     def __init__(
         self, paths: Sequence[str], shards: Sequence[index.ShardIndex], labels: npt.NDArray[Any]
@@ -31,7 +31,7 @@ class ShardSplit:
         self._reader = storage.RangeReader()
 
     def _locate(self, example: int) -> tuple[int, int]:
-        """Shard of an example, and its record there."""
+        """Returns the number of an example's shard, and of its record there."""
         shard = int(np.searchsorted(self._firsts, example, side="right")) - 1
         return shard, example - int(self._firsts[shard])
 
@@ -57,12 +57,12 @@ class ShardSplit:
 
 
 def find_shards(folder: str) -> dict[str, list[str]]:
-    """The complete set of shards of each split, in order.
+    """Finds the complete set of shards of each split, in order.
 
     Shards are looked for in the folder itself and in its subfolders `train` and `validation`.
 
     Raises:
-      UserError: one is missing, or shards of two sets are mixed.
+      UserError: a shard is missing, or shards of two sets are mixed.
     """
     found: dict[str, dict[int, str]] = {}
     totals: dict[str, set[int]] = {}
@@ -126,7 +126,7 @@ def _check_against_manifest(
 def _label_offset(
     config: DataConfig, described: manifest.Manifest | None, stored: npt.NDArray[Any]
 ) -> int:
-    """What is to be subtracted from the stored labels."""
+    """Returns the number that has to be subtracted from the stored labels."""
     if described is not None:
         if config.label_offset not in (None, described.label_offset):
             raise UserError(
@@ -145,7 +145,7 @@ def _label_offset(
 
 
 def open_tfrecord(config: DataConfig) -> Source:
-    """Opens the shards in `--data_dir`; scans them where that was not done before."""
+    """Opens the shards in `--data_dir`; scans them where no index is cached."""
     folder = config.data_dir or ""
     described = manifest.read_manifest(folder)
     paths = find_shards(folder)

@@ -1,4 +1,4 @@
-"""Bytes of files: local ones by system calls, those with a scheme (gs://...) by `tf.io.gfile`.
+"""Reads and writes files: local ones by system calls, remote ones (gs://...) by `tf.io.gfile`.
 
 TensorFlow is imported for remote paths only, so that programs on local files start at once.
 """
@@ -12,18 +12,18 @@ from typing import Any
 
 from trainer.process import files
 
-# Shards that stay open. More than that many are opened for each read, which costs microseconds.
+# How many shards stay open. All others are opened for each read, which takes microseconds.
 _MAX_OPEN_FILES = 512
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path has a scheme and so is TensorFlow's to read."""
+    """Returns whether a path has a scheme, so that TensorFlow has to read it."""
     return "://" in path
 
 
 @contextlib.contextmanager
 def _gfile(path: str) -> Iterator[Any]:
-    """`tf.io.gfile`; its errors become OSErrors, as those of local files are."""
+    """Yields `tf.io.gfile`, and turns its errors into OSErrors, such as local files raise."""
     import tensorflow as tf  # Here, since it takes seconds, and only remote files need it.
 
     try:
@@ -33,7 +33,7 @@ def _gfile(path: str) -> Iterator[Any]:
 
 
 def is_folder(path: str) -> bool:
-    """Whether there is a folder of this name."""
+    """Returns whether there is a folder at this path."""
     if not is_remote(path):
         return os.path.isdir(path)
     with _gfile(path) as gfile:
@@ -41,7 +41,7 @@ def is_folder(path: str) -> bool:
 
 
 def list_folder(path: str) -> list[str]:
-    """Names in a folder, sorted; those of folders without a slash."""
+    """Returns the names in a folder, sorted; those of folders without a slash."""
     if not is_remote(path):
         return sorted(os.listdir(path))
     with _gfile(path) as gfile:
@@ -49,7 +49,7 @@ def list_folder(path: str) -> list[str]:
 
 
 def file_state(path: str) -> tuple[int, int]:
-    """Size in bytes and time of change in ns, which together tell that a file is still the same."""
+    """Returns a file's size in bytes and time of change in ns: both stay as long as it does."""
     if is_remote(path):
         with _gfile(path) as gfile:
             remote = gfile.stat(path)
@@ -59,7 +59,7 @@ def file_state(path: str) -> tuple[int, int]:
 
 
 def read_file(path: str) -> bytes:
-    """A whole file."""
+    """Reads a whole file."""
     if is_remote(path):
         with _gfile(path) as gfile, gfile.GFile(path, "rb") as file:
             return file.read()
@@ -68,7 +68,7 @@ def read_file(path: str) -> bytes:
 
 
 def map_file(path: str) -> memoryview:
-    """The whole file as memory: mapped where it is local, else read."""
+    """Returns a whole file as memory: mapped where it is local, else read."""
     if is_remote(path) or os.path.getsize(path) == 0:  # mmap refuses a file without bytes.
         return memoryview(read_file(path))
     with open(path, "rb") as file:
@@ -82,7 +82,7 @@ def write_file(path: str, data: bytes) -> None:
 
 
 class RangeReader:
-    """Reads ranges of many files, from several threads at once."""
+    """A reader of ranges of many files. Several threads may use it."""
 
     def __init__(self) -> None:
         self._files: dict[str, int] = {}
@@ -90,7 +90,7 @@ class RangeReader:
         self._latest_remote = threading.local()
 
     def read(self, path: str, offset: int, length: int) -> bytes:
-        """Up to `length` bytes from `offset`; fewer where the file ends."""
+        """Reads `length` bytes from `offset` on; fewer where the file ends."""
         if is_remote(path):
             return self._read_remote(path, offset, length)
         handle = self._kept_open(path)
@@ -100,7 +100,7 @@ class RangeReader:
             return os.pread(file.fileno(), length, offset)
 
     def _read_remote(self, path: str, offset: int, length: int) -> bytes:
-        # A file of its own for each thread: neighbours are then read through one buffer.
+        # Each thread has a file of its own, so that it reads neighbours through one buffer.
         latest = self._latest_remote
         with _gfile(path) as gfile:
             if getattr(latest, "path", None) != path:
@@ -109,6 +109,7 @@ class RangeReader:
             return latest.file.read(length)
 
     def _kept_open(self, path: str) -> int | None:
+        """Returns the descriptor of a file that stays open; None: too many are open already."""
         if path not in self._files:
             with self._lock:
                 if path not in self._files and len(self._files) < _MAX_OPEN_FILES:

@@ -1,7 +1,8 @@
-"""The TFRecord file format: uint64 length, its CRC, the data, its CRC; checked, byte by byte.
+"""The TFRecord file format: uint64 length, its CRC, the data, its CRC; all of it is checked.
 
-TensorFlow's own reader knows no record but the next one, and `ignore_errors` lets the rest of a
-damaged shard vanish. Here a record is read by its offset and every fault has a file and an offset.
+TensorFlow's reader can only read the next record, and with `ignore_errors` the rest of a damaged
+shard is lost without a word. Here a record is read by its offset, and every fault is reported with
+file and offset.
 """
 
 import struct
@@ -18,7 +19,11 @@ _FOOTER = struct.Struct("<I")
 
 
 class ShardError(UserError):
-    """A damaged shard. The message names file, offset and fault, as `fault` alone does."""
+    """A damaged shard.
+
+    Attributes:
+      fault: file, offset and fault: the message without what to do.
+    """
 
     def __init__(self, path: str, offset: int, fault: str) -> None:
         self.fault = f"{path}: byte {offset}: {fault}"
@@ -29,13 +34,13 @@ class ShardError(UserError):
 
 
 def _masked_crc(data: bytes | memoryview) -> int:
-    """CRC-32C, rotated and shifted as the format wants it."""
+    """Returns the CRC-32C of some data, rotated and offset as the format defines it."""
     crc = google_crc32c.value(bytes(data))
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def frame(data: bytes) -> bytes:
-    """One record with its length and checksums around it."""
+    """Returns a record: some data with its length and checksums."""
     length = struct.pack("<Q", len(data))
     return b"".join(
         (
@@ -48,7 +53,7 @@ def frame(data: bytes) -> bytes:
 
 
 def _length(buffer: memoryview, position: int, path: str, offset: int) -> int:
-    """The checked length, bytes, of the data of the record whose header is at `position`."""
+    """Reads and checks the length of a record's data, bytes, in its header at `position`."""
     if len(buffer) - position < HEADER_BYTES:
         raise ShardError(path, offset, "the file ends within a record's header")
     length, crc = _HEADER.unpack_from(buffer, position)
@@ -78,10 +83,10 @@ def verify(record: bytes, path: str, offset: int) -> None:
 
     Args:
       record: the bytes from the record's offset to the next record's.
-      path, offset: where they come from, for the message.
+      path, offset: the place of the record, for the message.
 
     Raises:
-      ShardError: they are not what was written.
+      ShardError: the bytes are not those that were written.
     """
     view = memoryview(record)
     length = _length(view, 0, path, offset)
