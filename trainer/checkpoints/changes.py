@@ -6,7 +6,7 @@ from typing import Any
 from trainer.checkpoints.manifest import RunFacts
 from trainer.config import Config
 
-# Flags that may change without a word: they change nothing of what is computed.
+# Flags whose changes are not reported: they do not affect what is computed.
 _SILENT = frozenset(flag.name for flag in Config().flags() if not flag.statement.changes_training)
 
 
