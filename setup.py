@@ -21,7 +21,10 @@ class BuildForTensorFlow(build_ext):
             import tensorflow as tf
         except ImportError as error:  # As in the isolated environment that pip builds in.
             raise CompileError(str(error)) from error
-        ext.extra_compile_args += tf.sysconfig.get_compile_flags()
+        for flag in tf.sysconfig.get_compile_flags():
+            # Warnings are to be of the kernels alone.
+            is_folder = flag.startswith("-I")
+            ext.extra_compile_args += ["-isystem", flag[2:]] if is_folder else [flag]
         ext.extra_link_args += tf.sysconfig.get_link_flags()
         super().build_extension(ext)
 
@@ -31,7 +34,7 @@ kernels = Extension(
     "trainer.cpu_kernels._kernels",
     sorted(glob.glob(f"{KERNELS}/*.cc")),
     depends=sorted(glob.glob(f"{KERNELS}/*.h")),
-    extra_compile_args=["-O3", "-g0", "-w"],
+    extra_compile_args=["-O3", "-g0", "-Wall", "-Wextra"],
     language="c++",
     optional=True,
 )

@@ -84,6 +84,8 @@ inline void MakeOurConvolution(RewrittenGraph* graph, NodeDef* node) {
       .kernel_height = filter[0],
       .kernel_width = filter[1],
       .stride = 1,
+      .top = 0,  // Whether the kernels pay does not depend on the padding.
+      .left = 0,
   };
   const Fused fused = FindFused(*node);
   if (!pointwise::Pays(shape) && (fused.addend || !winograd::Pays(shape))) return;

@@ -28,7 +28,7 @@ inline void MergeDecay(RewrittenGraph* graph, NodeDef* addition) {
       return !tensor.shape().unknown_rank() && tensor.shape().dim_size() == 0;
     };
     const int factor = std::find_if(factors.begin(), factors.end(), is_number) - factors.begin();
-    if (factor == factors.size()) continue;
+    if (factor == static_cast<int>(factors.size())) continue;
     std::string gradient = addition->input(1 - i);
     DataType type = tensorflow::DT_FLOAT;
     std::vector<const NodeDef*> merged{addition, decay};
