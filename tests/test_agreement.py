@@ -6,6 +6,7 @@ import pytest
 import tiny
 
 from trainer.config import Config
+from trainer.cpu_kernels import switch
 from trainer.distributed import Group, Worker
 from trainer.errors import UserError
 from trainer.safety import agreement
@@ -95,3 +96,30 @@ def test_a_plug_in_that_is_missing_is_a_users_mistake():
     data = dataclasses.replace(CONFIG.data, dataset="no_such_module:dataset")
     with pytest.raises(UserError, match="module no_such_module: must be there on every worker"):
         agreement.code_of(dataclasses.replace(CONFIG, data=data))
+
+
+def with_kernels(value):
+    """A worker without an error, whose reason to do without the kernels is none."""
+    return value and ""
+
+
+def without_kernels(value):
+    return value and "this CPU lacks AVX-512 with bfloat16"
+
+
+def test_workers_with_and_without_the_compiled_kernels_are_refused(monkeypatch):
+    monkeypatch.setenv(switch.VARIABLE, "0")
+    with pytest.raises(UserError) as caught:
+        agreement.check_kernels(OtherWorkers(same, with_kernels))
+    assert str(caught.value) == (
+        "worker 0 of 3 does without the compiled kernels (SLIM_HOROVOD_KERNELS=0 turns them off), "
+        "which worker 2 uses. Give all workers the same SLIM_HOROVOD_KERNELS, build and kind of "
+        "CPU, or set SLIM_HOROVOD_KERNELS=0 for all"
+    )
+    agreement.check_kernels(OtherWorkers(without_kernels))
+
+
+def test_a_switch_that_is_none_is_one_line_on_every_worker(monkeypatch):
+    monkeypatch.setenv(switch.VARIABLE, "maybe")
+    with pytest.raises(UserError, match="^SLIM_HOROVOD_KERNELS: must be .* got 'maybe'$"):
+        agreement.check_kernels(OtherWorkers(same))

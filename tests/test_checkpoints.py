@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer.checkpoints import layout, restore, search
+from trainer.checkpoints import changes, layout, restore, search
 from trainer.checkpoints import manifest as checkpoint_manifest
 from trainer.checkpoints import store as checkpoint_store
-from trainer.checkpoints.manifest import RunFacts
+from trainer.checkpoints.manifest import Entry, Manifest, RunFacts
 from trainer.config import RunConfig
 from trainer.errors import UserError
 from trainer.process import files
@@ -365,3 +365,28 @@ def test_the_state_before_a_bad_step_is_saved_under_its_own_number(tmp_path, cou
     create().save_before(session, 8)
     assert search.find_newest(str(tmp_path)).step == 7
     assert tf.train.load_variable(f"{tmp_path}/model.ckpt-7", "global_step") == 7
+
+
+def test_a_resume_with_other_kernels_says_so_in_one_line():
+    before = dataclasses.replace(FACTS, kernels="on")
+    assert changes.describe(before, dataclasses.replace(FACTS, kernels="on")) == []
+    assert changes.describe(before, dataclasses.replace(FACTS, kernels="off")) == [
+        "the compiled kernels were on, now they are off: results are rounded otherwise, and bits "
+        "will differ"
+    ]
+    # Earlier versions did not record it.
+    assert changes.describe(FACTS, before) == []
+
+
+def test_a_checkpoint_records_whether_kernels_were_used(tmp_path):
+    entry = Entry(
+        1, 0.1, 10, "2026-01-01T00:00:00+00:00", (), dataclasses.replace(FACTS, kernels="off")
+    )
+    checkpoint_manifest.write(tmp_path, Manifest((entry,)))
+    text = (tmp_path / "checkpoints.json").read_text()
+    assert json.loads(text)["checkpoints"][0]["run"]["kernels"] == "off"
+    assert checkpoint_manifest.read(tmp_path).entries == (entry,)
+    earlier = json.loads(text)
+    del earlier["checkpoints"][0]["run"]["kernels"]
+    (tmp_path / "checkpoints.json").write_text(json.dumps(earlier))
+    assert checkpoint_manifest.read(tmp_path).entries[0].run.kernels is None

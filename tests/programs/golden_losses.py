@@ -1,6 +1,8 @@
 """Computes the losses that tests/golden_losses.json holds.
 
-usage: golden_losses.py FOLDER      one worker, or each of several under horovodrun; each writes
+usage (with tests/ in PYTHONPATH):
+
+       golden_losses.py FOLDER      one worker, or each of several under horovodrun; each writes
                                     losses_<rank>.json into FOLDER: a list of `compute_cases`
        golden_losses.py --record    computes all cases with 1 and 2 workers and without the
                                     compiled kernels, and writes the file
@@ -13,6 +15,7 @@ With the compiled kernels the losses are the same, but for rounding.
 import contextlib
 import itertools
 import json
+import os
 import sys
 import tempfile
 import zlib
@@ -26,7 +29,7 @@ import tensorflow.compat.v1 as tf1
 
 from trainer import distributed
 from trainer.config import Config, DataConfig, ModelConfig
-from trainer.cpu_kernels import library
+from trainer.cpu_kernels import library, switch
 from trainer.graph import train_step
 from trainer.inputs.dataset import open_dataset
 from trainer.machine import session
@@ -60,13 +63,14 @@ def kernel_settings():
 @contextlib.contextmanager
 def kernels(setting):
     """Builds graphs and sessions inside with or without the compiled kernels."""
-    find = library.find
-    if setting == "off":
-        library.find = lambda: None
+    before = os.environ.get(switch.VARIABLE)
+    os.environ[switch.VARIABLE] = "0" if setting == "off" else before or "1"
     try:
         yield
     finally:
-        library.find = find
+        del os.environ[switch.VARIABLE]
+        if before is not None:
+            os.environ[switch.VARIABLE] = before
 
 
 def initial_value(variable):

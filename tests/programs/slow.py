@@ -3,6 +3,7 @@
 SLOW_WORKERS_MS, SLOW_WORKERS_STEPS: training steps take so long on worker 0 for so many steps, then
 on worker 1, and so on.
 SLOW_INPUT_MS: reading a batch takes so long, however many threads read.
+HANG_AT_EXAMPLE: the validation example that is never read.
 END_AT_STEP: the process ends there without a word, as if it had been killed.
 """
 
@@ -54,7 +55,18 @@ class SlowPatches(tiny.Patches):
         return super().read(index)
 
 
+class HangingPatches(tiny.Patches):
+    """Patches one of which never comes."""
+
+    def read(self, index):
+        if index == int(os.environ.get("HANG_AT_EXAMPLE", "-1")):
+            time.sleep(3600)
+        return super().read(index)
+
+
 def dataset(config):
-    """tiny.dataset, with slow training examples."""
-    source = tiny.dataset(config)
-    return source._replace(train=SlowPatches(tiny.TRAIN_EXAMPLES, seed=1))
+    """tiny.dataset, with slow training examples, and a validation example that may never come."""
+    return tiny.dataset(config)._replace(
+        train=SlowPatches(tiny.TRAIN_EXAMPLES, seed=1),
+        validation=HangingPatches(tiny.VALIDATION_EXAMPLES, seed=2),
+    )

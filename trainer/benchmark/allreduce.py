@@ -1,6 +1,7 @@
 """--benchmark_passes=allreduce: how fast the workers average this network's gradients."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from trainer.config import Config
 from trainer.distributed import URGENT, Group
 from trainer.inputs.synthetic import DEFAULT_CLASSES
 from trainer.machine import session
+from trainer.safety.protection import watch
+from trainer.safety.watchdog import Watchdog
 
 # Sizes of single buffers, bytes, beside the gradients as they come: Horovod fuses small tensors
 # into buffers, and the rate depends on how large these are.
@@ -99,7 +102,12 @@ def _gradient_shapes(config: Config) -> list[tf.TensorShape]:
 
 
 def _time_averages(
-    config: Config, group: Group, shapes: Sequence[tf.TensorShape], name: str, say: Say
+    config: Config,
+    group: Group,
+    shapes: Sequence[tf.TensorShape],
+    name: str,
+    say: Say,
+    watchdog: Watchdog,
 ) -> tuple[float, ...]:
     """Times the averaging of tensors of the given shapes: seconds of each timed run."""
     worker = group.worker
@@ -121,11 +129,18 @@ def _time_averages(
         )
         with tf1.Session(config=session_config) as allreduce_session:
             allreduce_session.run(tf1.global_variables_initializer())
-            take = allreduce_session.make_callable(fetch)
-            take()
-            group.gather(None)  # All begin together.
+            run_averages = allreduce_session.make_callable(fetch)
+            numbers = itertools.count(1)
+
+            def run_watched() -> None:
+                run_averages()
+                watchdog.finish_step(next(numbers))
+
+            with watchdog.long_phase(f"the first all-reduce of {name}"):
+                run_averages()
+                group.gather(None)  # All begin together.
             return time_runs(
-                take,
+                run_watched,
                 f"Allreduce of {name}",
                 burn_in=config.benchmark.benchmark_burn_in,
                 steps=config.benchmark.benchmark_steps,
@@ -160,12 +175,13 @@ def measure(config: Config, group: Group, say: Say) -> AllreduceResult:
     shapes = {"gradients": _gradient_shapes(config)}
     shapes |= {f"buffer_{size // 2**20}MiB": [tf.TensorShape([size // 4])] for size in BUFFER_BYTES}
     rows: list[Row] = []
-    for name, tensors in shapes.items():
-        durations_sec = _time_averages(config, group, tensors, name, say)
-        size_bytes = 4 * sum(shape.num_elements() for shape in tensors)
-        rows.append(create_row(durations_sec, size_bytes=size_bytes, workers=group.worker.size))
-        if rows[-1].steps < config.benchmark.benchmark_steps:
-            break
+    with watch(config.run, group.worker) as watchdog:
+        for name, tensors in shapes.items():
+            durations_sec = _time_averages(config, group, tensors, name, say, watchdog)
+            size_bytes = 4 * sum(shape.num_elements() for shape in tensors)
+            rows.append(create_row(durations_sec, size_bytes=size_bytes, workers=group.worker.size))
+            if rows[-1].steps < config.benchmark.benchmark_steps:
+                break
     return AllreduceResult(
         workers=group.worker.size,
         burn_in=config.benchmark.benchmark_burn_in,

@@ -24,6 +24,11 @@ def describe(before: RunFacts, now: RunFacts) -> list[str]:
     versions = [*_changed(before.versions, now.versions)]
     if versions:
         lines.append(f"versions that have changed since: {', '.join(versions)}")
+    if before.kernels not in (None, now.kernels):
+        lines.append(
+            f"the compiled kernels were {before.kernels}, now they are {now.kernels}: results are "
+            "rounded otherwise, and bits will differ"
+        )
     if before.fingerprint != now.fingerprint:
         lines.append("the data has changed since: the run goes on with another order of examples")
     return lines

@@ -34,6 +34,8 @@ class RunFacts:
       fingerprint: the data set's fingerprint.
       versions: versions of Python and the packages, by name.
       config: every flag, as `dataclasses.asdict` gives them.
+      kernels: "on" or "off": whether the compiled kernels were used; None: an earlier version of
+        this program did not record it.
     """
 
     workers: int
@@ -43,6 +45,7 @@ class RunFacts:
     fingerprint: str
     versions: dict[str, str]
     config: dict[str, Any]
+    kernels: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from trainer.inputs.dataset import open_dataset
 from trainer.machine.session import create_config
 from trainer.run import outputs
 from trainer.run.evaluation import evaluate, write_scalars
+from trainer.safety.protection import watch
 from trainer.telemetry import tags
 from trainer.telemetry.pages.evaluation_views import (
     create_evaluation_views,
@@ -54,11 +55,12 @@ def run(config: Config) -> int:
     with (
         session,
         group.explain_loss(),
+        watch(config.run, group.worker) as watchdog,
         contextlib.closing(create_writer(logdir, rank=group.worker.rank)) as writer,
     ):
         names = outputs.class_names(config, num_classes)
         views = create_evaluation_views(logdir, group.worker, writer, names)
-        result = evaluate(session, graph, group, views)
+        result = evaluate(session, graph, group, views, after_batch=watchdog.finish_step)
         step = search.step_of(prefix)
         text = f"{prefix}: {result}"
         latest = max(group.gather(_latest_evaluation(logdir)))

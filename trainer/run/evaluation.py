@@ -52,6 +52,7 @@ def evaluate(
     views: EvaluationViews | None = None,
     *,
     is_stop_asked: Callable[[], bool] = lambda: False,
+    after_batch: Callable[[int], object] | None = None,
 ) -> Evaluation:
     """Evaluates a session's variables on the validation data. A collective.
 
@@ -64,6 +65,7 @@ def evaluate(
       views: hear of each batch's answers.
       is_stop_asked: whether this worker was asked to stop; about once a second, the workers tell
         each other.
+      after_batch: called with the number of each batch, from 1, when it is over.
 
     Raises:
       Interrupted: one was.
@@ -80,6 +82,8 @@ def evaluate(
             sums, seen = session.run((evaluation.totals, views.fetches(evaluation)))
             totals += sums
             views.add(seen)
+            if after_batch is not None:
+                after_batch(number + 1)
             if number == 1:  # The first one is slower than the others.
                 slowest_sec = max(group.gather(time.perf_counter() - began_sec))
                 ask_every = max(1, round(1 / slowest_sec))

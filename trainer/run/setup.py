@@ -9,6 +9,7 @@ import tensorflow.compat.v1 as tf1
 from trainer.checkpoints.manifest import RunFacts
 from trainer.checkpoints.store import Store, create_store
 from trainer.config import Config
+from trainer.cpu_kernels import library
 from trainer.distributed import Group
 from trainer.graph import train_step
 from trainer.graph.evaluation import EvaluationGraph, build_evaluation_graph
@@ -119,4 +120,5 @@ def _create_facts(config: Config, group: Group, info: DatasetInfo, plan: Plan) -
         fingerprint=info.fingerprint,
         versions=environment.versions(),
         config=dataclasses.asdict(config),
+        kernels=library.describe(),
     )

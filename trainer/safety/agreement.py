@@ -8,6 +8,7 @@ from typing import Any
 
 from models import plug_in
 from trainer.config import Config
+from trainer.cpu_kernels import library, switch
 from trainer.distributed import Group
 from trainer.errors import UserError
 from trainer.inputs.dataset import DatasetInfo
@@ -84,6 +85,29 @@ def check_program(group: Group, config: Config) -> None:
         versions = {f"version of {k}": v for k, v in environment.versions().items()}
         facts = {**flags_of(config), **code_of(config), **versions}
     check(group, facts)
+    check_kernels(group)
+
+
+def check_kernels(group: Group) -> None:
+    """Compares over all workers whether the compiled kernels are used. A collective.
+
+    Raises:
+      UserError: on a worker they are used and on another they are not: they round otherwise.
+    """
+    reason = ""
+    with group.fail_together():  # The switch may have a value that is none.
+        reason = library.reason_for_none()
+    reasons = group.gather(reason)
+    rank = next((rank for rank, each in enumerate(reasons) if bool(each) != bool(reasons[0])), None)
+    if rank is None:
+        return
+    off = rank if reasons[rank] else 0
+    on = 0 if off else rank
+    raise UserError(
+        f"worker {off} of {group.worker.size} does without the compiled kernels "
+        f"({reasons[off]}), which worker {on} uses. Give all workers the same "
+        f"{switch.VARIABLE}, build and kind of CPU, or set {switch.VARIABLE}=0 for all"
+    )
 
 
 def check_data(group: Group, info: DatasetInfo) -> None:

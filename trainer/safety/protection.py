@@ -38,3 +38,19 @@ def protect(config: RunConfig, status: Status, worker: Worker) -> Iterator[Prote
         if launcher.find() is not None:
             stack.enter_context(contextlib.closing(OrphanWatch(stop, exit_now)))
         yield Protection(stop, watchdog)
+
+
+@contextlib.contextmanager
+def watch(config: RunConfig, worker: Worker) -> Iterator[Watchdog]:
+    """Watches what is not training, and has neither a folder nor anything to save.
+
+    Args:
+      config: --watchdog_seconds.
+      worker: this one.
+
+    Yields:
+      the watchdog, which is to hear of every step of what is done inside.
+    """
+    exit_now = SuddenExit(Status(None, rank=worker.rank), rank=worker.rank, size=worker.size)
+    with contextlib.closing(create_watchdog(config.watchdog_seconds, exit_now)) as watchdog:
+        yield watchdog
