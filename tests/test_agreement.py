@@ -121,5 +121,5 @@ def test_workers_with_and_without_the_compiled_kernels_are_refused(monkeypatch):
 
 def test_a_switch_that_is_none_is_one_line_on_every_worker(monkeypatch):
     monkeypatch.setenv(switch.VARIABLE, "maybe")
-    with pytest.raises(UserError, match="^SLIM_HOROVOD_KERNELS: must be .* got 'maybe'$"):
+    with pytest.raises(UserError, match=r"^SLIM_HOROVOD_KERNELS: must be .* got 'maybe'$"):
         agreement.check_kernels(OtherWorkers(same))

@@ -1,0 +1,106 @@
+"""The errands of docs/extending.md, made in a copy of the code: it trains, and they show."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from processes import ROOT, environment
+
+PAGE = ROOT / "docs" / "extending.md"
+FLAGS = [
+    "--model=my_nets:small_net",
+    "--dataset=my_data:open_squares",
+    "--optimizer=rmsprop",
+    "--adam_epsilon=1e-7",
+    "--base_learning_rate=0.01",
+    "--image_size=16",
+    "--batch_size=8",
+    "--batch_norm_decay=0.5",
+    "--steps=12",
+    "--checkpoint_every=6",
+]
+
+
+def blocks(language):
+    """The page's blocks of code in a language, each with the line above it."""
+    text = PAGE.read_text(encoding="utf-8")
+    found = re.findall(rf"^([^\n]*)\n+```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert found
+    return found
+
+
+def apply(root, block):
+    """Makes the change of a block: what it shows must be there once."""
+    name, *lines = block.splitlines(keepends=True)
+    path = root / name.removeprefix("--- ").strip()
+    before = "".join(line[1:] for line in lines if line[0] != "+")
+    after = "".join(line[1:] for line in lines if line[0] != "-")
+    text = path.read_text(encoding="utf-8")
+    assert text.count(before) == 1, block
+    path.write_text(text.replace(before, after), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+    """A copy of the code with all changes of the page, and a run that uses them."""
+    root = tmp_path_factory.mktemp("extended")
+    for package in ("flags", "models", "trainer"):
+        shutil.copytree(ROOT / package, root / package)
+    for above, code in blocks("python"):
+        (root / above.strip("`:")).write_text(code, encoding="utf-8")
+    for _, block in blocks("diff"):
+        apply(root, block)
+    (root / "result").mkdir()
+    command = [sys.executable, "-m", "trainer", *FLAGS]
+    command += ["--logdir=run", "--mirror_dir=mirror", "--result_json=result/result.json"]
+    done = subprocess.run(
+        command,
+        cwd=root,
+        env=environment(PYTHONPATH=str(root)),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root
+
+
+pytestmark = pytest.mark.processes
+
+
+def test_network_data_set_format_and_optimizer_train(extended):
+    """Images that are read as BMP, of two kinds that any network tells apart."""
+    result = json.loads((extended / "result" / "result.json").read_text())
+    assert result["config"]["optimizer"]["optimizer"] == "rmsprop"
+    assert result["result"]["steps"] == 12
+    assert result["result"]["eval"]["count"] == 16
+    assert result["result"]["eval"]["top1"] == 1.0
+
+
+def test_the_scalar_is_logged_at_every_step(extended):
+    lines = map(json.loads, (extended / "run" / "metrics.jsonl").read_text().splitlines())
+    norms = {line["step"]: line["train/weight_norm"] for line in lines if "train/loss" in line}
+    assert sorted(norms) == list(range(1, 13))
+    assert all(norm > 0 for norm in norms.values())
+
+
+def test_the_flag_is_known_wherever_its_statement_says(extended):
+    result = json.loads((extended / "result" / "result.json").read_text())
+    assert result["config"]["optimizer"]["adam_epsilon"] == 1e-7
+    (event_file,) = (extended / "run").glob("events.out.tfevents.*")
+    assert b"adam_epsilon" in event_file.read_bytes()  # In HParams.
+    manifest = json.loads((extended / "run" / "checkpoints.json").read_text())
+    recorded = manifest["checkpoints"][-1]["run"]["config"]["optimizer"]
+    assert recorded["adam_epsilon"] == 1e-7
+
+
+def test_the_store_has_copied_each_checkpoint(extended):
+    for step in (6, 12):
+        copies = sorted((extended / "mirror").glob(f"model.ckpt-{step}.*"))
+        assert len(copies) == 2
+        for copy in copies:
+            assert copy.read_bytes() == (extended / "run" / copy.name).read_bytes()
