@@ -7,6 +7,7 @@ import fixed_tags
 import pytest
 from processes import ROOT
 
+from trainer.process import settings
 from trainer.telemetry import tags
 
 
@@ -45,3 +46,8 @@ def test_the_tests_that_hold_a_behaviour_are_there():
 
 def test_the_readme_is_short():
     assert len(page("README.md").splitlines()) <= 150
+
+
+def test_every_variable_that_is_set_has_its_place_in_the_page_on_speed():
+    text = page("docs/speed.md")
+    assert [setting.name for setting in settings.SETTINGS if f"`{setting.name}`" not in text] == []
