@@ -1,1 +1,1 @@
-"""The parts of --mode=benchmark: what is timed, how, and what is made of the times."""
+"""The parts of --mode=benchmark: the passes, the loop that times them, the figures of the times."""

@@ -19,24 +19,24 @@ from trainer.machine import session
 from trainer.safety.protection import watch
 from trainer.safety.watchdog import Watchdog
 
-# Sizes of single buffers, bytes, beside the gradients as they come: Horovod fuses small tensors
+# Sizes of single buffers, bytes, which are timed besides the gradients: Horovod fuses small tensors
 # into buffers, and the rate depends on how large these are.
 BUFFER_BYTES = tuple(2**20 * size for size in (1, 4, 16, 64))
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The averaging of some float32 tensors over all workers.
+    """The figures of the averaging of some float32 tensors over all workers.
 
     Attributes:
-      bytes: of the tensors.
-      steps: timed runs.
-      mean_sec, sd_sec: of a run; the standard deviation is the population's.
-      step_time_ms: all statistics of the runs.
+      bytes: size of the tensors together.
+      steps: number of timed runs.
+      mean_sec, sd_sec: mean and standard deviation (the population's) of a run's duration.
+      step_time_ms: all statistics of the durations.
       algorithm_gb_per_sec: bytes / seconds / 10^9.
-      bus_gb_per_sec: 2 (n - 1) / n of it, the rate at which each of n workers sends in a ring: it
-        does not depend on n where the links are the limit.
-      durations_sec: each timed run.
+      bus_gb_per_sec: 2 (n - 1) / n times `algorithm_gb_per_sec`, the rate at which each of n
+        workers sends in a ring: it does not depend on n where the links are the limit.
+      durations_sec: duration of each timed run.
     """
 
     bytes: int
@@ -51,14 +51,14 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class AllreduceResult:
-    """The network's gradients, as Horovod fuses them, and buffers of several sizes.
+    """The figures of the network's gradients, as Horovod fuses them, and of single buffers.
 
     Attributes:
-      workers: how many.
-      burn_in: runs before the timed ones.
-      partial: whether Ctrl-C ended it.
-      gradients: of all variables of the network.
-      buffers: a row for each of `BUFFER_BYTES`.
+      workers: number of workers.
+      burn_in: number of runs before the timed ones.
+      partial: whether Ctrl-C ended the measurement.
+      gradients: row of the gradients of all variables of the network.
+      buffers: rows of the sizes in `BUFFER_BYTES`.
     """
 
     workers: int
@@ -68,12 +68,12 @@ class AllreduceResult:
     buffers: tuple[Row, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The gradients' row, with the buffers' under `buffers`."""
+        """Returns the gradients' row, with the buffers' rows under `buffers`."""
         content = dataclasses.asdict(self)
         return content.pop("gradients") | content
 
     def format(self, name: str) -> str:
-        """The table."""
+        """Returns the table as text."""
         lines = [
             f"{name}: {self.workers} workers, float32; sd: the population's; GB of 10^9 bytes",
             f"{'':>14}{'MiB':>9}{'mean ms':>10}{'sd':>9}{'p50':>10}{'p90':>10}{'p99':>10}"
@@ -91,7 +91,7 @@ class AllreduceResult:
 
 
 def _gradient_shapes(config: Config) -> list[tf.TensorShape]:
-    """The shapes of all gradients of the network."""
+    """Returns the shapes of all gradients of the network."""
     network = models.get(config.model.model)
     size = config.data.image_size
     with tf.Graph().as_default(), slim.arg_scope(network.arg_scope_fn()):
@@ -109,7 +109,7 @@ def _time_averages(
     say: Say,
     watchdog: Watchdog,
 ) -> tuple[float, ...]:
-    """Times the averaging of tensors of the given shapes: seconds of each timed run."""
+    """Times the averaging of tensors of some shapes; returns the seconds of each timed run."""
     worker = group.worker
     with tf.Graph().as_default():
         tensors = [tf.Variable(tf.random.normal(shape)) for shape in shapes]
@@ -118,11 +118,12 @@ def _time_averages(
             group.average(value, f"benchmark/{name}/{number}")
             for number, value in enumerate(values)
         ]
-        # As a training step ends. A constant TensorFlow would average once, before the first run.
+        # A training step ends with an urgent tensor too. This one depends on the others, since
+        # TensorFlow would average a constant once, before the first run.
         with tf.control_dependencies(values):
             last = tf.reshape(values[-1], [-1])[:1]
             averages.append(group.average(last, f"{URGENT}benchmark/{name}"))
-        # One element of each leaves the device: the collectives run, and nothing else counts.
+        # One element of each leaves the device: all collectives run, and no time goes into copies.
         fetch = tf.add_n([tf.reshape(average, [-1])[0] for average in averages])
         session_config = session.create_config(
             local_rank=worker.local_rank, local_size=worker.local_size
@@ -138,7 +139,7 @@ def _time_averages(
 
             with watchdog.long_phase(f"the first all-reduce of {name}"):
                 run_averages()
-                group.gather(None)  # All begin together.
+                group.gather(None)  # All workers begin together.
             return time_runs(
                 run_watched,
                 f"Allreduce of {name}",
@@ -149,7 +150,7 @@ def _time_averages(
 
 
 def create_row(durations_sec: Sequence[float], *, size_bytes: int, workers: int) -> Row:
-    """The figures of `size_bytes` bytes that `workers` workers averaged in each of the runs."""
+    """Returns the row of runs in each of which `workers` workers averaged `size_bytes` bytes."""
     statistics = timing.summarize(durations_sec)
     algorithm = size_bytes / (statistics.mean / 1000) / 1e9
     return Row(
@@ -168,9 +169,9 @@ def measure(config: Config, group: Group, say: Say) -> AllreduceResult:
     """Times the all-reduce of the network's float32 gradients, and of single buffers.
 
     Args:
-      config: the network, and how many runs.
-      group: the workers, who all call this.
-      say: prints a line.
+      config: configuration with the network and the number of runs.
+      group: the workers, all of which call this.
+      say: function that prints a line.
     """
     shapes = {"gradients": _gradient_shapes(config)}
     shapes |= {f"buffer_{size // 2**20}MiB": [tf.TensorShape([size // 4])] for size in BUFFER_BYTES}

@@ -1,4 +1,4 @@
-"""What the benchmark times: each pass as a graph whose one fetched scalar needs all of its work."""
+"""The passes that the benchmark times: graphs whose one fetched scalar needs all of their work."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,17 +22,17 @@ _LEARNING_RATE = 1e-3
 class Target(NamedTuple):
     """A pass that can be timed.
 
-    Nothing of it can be pruned, folded or hoisted: the input is a variable, not a constant, and
-    `fetch` is a scalar that depends, and not linearly, on every element of what the pass is to
-    compute. An operation that only waits for pure ones would be removed with them.
+    No part of its work can be pruned, folded or hoisted: the input is a variable, not a constant,
+    and `fetch` is a scalar that depends, and not linearly, on every element of the pass's result.
+    (An operation that only waited for pure operations would be removed with them.)
 
     Attributes:
-      label: of the closing line.
-      fetch: float32 [].
-      flops: of convolutions and matrix products, per run.
+      label: name in the closing line.
+      fetch: float32 []: the scalar that a run fetches.
+      flops: floating-point operations of convolutions and matrix products, per run.
       feeds: values of placeholders.
       stream: the input, to be initialized once.
-      begin: to be run once, when the variables have their values.
+      begin: operation to be run once, when the variables have their values.
     """
 
     label: str
@@ -57,7 +57,7 @@ def _create_target(
 def _build_logits(
     config: Config, dataset: AnyDataset, stream: Stream, *, is_training: bool
 ) -> tf.Tensor:
-    """float32 [batch, num_classes]."""
+    """Returns the network's logits, float32 [batch, num_classes]."""
     return build_logits(
         config.model,
         normalize(stream.batch.images, config.data),
@@ -67,14 +67,14 @@ def _build_logits(
 
 
 def build_forward(config: Config, group: Group, dataset: AnyDataset) -> Target:
-    """The network's logits, with is_training False."""
+    """Builds the network's logits, with is_training False."""
     stream = dataset.build_train(group.worker, seed=config.run.seed)
     logits = _build_logits(config, dataset, stream, is_training=False)
     return _create_target("Forward", tf.reduce_max(logits), stream)
 
 
 def build_forward_backward(config: Config, group: Group, dataset: AnyDataset) -> Target:
-    """The loss with weight decay, and its gradient by every trainable variable; no update."""
+    """Builds the loss with weight decay, and its gradient by each trainable variable; no update."""
     stream = dataset.build_train(group.worker, seed=config.run.seed)
     logits = _build_logits(config, dataset, stream, is_training=True)
     losses = build_losses(config, logits, stream.batch)
@@ -83,7 +83,7 @@ def build_forward_backward(config: Config, group: Group, dataset: AnyDataset) ->
 
 
 def build_train_step(config: Config, group: Group, dataset: AnyDataset) -> Target:
-    """The trainer's own step: gradients, update, BN's moving statistics, all metrics."""
+    """Builds the trainer's own step: gradients, update, BN's moving statistics, all metrics."""
     train = train_step.build_train_graph(config, group, dataset)
     with tf.control_dependencies([train.train_op]):
         fetch = tf.add_n([tf.cast(metric, tf.float32) for metric in train.metrics])
@@ -92,9 +92,9 @@ def build_train_step(config: Config, group: Group, dataset: AnyDataset) -> Targe
 
 
 def build_input(config: Config, group: Group, dataset: AnyDataset) -> Target:
-    """The input pipeline alone, with the data set that the flags name."""
+    """Builds the input pipeline alone, with the data set that the flags name."""
     stream = dataset.build_train(group.worker, seed=config.run.seed)
-    # A pipeline makes a batch as a whole, whatever of it is used.
+    # A pipeline makes the whole batch, whichever part of it is used.
     fetch = tf.cast(tf.reduce_max(stream.batch.labels), tf.float32)
     return _create_target("Input", fetch, stream)
 

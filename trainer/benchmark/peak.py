@@ -1,4 +1,4 @@
-"""How fast the device can multiply at all, measured: the limit that a pass is held against."""
+"""Measures how fast the device can multiply: the limit that a pass is compared with."""
 
 import time
 from collections.abc import Callable
@@ -8,24 +8,24 @@ import tensorflow.compat.v1 as tf1
 
 from trainer.graph import flops
 
-# A run takes at least this long, so that launching it does not count.
+# Runs are made to take at least this long, so that the cost of launching them does not count.
 _LEAST_SEC = 0.03
 _REPEATS = 12
 
 
 def _create_operand(shape: list[int], dtype: tf.DType) -> tf.Tensor:
-    """A random variable: nothing of its type is left to convert within a run."""
+    """Returns a variable with random values, so that no run has to convert types."""
     return tf.Variable(tf.cast(tf.random.normal(shape), dtype)).read_value()
 
 
 def _build_product(dtype: tf.DType, size: int) -> tf.Tensor:
-    """A matrix product [size, size] x [size, size]."""
+    """Builds a matrix product [size, size] x [size, size]."""
     left, right = (_create_operand([size, size], dtype) for _ in range(2))
     return tf.matmul(left, right)
 
 
 def _build_convolution(dtype: tf.DType, size: int) -> tf.Tensor:
-    """A 3x3 convolution with `size` channels of maps [28, 28]."""
+    """Builds a 3x3 convolution with `size` channels of maps [28, 28]."""
     images = _create_operand([32, 28, 28, size], dtype)
     kernel = _create_operand([3, 3, size, size], dtype)
     return tf.nn.conv2d(images, kernel, 1, "SAME")
@@ -37,10 +37,10 @@ def _measure(
     size: int,
     config: tf1.ConfigProto,
 ) -> tuple[float, float]:
-    """FLOP per second of the fastest of some runs, and that run's duration in seconds."""
+    """Returns FLOP per second of the fastest of some runs, and that run's duration in seconds."""
     with tf.Graph().as_default() as graph:
         result = build(dtype, size)
-        # One element leaves the device: all are computed, and no time goes into anything else.
+        # One element leaves the device: all are computed, and no time goes into copies.
         fetch = tf.reshape(result, [-1])[0]
         work = flops.count_flops(graph.get_operations())
         with tf1.Session(config=config) as session:
@@ -56,14 +56,14 @@ def _measure(
 
 
 def measure_peak_gflops(dtype: tf.DType, config: tf1.ConfigProto) -> float:
-    """The device's highest rate in `dtype`, GFLOP/s.
+    """Returns the device's highest rate in `dtype`, GFLOP/s.
 
-    The better of a large matrix product and a large convolution, each made larger until a run takes
-    long enough, and each at its fastest run: a limit must not be measured too low.
+    It is the better one of a matrix product and a convolution. Each is made larger until a run
+    takes long enough, and each counts with its fastest run: a limit must not be measured too low.
 
     Args:
-      dtype: of the operands.
-      config: of the session: its device and its threads.
+      dtype: type of the operands.
+      config: configuration of the session: its device and its threads.
     """
     best = 0.0
     for build, smallest in ((_build_product, 1024), (_build_convolution, 128)):

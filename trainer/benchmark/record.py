@@ -1,4 +1,4 @@
-"""Where a benchmark's figures go besides the screen: TensorBoard and --result_csv."""
+"""Writes a benchmark's figures to --result_csv and TensorBoard."""
 
 import csv
 import dataclasses
@@ -33,15 +33,16 @@ _ENVIRONMENT = (
     *("date", "host", "device", "cpu", "cores", "threads"),
     *(f"version_{name}" for name in ("python", *environment.PACKAGES)),
 )
-# Fixed, so that every benchmark fits into every file; what a row does not have stays empty.
+# The same columns for every benchmark, so that each fits into every file; a row may leave some
+# empty.
 COLUMNS = (*_SETTINGS, *_FIGURES, *_ENVIRONMENT)
 
 
 def check_csv(path: str) -> None:
-    """Refuses a file whose rows mean something else.
+    """Refuses a file whose columns are others.
 
     Raises:
-      ConfigError: its header is not `COLUMNS`, or it can't be read.
+      ConfigError: the file's header is not `COLUMNS`, or the file can't be read.
     """
     if not Path(path).exists():
         return
@@ -78,7 +79,7 @@ def append_csv(config: Config, worker: Worker, results: Mapping[str, Result]) ->
 
 
 def _list_figures(result: Result) -> list[dict[str, Any]]:
-    """The rows of a result."""
+    """Returns the rows of a result."""
     if isinstance(result, Sweep):
         failed = [{"batch_size": size, "error": error} for size, error in result.failures.items()]
         return [dataclasses.asdict(row) for row in result.rows] + failed
@@ -88,9 +89,10 @@ def _list_figures(result: Result) -> list[dict[str, Any]]:
 
 
 def write_events(logdir: str, results: Mapping[str, Result]) -> None:
-    """Writes every timed run to TensorBoard, under `benchmark/<pass>/...`, beside what is there.
+    """Adds every timed run to TensorBoard, under `benchmark/<pass>/...`.
 
-    In a sweep each batch size has `benchmark/<pass>/batch_<size>/...`, and the best is the pass.
+    In a sweep each batch size has `benchmark/<pass>/batch_<size>/...`, and the best one stands
+    under `benchmark/<pass>/...` too.
     """
     writer = BackgroundWriter([EventFileWriter(logdir)])
     for name, result in results.items():

@@ -1,4 +1,4 @@
-"""What a benchmark measured: as figures, and as a table."""
+"""The result of a benchmark: its figures, and the table of them."""
 
 import dataclasses
 import math
@@ -18,23 +18,26 @@ class PassResult:
     """The figures of a pass at a batch size.
 
     Attributes:
-      batch_size: images per run.
-      burn_in: runs before the timed ones.
-      steps: timed runs.
-      partial: whether it was interrupted before the last of them.
-      mean_sec, sd_sec: of a run; the standard deviation is the population's.
-      step_time_ms: all statistics of the runs.
+      batch_size: number of images per run.
+      burn_in: number of runs before the timed ones.
+      steps: number of timed runs.
+      partial: whether the pass was interrupted before the last of its runs.
+      mean_sec, sd_sec: mean and standard deviation (the population's) of a run's duration.
+      step_time_ms: all statistics of the durations.
       images_per_sec: all images / all seconds.
-      images_per_sec_per_core: images_per_sec / the cores that this process may use.
-      build_sec: making the graph and its variables.
-      first_run_sec: the first run: optimization and compilation of the graph, and the run.
-      gflops_per_image: of convolutions and matrix products, from the graph's shapes; 0 for input.
+      images_per_sec_per_core: images_per_sec / the number of cores that this process may use.
+      build_sec: time for building the graph and its variables.
+      first_run_sec: time of the first run, with the graph's optimization and compilation.
+      gflops_per_image: GFLOP of convolutions and matrix products, from the graph's shapes; 0 for
+        input.
       achieved_gflops: GFLOP per second.
-      peak_gflops: the most that this device was seen to do in this precision, counted likewise: of
-        a convolution that takes fewer multiplications than its definition has, all; 0 for input.
+      peak_gflops: most GFLOP per second that this device was seen to do in this precision. A
+        convolution counts with all multiplications of its definition, though an algorithm may need
+        fewer; 0 for input.
       peak_fraction: achieved / peak; 0 for input.
-      peak_memory_bytes: of the device's allocator on a GPU, of the resident set on a CPU.
-      durations_sec: each timed run.
+      peak_memory_bytes: most memory in use: by the device's allocator on a GPU, by the resident set
+        on a CPU.
+      durations_sec: duration of each timed run.
     """
 
     batch_size: int
@@ -57,7 +60,7 @@ class PassResult:
 
 
 def achieved_gflops(flops: int, durations_sec: Sequence[float]) -> float:
-    """GFLOP/s of runs that take `flops` floating-point operations each."""
+    """Returns the GFLOP/s of runs of `flops` floating-point operations each."""
     return flops * len(durations_sec) / math.fsum(durations_sec) / 1e9
 
 
@@ -74,13 +77,13 @@ def create_result(
     peak_gflops: float,
     peak_memory_bytes: int,
 ) -> PassResult:
-    """The figures of a pass; arguments as in `PassResult`, but for these.
+    """Returns the figures of a pass. Arguments that are not listed here are as in `PassResult`.
 
     Args:
-      durations_sec: of the timed runs; fewer than `steps` where it was interrupted.
-      label: names the pass in an error.
-      flops: floating-point operations per run.
-      steps: runs that were to be timed.
+      durations_sec: duration of each timed run; fewer than `steps` where it was interrupted.
+      label: name of the pass in an error.
+      flops: number of floating-point operations per run.
+      steps: number of runs that were to be timed.
 
     Raises:
       UserError: the pass seems to be faster than the device can be.
@@ -116,12 +119,12 @@ def create_result(
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A pass at one batch size or more.
+    """The figures of a pass at one batch size or more.
 
     Attributes:
-      rows: one for each size that could be measured; at least one.
-      failures: why the others could not be, by batch size.
-      partial: whether Ctrl-C ended it.
+      rows: figures of each batch size that could be measured; at least one.
+      failures: reason why a batch size could not be measured, by batch size.
+      partial: whether Ctrl-C ended the sweep.
     """
 
     rows: tuple[PassResult, ...]
@@ -130,11 +133,11 @@ class Sweep:
 
     @property
     def best(self) -> PassResult:
-        """The row with the most images per second."""
+        """Row with the most images per second."""
         return max(self.rows, key=lambda row: row.images_per_sec)
 
     def to_json(self) -> dict[str, Any]:
-        """The best row; where there are more, all of them under `sweep`."""
+        """Returns the best row; where there are more, all of them under `sweep`."""
         content = dataclasses.asdict(self.best) | {"partial": self.partial}
         if len(self.rows) + len(self.failures) > 1:
             content["sweep"] = [dataclasses.asdict(row) for row in self.rows] + [
@@ -143,7 +146,7 @@ class Sweep:
         return content
 
     def format(self, name: str) -> str:
-        """The table: a row per batch size, and what else there is to say."""
+        """Returns the table as text: a row per batch size, and lines about the best one."""
         lines = [
             f"{name}: ms per run (sd: the population's, of the runs), images per second",
             f"{'batch':>6}{'mean':>10}{'sd':>9}{'p50':>10}{'p90':>10}{'p99':>10}{'min':>10}"

@@ -1,4 +1,4 @@
-"""The loop that times runs, and prints what the notebook's `time_tensorflow_run` printed."""
+"""The loop that times runs, and prints the lines of the notebook's `time_tensorflow_run`."""
 
 import datetime
 import time
@@ -23,18 +23,19 @@ def time_runs(
     """Times runs.
 
     Args:
-      take: makes a run and returns when it is over.
-      label: of the closing line, `<label> across <steps> steps, <mean> +/- <sd> sec / batch`.
-      burn_in: runs before the timed ones.
-      steps: timed runs.
-      say: prints a line.
-      clock: tells seconds.
+      take: function that makes one run and returns when it is over.
+      label: name in the closing line, `<label> across <steps> steps, <mean> +/- <sd> sec / batch`.
+      burn_in: number of runs before the timed ones.
+      steps: number of timed runs.
+      say: function that prints a line.
+      clock: function that returns the time, seconds.
 
     Returns:
-      each timed run's duration, seconds. Fewer than `steps` where Ctrl-C ended it; at least one.
+      the duration of each timed run, seconds: at least one; fewer than `steps` where Ctrl-C ended
+      the loop.
 
     Raises:
-      KeyboardInterrupt: Ctrl-C, before any run was timed.
+      KeyboardInterrupt: Ctrl-C came before any run was timed.
     """
     durations_sec: list[float] = []
     step_clock = timing.StepClock(clock)

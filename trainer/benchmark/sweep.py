@@ -1,8 +1,9 @@
-"""A pass at several batch sizes, each in a process of its own.
+"""Times a pass at several batch sizes, each in a process of its own.
 
-A batch that does not fit can end a process: allocations fail in libraries that abort then, and the
-kernel kills what outgrows a container. A row of the table does not take the others with it; and
-none inherits memory, or a state of the device, from the one before.
+A batch that does not fit in memory can end a process: some libraries abort when an allocation
+fails, and the kernel kills a process that outgrows its container. In processes of their own, one
+batch size does not end the others; and none inherits memory, or a state of the device, from the one
+before.
 """
 
 import dataclasses
@@ -24,13 +25,13 @@ _INTERRUPTED = 130  # Exit status of a benchmark that Ctrl-C ended.
 
 
 def to_flags(config: Config) -> list[str]:
-    """The command line that gives `config`, without what is by default."""
+    """Returns the command line that gives `config`, without flags that have their default value."""
     changed = [flag for flag in config.flags() if flag.value != flag.default]
     return [f"--mode={config.mode}", *(f"--{flag.name}={flag.value}" for flag in changed)]
 
 
 class _Ended(NamedTuple):
-    """How a process ended: its exit status, its stderr, and whether Ctrl-C came meanwhile."""
+    """The end of a process: its exit status, its stderr, and whether Ctrl-C came meanwhile."""
 
     status: int
     errors: str
@@ -43,11 +44,11 @@ def _leave(number: int, frame: object) -> None:
 
 
 def _run_alone(flags: Sequence[str]) -> _Ended:
-    """Runs the trainer. Ctrl-C reaches it once; it does not outlive this process."""
+    """Runs the trainer in a process that gets Ctrl-C once, and does not outlive this process."""
     command = [sys.executable, "-m", "trainer", *flags]
     is_interrupted = False
     before = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    # In a session of its own it does not get the terminal's Ctrl-C besides.
+    # In a session of its own the process does not get the terminal's Ctrl-C as well.
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -58,14 +59,14 @@ def _run_alone(flags: Sequence[str]) -> _Ended:
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate()
         finally:
-            process.kill()  # Where it has not ended.
+            process.kill()  # Does nothing where it has ended.
             for number, handler in before.items():
                 signal.signal(number, handler)
     return _Ended(process.returncode, errors, is_interrupted)
 
 
 def _explain(status: int, errors: str) -> str:
-    """Why a process has no result, in one line."""
+    """Returns in one line why a process has no result."""
     if status < 0:
         return f"does not fit in memory, it seems (ended by {signal.Signals(-status).name})"
     lines = errors.strip().splitlines() or [f"exit status {status}"]
@@ -76,10 +77,10 @@ def _measure_alone(config: Config, name: str, size: int) -> tuple[PassResult | s
     """Times a pass at a batch size in a process of its own.
 
     Returns:
-      its figures, or why there are none; and whether Ctrl-C came meanwhile.
+      the figures, or why there are none; and whether Ctrl-C came meanwhile.
 
     Raises:
-      KeyboardInterrupt: it came before there were any.
+      KeyboardInterrupt: Ctrl-C came before there were any figures.
     """
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         path = Path(folder) / "result.json"
@@ -110,11 +111,11 @@ def _measure_alone(config: Config, name: str, size: int) -> tuple[PassResult | s
 
 
 def measure(config: Config, name: str, say: Say) -> Sweep:
-    """Times a pass at each of --benchmark_batch_sizes. After Ctrl-C: those that there are.
+    """Times a pass at each of --benchmark_batch_sizes; Ctrl-C ends it after those already timed.
 
     Raises:
-      UserError: none could be measured.
-      KeyboardInterrupt: Ctrl-C, before any was.
+      UserError: no batch size could be timed.
+      KeyboardInterrupt: Ctrl-C came before any batch size was timed.
     """
     rows: list[PassResult] = []
     failures: dict[int, str] = {}

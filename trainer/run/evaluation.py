@@ -23,9 +23,9 @@ class Evaluation:
     """The result of an evaluation.
 
     Attributes:
-      count: examples.
-      top1: share of them whose label got the highest logit.
-      top5: share of them whose label is among the five highest.
+      count: number of examples.
+      top1: share of the examples whose label got the highest logit.
+      top5: share of the examples whose label is among the five highest logits.
       loss: mean cross-entropy.
     """
 
@@ -42,7 +42,7 @@ class Evaluation:
 
 
 class Interrupted(Exception):
-    """A worker was asked to stop in the middle of an evaluation. Raised on all workers together."""
+    """Ends an evaluation, on all workers together, when one of them was asked to stop."""
 
 
 def evaluate(
@@ -59,17 +59,17 @@ def evaluate(
     Every worker evaluates its part; the sums are added up in float64.
 
     Args:
-      session: holds the variables.
-      evaluation: of a batch.
+      session: session that has the variables.
+      evaluation: graph that evaluates a batch.
       group: the workers.
-      views: hear of each batch's answers.
-      is_stop_asked: whether this worker was asked to stop; about once a second, the workers tell
-        each other.
-      after_batch: called with the number of each batch, from 1, when it is over.
+      views: pictures of the evaluation, which get each batch's predictions.
+      is_stop_asked: function that returns whether this worker was asked to stop; about once a
+        second, the workers tell each other.
+      after_batch: function that is called after each batch with its number, from 1 on.
 
     Raises:
-      Interrupted: one was.
-      UserError: there is nothing to evaluate.
+      Interrupted: a worker was asked to stop.
+      UserError: none of the examples can be read.
     """
     views = views or NullEvaluationViews()
     stream = evaluation.stream

@@ -29,12 +29,12 @@ class Monitor(NamedTuple):
 
     Attributes:
       writer: writer of scalars and summaries.
-      console: messages to the person who started the run.
+      console: console, for messages to the person who started the run.
       clock: clock of the steps.
-      pauses: times between steps, which belong to no step.
-      log: scalars of the steps.
-      histograms: histograms of weights and gradients.
-      profiler: traces of --profile_steps.
+      pauses: log of the times between steps, which belong to no step.
+      log: log of the steps' scalars.
+      histograms: log of the histograms of weights and gradients.
+      profiler: profiler of --profile_steps.
       views: pictures of an evaluation.
       mllog: log of --mllog.
     """
@@ -85,7 +85,7 @@ def create_monitor(
       group: the workers.
       plan: plan of the run.
       train: graph of the step.
-      logdir: folder of the logs; None: the run is not logged.
+      logdir: folder of the logs; None where the run is not logged.
       class_names: as many names as the network has classes.
       writer, console, mllog: those of this worker.
     """

@@ -1,4 +1,4 @@
-"""What a run leaves for programs: --result_json and model.json."""
+"""Files that a run leaves for programs: --result_json and model.json."""
 
 import dataclasses
 import json
@@ -16,10 +16,10 @@ _MODEL = "model.json"
 
 
 def check_places(config: Config, worker: Worker) -> None:
-    """Finds out before a run whether what it leaves can be written; on rank 0, which writes.
+    """Finds out before a run whether its files can be written; on rank 0, which writes them.
 
     Raises:
-      UserError: it can't.
+      UserError: one of them can't.
     """
     if worker.rank != 0:
         return
@@ -31,7 +31,7 @@ def check_places(config: Config, worker: Worker) -> None:
 
 
 def report(config: Config, worker: Worker, result: dict[str, Any], *, text: str) -> None:
-    """Writes --result_json, where it is asked for, and prints `text`; from rank 0 alone.
+    """Writes --result_json, where it is given, and prints `text`; on rank 0 alone.
 
     Numbers in `result` that are not finite become null.
     """
@@ -46,7 +46,7 @@ def report(config: Config, worker: Worker, result: dict[str, Any], *, text: str)
             ),
             "result": result,
         }
-        # NaN and Infinity, as of a run that has diverged, are no JSON.
+        # JSON has no NaN and no Infinity, which a run that has diverged has among its results.
         content = json.loads(json.dumps(content), parse_constant=lambda _: None)
         files.write_text(config.run.result_json, json.dumps(content, indent=2) + "\n")
     print(text, flush=True)
@@ -56,9 +56,9 @@ def write_model(config: Config, worker: Worker, names: Sequence[str] | None) -> 
     """Writes `<logdir>/model.json`: what a checkpoint does not say of its network and its input.
 
     Args:
-      config: of the run.
-      worker: only rank 0 writes.
-      names: of the classes, where they are known.
+      config: configuration of the run.
+      worker: this worker; only rank 0 writes.
+      names: names of the classes; None where they are not known.
     """
     if config.run.logdir is None or worker.rank != 0:
         return
@@ -75,9 +75,11 @@ def _read_model(config: Config) -> dict[str, Any]:
 
 
 def as_trained(config: Config) -> Config:
-    """The configuration for using a trained network: what --logdir says, unless a flag says else.
+    """Returns the configuration for using a trained network.
 
-    A digit that was trained on at 32 pixels must not be classified at 224.
+    A flag that belongs to the network has the value that it had in the run in --logdir, unless the
+    command line gives it: a network that was trained on digits of 32 pixels must not get them at
+    224.
     """
     recorded = _read_model(config)
     for flag in config.flags():
@@ -90,5 +92,5 @@ def as_trained(config: Config) -> Config:
 
 
 def class_names(config: Config, num_classes: int) -> list[str]:
-    """The names of the classes of the run in --logdir; a class without a name is its number."""
+    """Returns the names of the classes of the run in --logdir; a number where there is no name."""
     return name_classes(_read_model(config).get("class_names"), num_classes)

@@ -1,4 +1,4 @@
-"""What a run builds before its first step."""
+"""Builds what a run needs before its first step."""
 
 import dataclasses
 from typing import NamedTuple
@@ -27,16 +27,16 @@ class Setup(NamedTuple):
     """Everything that the loop needs.
 
     Attributes:
-      info: of the data set.
-      plan: of the run.
-      train: the step.
-      evaluation: of a batch; None: there is nothing to evaluate on.
-      samples: the first images, for TensorBoard.
-      store: of the checkpoints.
-      messages: what there is to tell of what was restored.
-      policy: of --on_nonfinite.
-      session: holds the variables.
-      mllog: of --mllog.
+      info: description of the data set.
+      plan: plan of the run.
+      train: graph of the step.
+      evaluation: graph that evaluates a batch; None where there is nothing to evaluate on.
+      samples: first images of the training data, for TensorBoard.
+      store: store of the checkpoints.
+      messages: messages about what was restored.
+      policy: policy of --on_nonfinite.
+      session: session that has the variables.
+      mllog: log of --mllog.
     """
 
     info: DatasetInfo
@@ -111,7 +111,7 @@ def set_up(config: Config, group: Group) -> Setup:
 
 
 def _create_facts(config: Config, group: Group, info: DatasetInfo, plan: Plan) -> RunFacts:
-    """What the run's checkpoints say of it."""
+    """Returns what the run's checkpoints record of it."""
     return RunFacts(
         workers=group.worker.size,
         global_batch_size=plan.global_batch_size,

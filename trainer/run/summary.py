@@ -1,4 +1,4 @@
-"""What a training run says of itself at its start and at its end."""
+"""The result of a training run, and its lines at the start and at the end."""
 
 import dataclasses
 import math
@@ -14,12 +14,12 @@ from trainer.telemetry.step import Step
 
 
 class RunTimes:
-    """What is kept of each step until the end of the run.
+    """The times of all steps of a run, and its last loss.
 
     Attributes:
-      durations_sec: from the end of a step to the end of the next.
-      data_waits_sec: the part of each in which rank 0 waited for its input.
-      final_loss: of the last step; None before the first.
+      durations_sec: duration of each step, from the end of the step before it to its own end.
+      data_waits_sec: part of each duration in which rank 0 waited for its input.
+      final_loss: loss of the last step; None before the first.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class RunTimes:
         self.final_loss: float | None = None
 
     def add(self, step: Step) -> None:
-        """Takes note of a step."""
+        """Adds a step."""
         self.durations_sec.append(step.duration_sec)
         self.data_waits_sec.append(step.metrics.data_wait_sec)
         self.final_loss = step.metrics.loss
@@ -37,7 +37,7 @@ class RunTimes:
 def summarize(
     group: Group, plan: Plan, steps: int, times: RunTimes, evaluation: Evaluation | None
 ) -> dict[str, Any]:
-    """The result of the run, as --result_json has it. Times are without the warm-up's steps."""
+    """Returns the result of the run, for --result_json. Its times leave out the warm-up's steps."""
     result: dict[str, Any] = {
         "steps": steps,
         "epochs": plan.epoch_at(steps),
@@ -64,7 +64,7 @@ def summarize(
 
 
 def describe_start(config: Config, group: Group, info: DatasetInfo, plan: Plan, done: int) -> str:
-    """The line before the first step; `done` steps were taken before."""
+    """Returns the line before the first step; `done` is the number of steps done earlier."""
     state = f"; goes on after step {done}" if done else ""
     if done >= plan.total_steps:
         state = "; it is complete already"
@@ -77,7 +77,7 @@ def describe_start(config: Config, group: Group, info: DatasetInfo, plan: Plan, 
 
 
 def describe_end(config: Config, result: dict[str, Any]) -> str:
-    """The last line; `result` is `summarize`'s."""
+    """Returns the last line of a run whose result, from `summarize`, is `result`."""
     parts = [f"finished after {result['steps']} steps"]
     if "images_per_sec" in result:
         parts.append(
