@@ -7,9 +7,9 @@ from trainer.config import MODES, Config
 from trainer.process import settings
 from trainer.process.start_up_notes import without_start_up_notes
 
-# No mode imports another; whichever runs is loaded alone.
+# Names of modules, not modules: only the mode that runs is loaded, and no mode imports another.
 TABLE = {mode: f"trainer.modes.{mode}" for mode in MODES}
-# Looks into what is installed from outside, since it may not load.
+# `doctor` examines the installed libraries in processes of their own, since one may fail to load.
 _WITHOUT_TENSORFLOW = ("doctor",)
 
 

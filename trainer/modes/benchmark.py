@@ -1,4 +1,4 @@
-"""--benchmark: how fast this device runs the network, and how far its limit is."""
+"""--benchmark: measures how fast this device runs the network, and how close to its peak."""
 
 import dataclasses
 import functools
@@ -23,10 +23,10 @@ from trainer.machine import memory, session
 from trainer.process import files, launcher
 from trainer.run import outputs
 
-_INTERRUPTED = 130  # As a shell says it of a program that Ctrl-C ended.
+_INTERRUPTED = 130  # The status that a shell gives to a program that Ctrl-C ended.
 _PEAK_TRIES = 3
 
-# GFLOP/s, by the name of the precision: the device's peak does not depend on the pass.
+# The device's peak, GFLOP/s, by the name of the precision: it does not depend on the pass.
 _peaks: dict[str, float] = {}
 
 
@@ -44,10 +44,10 @@ def run(config: Config) -> int:
                 measured[name] = _measure_pass(config, group, name, say)
                 say(measured[name].format(name))
                 if measured[name].partial:
-                    raise KeyboardInterrupt  # It came in the pass.
+                    raise KeyboardInterrupt  # Ctrl-C has ended the pass: it ends all.
         is_complete = True
     except KeyboardInterrupt:
-        pass  # What there is comes next.
+        pass  # What was measured until then is recorded next.
     finally:  # What was measured before an error is worth keeping.
         _record(config, group, measured, partial=not is_complete)
     group.shutdown()
@@ -59,7 +59,11 @@ def _say_nothing(text: str) -> None:
 
 
 def _check(config: Config, group: Group) -> None:
-    """Refuses what can't be measured, before minutes have gone into the rest."""
+    """Refuses what can't be measured, before minutes have gone into what can.
+
+    Raises:
+      UserError: something can't be measured.
+    """
     passes = config.benchmark.passes
     if group.worker.size > 1 and passes != ("allreduce",):
         raise ConfigError(
@@ -95,7 +99,7 @@ def _check(config: Config, group: Group) -> None:
 
 
 def _open_dataset(config: Config, name: str) -> AnyDataset:
-    """The data that the flags name for the input pass; for the others, images on the device."""
+    """Opens the data that the flags name for the input pass; for others, images on the device."""
     data = config.data
     if name != "input":
         data = dataclasses.replace(data, dataset="synthetic", data_dir=None)
@@ -121,14 +125,14 @@ def _measure_pass(config: Config, group: Group, name: str, say: Say) -> Result:
 
 
 def _measure(config: Config, group: Group, name: str, say: Say) -> PassResult:
-    """Builds a pass, times it, and sets it against the device's peak."""
+    """Builds a pass, times it, and compares it with the device's peak."""
     began = time.perf_counter()
     with tf.Graph().as_default() as pass_graph:
         tf1.set_random_seed(config.run.seed)
         target = targets.PASSES[name](config, group, _open_dataset(config, name))
         initializer = tf1.global_variables_initializer()
         pass_graph.finalize()
-    if target.flops:  # Before the runs: Ctrl-C within them leaves nothing else, as a rule.
+    if target.flops:  # Before the runs, so that after Ctrl-C nothing is left to be measured.
         _find_peak_gflops(config.model.precision)
     session_config = session.create_config(xla=config.model.xla)
     memory.reset_peak()
@@ -168,10 +172,10 @@ def _measure(config: Config, group: Group, name: str, say: Say) -> PassResult:
 
 
 def _find_peak_gflops(precision_name: str, achieved: float = 0.0) -> float:
-    """The device's highest rate in a precision, as measured so far.
+    """Returns the device's highest rate in a precision, as measured so far.
 
-    Measured once; and again, a few times at most, while a pass has achieved more: then the device
-    was slower than it is, because of other work on the machine for instance.
+    It is measured once; and again, a few times at most, while a pass has achieved more: other work
+    on the machine, for instance, may have slowed the device down when its peak was measured.
     """
     dtype = precision.compute_dtype(precision_name)
     for _ in range(_PEAK_TRIES):
@@ -183,7 +187,7 @@ def _find_peak_gflops(precision_name: str, achieved: float = 0.0) -> float:
 
 
 def _record(config: Config, group: Group, measured: dict[str, Result], *, partial: bool) -> None:
-    """Writes what was measured to --result_json, --result_csv and TensorBoard; from rank 0."""
+    """Writes what was measured to --result_json, --result_csv and TensorBoard; on rank 0 alone."""
     if not measured:
         return
     result = {

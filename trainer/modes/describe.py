@@ -1,4 +1,4 @@
-"""--mode=describe: a network's layers as a table, with shapes, parameters and GFLOP."""
+"""--mode=describe: prints a network's layers as a table, with shapes, parameters and GFLOP."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -25,16 +25,16 @@ Shape = tuple[int | None, ...]  # Of one example: height, width, channels; or ch
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One row: a residual unit, or a scope with a convolution, matrix product or parameters.
+    """A row: a residual unit, or a scope with a convolution, matrix product or parameters.
 
     Attributes:
       scope: name of the variable scope.
-      input: shape of what comes in; None where the row has no counted layer and no BN.
-      output: shape of what goes out; None likewise.
-      shortcut: of a unit, the shape of what is added to the residual.
-      stages: of a unit, the shapes of its three convolutions' results.
+      input: shape of the input; None where the row has no counted layer and no BN.
+      output: shape of the output; None where `input` is.
+      shortcut: shape of what a unit adds to its residual; None for other rows.
+      stages: shapes of the results of a unit's three convolutions; empty for other rows.
       parameters: number of trainable values.
-      gflops: of convolutions and matrix products, per image, forward.
+      gflops: GFLOP of convolutions and matrix products, per image, forward.
     """
 
     scope: str
@@ -61,7 +61,7 @@ class Description(NamedTuple):
 
     @property
     def gflops_per_image(self) -> float:
-        """Of convolutions and matrix products, forward."""
+        """GFLOP of convolutions and matrix products, per image, forward."""
         return sum(layer.gflops for layer in self.layers)
 
 
@@ -70,8 +70,8 @@ def describe(network: models.Network, *, image_size: int, num_classes: int) -> D
 
     Args:
       network: any network.
-      image_size: height and width, pixels.
-      num_classes: of the logits.
+      image_size: height and width of the image, pixels.
+      num_classes: number of logits.
     """
     with tf.Graph().as_default() as network_graph:
         images = tf1.placeholder(tf.float32, [1, image_size, image_size, 3], name="images")
@@ -93,14 +93,14 @@ def describe(network: models.Network, *, image_size: int, num_classes: int) -> D
         row = next((unit for unit in units if scope.startswith(unit + "/")), scope)
         parent = scope.rpartition("/")[0]
         if row == scope and scope not in convolution_scopes and parent in convolution_scopes:
-            row = parent  # The BN of a convolution, in a scope within its scope.
+            row = parent  # BN of a convolution, whose scope lies within the convolution's.
         rows.setdefault(row, []).append(op)
     layers = tuple(_create_layer(row, rows[row], parameters, units.get(row)) for row in rows)
     return Description(network.name, image_size, num_classes, layers)
 
 
 def _own_scope(op: tf.Operation, parameters: Mapping[str, int]) -> str:
-    """The scope of the variables that an operation uses or is; else of its own name."""
+    """Returns the scope of the variable that an operation uses or is; else its own name's scope."""
     name = op.name
     for tensor in op.inputs[1:]:
         source = tensor.op
@@ -118,7 +118,7 @@ def _create_layer(
     parameters: Mapping[str, int],
     unit_output: tf.Tensor | None,
 ) -> Layer:
-    """A row from its operations: variables, convolutions, products and BN, in building order."""
+    """Creates a row from its operations: variables, convolutions, products and BN, as built."""
     counted = [op for op in operations if op.name not in parameters]
     input_shape = output_shape = shortcut = None
     stages: tuple[Shape, ...] = ()
@@ -143,8 +143,9 @@ def _create_layer(
 
 
 def _data_input(op: tf.Operation) -> tf.Tensor:
-    """What a layer's operation gets from the layer before it."""
-    tensor = op.inputs[2 if op.type == "Conv2DBackpropInput" else 0]  # That is a transposed one.
+    """Returns what a layer's operation gets from the layer before it."""
+    # A transposed convolution is a Conv2DBackpropInput, whose third input that is.
+    tensor = op.inputs[2 if op.type == "Conv2DBackpropInput" else 0]
     return tensor.op.inputs[0] if tensor.op.type == "Pad" else tensor
 
 
@@ -153,14 +154,14 @@ def _shape(tensor: tf.Tensor) -> Shape:
 
 
 def format_table(description: Description) -> str:
-    """The description as lines of text; maps are written as height x width x channels."""
+    """Returns the description as lines of text; maps are written as height x width x channels."""
     has_units = any(layer.stages for layer in description.layers)
     stages = ("shortcut", *_STAGES) if has_units else ()
     rows = [("layer", "input", *stages, "output", "parameters", "GFLOP")]
     for layer in description.layers:
         trace = (layer.shortcut, *(layer.stages or (None,) * len(_STAGES))) if has_units else ()
         shapes = map(_format_shape, (layer.input, *trace, layer.output))
-        # All rows lie in the network's own scope, and all units in a scope of one name.
+        # All names begin with the network's scope, and all units' end with the same one.
         name = layer.scope.partition("/")[2].removesuffix(_UNIT) or layer.scope or "."
         rows.append((name, *shapes, f"{layer.parameters:,}", f"{layer.gflops:.3f}"))
     totals = (f"{description.parameters:,}", f"{description.gflops_per_image:.3f}")
@@ -178,7 +179,7 @@ def _format_shape(shape: Shape | None) -> str:
 def run(config: Config) -> int:
     """Prints the table of the configured network, and writes it to --result_json.
 
-    There, the result is `model`, `image_size`, `num_classes` (1000 where none are given), `layers`
+    The result there has `model`, `image_size`, `num_classes` (1000 where none are given), `layers`
     (the rows), `parameters` and `gflops_per_image`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""--mode=evaluate: a checkpoint on all validation examples, each of which counts once."""
+"""--mode=evaluate: evaluates a checkpoint on all validation examples, each of which counts once."""
 
 import contextlib
 import dataclasses
@@ -32,7 +32,8 @@ def run(config: Config) -> int:
         config = outputs.as_trained(config)
         prefix = search.choose(config.run)
     with group.explain_loss():
-        prefix = group.gather(prefix)[0]  # A run may save another one at this moment.
+        # A run may save another checkpoint at this moment: rank 0's choice is everyone's.
+        prefix = group.gather(prefix)[0]
     with group.fail_together():
         outputs.check_places(config, group.worker)
         num_classes = config.model.num_classes or restore.count_classes(prefix)
@@ -50,7 +51,7 @@ def run(config: Config) -> int:
             )
             restore.restore_weights(session, prefix, restore.network_variables(), new_logits=False)
             session.graph.finalize()
-    # Weights from elsewhere say nothing of the run in --logdir.
+    # Weights of --init_checkpoint are not those of the run in --logdir: nothing is logged there.
     logdir = config.run.logdir if config.run.init_checkpoint is None else None
     with (
         session,
@@ -65,7 +66,7 @@ def run(config: Config) -> int:
         text = f"{prefix}: {result}"
         latest = max(group.gather(_latest_evaluation(logdir)))
         if latest > step:
-            # TensorBoard would drop what it has of the steps since.
+            # TensorBoard would drop the scalars of later steps that it has.
             text += f"; not in TensorBoard, which has the evaluation after step {latest} already"
         else:
             views.publish(step, group)
@@ -76,5 +77,5 @@ def run(config: Config) -> int:
 
 
 def _latest_evaluation(logdir: str | None) -> int:
-    """The latest step of the run in `logdir` that was evaluated; -1: none was."""
+    """Returns the latest step of the run in `logdir` that was evaluated; -1 where none was."""
     return -1 if logdir is None else newest_step(Path(logdir) / "metrics.jsonl", tags.EVAL_TOP1)

@@ -1,4 +1,4 @@
-"""--mode=export: a SavedModel for serving, with the preprocessing inside."""
+"""--mode=export: writes a SavedModel for serving, with the preprocessing inside."""
 
 from pathlib import Path
 
@@ -51,10 +51,10 @@ def run(config: Config) -> int:
 
 
 def _find_target(config: Config) -> Path:
-    """The folder to make.
+    """Returns the folder to make.
 
     Raises:
-      UserError: it is there already, or can't be made.
+      UserError: the folder is there already, or can't be made.
     """
     if config.run.export_dir is None:
         raise UserError("--export_dir: must be given with --mode=export, got none")

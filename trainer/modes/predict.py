@@ -28,7 +28,7 @@ _BEST = 5
 
 
 class _Files:
-    """Image files as a split; the label of each is its number."""
+    """Image files as a split of a data set; the label of each file is its number."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self.labels = np.arange(len(paths))
@@ -80,7 +80,7 @@ def run(config: Config) -> int:
 
 
 def _classify(config: Config, prefix: str, num_classes: int) -> dict[int, npt.NDArray[Any]]:
-    """The probabilities, float32 [num_classes], of each file that can be read, by its number."""
+    """Returns the probabilities, float32 [num_classes], of each readable file, by its number."""
     data = dataclasses.replace(config.data, max_bad_examples=len(config.files))
     files = Source("files", None, _Files(config.files), num_classes, None, "files")
     info = DatasetInfo("files", 0, len(config.files), num_classes, None, "files")

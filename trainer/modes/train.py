@@ -26,7 +26,7 @@ from trainer.telemetry.writers.run_writer import create_writer
 
 
 class Ending(enum.Enum):
-    """How the loop ended."""
+    """The ways in which the loop ends."""
 
     FINISHED = enum.auto()
     PREEMPTED = enum.auto()
@@ -34,13 +34,13 @@ class Ending(enum.Enum):
 
 
 class Outcome(NamedTuple):
-    """What comes of the loop.
+    """The outcome of the loop.
 
     Attributes:
-      ending: how it ended.
-      times: of its steps.
-      evaluation: the last one; None: there was none.
-      messages: where it rolled back, for the console: what was restored.
+      ending: way in which the loop ended.
+      times: times of its steps.
+      evaluation: result of the last evaluation; None where there was none.
+      messages: messages about what was restored, where the loop rolled back.
     """
 
     ending: Ending
@@ -79,7 +79,7 @@ def run(config: Config) -> int:
 
 @contextlib.contextmanager
 def _failures_in_status(status: Status) -> Iterator[None]:
-    """Writes why a run failed into status.json, and lets the error pass."""
+    """Writes the reason of an error inside into status.json, and lets the error pass."""
     try:
         yield
     except BaseException as error:
@@ -96,15 +96,15 @@ def _train(
     protection: Protection,
     messages: Sequence[str],
 ) -> tuple[Outcome, dict[str, Any]]:
-    """Takes the steps that are left, and evaluates; returns what came of it, and the result.
+    """Runs the steps that are left, and evaluates; returns the outcome and the run's result.
 
     Args:
-      config: of the run.
+      config: configuration of the run.
       group: the workers.
-      setup: of the run.
-      status: of the run.
-      protection: of this worker.
-      messages: come first on the console.
+      setup: what was built for the run.
+      status: status of the run.
+      protection: protection of this worker.
+      messages: lines that come first on the console.
     """
     course, rank = setup.plan, group.worker.rank
     done = int(setup.session.run(setup.train.global_step))
@@ -160,7 +160,7 @@ def _train(
 def _loop(
     config: Config, group: Group, setup: Setup, done: int, monitor: Monitor, guard: LoopGuard
 ) -> Outcome:
-    """The loop. `done` steps were taken before; all workers hold the same variables."""
+    """Runs the loop after `done` steps. All workers have the same variables."""
     session, course, stream = setup.session, setup.plan, setup.train.stream
     schedule = learning_rate.create_schedule(
         config.optimizer,
@@ -218,7 +218,7 @@ def _loop(
 def _evaluate(
     group: Group, setup: Setup, step: int, monitor: Monitor, guard: LoopGuard
 ) -> tuple[Evaluation | None, Ending]:
-    """Evaluates, where there is something to evaluate on, and tells the result."""
+    """Evaluates, where there is something to evaluate on, and reports the result."""
     if setup.evaluation is None:
         return None, Ending.FINISHED
     try:

@@ -1,9 +1,9 @@
-"""What is installed, what was it built with, does it work? `--mode=doctor`, and setup.sh's proof.
+"""--mode=doctor: reports what is installed, what it was built with, and whether it works.
 
-Everything that a broken installation can bring down runs in processes of its own: a crash while a
-library is loaded is then a finding. The all-reduce goes through `horovodrun` itself. Starting the
-workers directly would be a second faster, and leave out launcher and rendezvous, where much of what
-goes wrong on a new machine goes wrong.
+setup.sh ends with this report. Everything that a broken installation can bring down runs in
+processes of its own: a crash while a library is loaded is then a finding. The all-reduce is started
+by `horovodrun` itself. Starting the workers directly would be a second faster, but would leave out
+launcher and rendezvous, where many faults of a new machine show.
 """
 
 import json
@@ -23,7 +23,7 @@ _CHECKS = {"tensorflow": check_devices, "slim": check_slim, "horovod": check_hor
 
 def run(config: Config | None = None) -> int:
     """Prints the report; returns the exit status: 1 where something is broken."""
-    del config  # The flags of other modes do not matter here.
+    del config  # Flags have no effect in this mode.
     broken = False
     for finding in examine():
         if finding.remedy is None:
@@ -38,12 +38,12 @@ def run(config: Config | None = None) -> int:
 
 
 def examine() -> Iterator[Finding]:
-    """Every finding, the next as soon as it is known."""
+    """Yields every finding, each as soon as it is known."""
     yield Finding("python", f"{sys.version.split()[0]} ({sys.executable})")
     installed = list(check_packages())
     yield from installed
     if any(finding.remedy for finding in installed):
-        return  # What follows would only say the same, less clearly.
+        return  # What follows would only report the same fault, less clearly.
     probe = run_python(*_PROBE)
     lines = [line for line in probe.output.splitlines() if line.startswith('{"part"')]
     found = {answer["part"]: answer["found"] for answer in map(json.loads, lines)}

@@ -1,4 +1,4 @@
-"""Two workers under horovodrun average a number."""
+"""Finds out whether two workers under horovodrun average a number right."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ _WORKER = ("-m", "trainer.modes.doctor.probe_allreduce")
 
 
 def check_allreduce(timeout_sec: float = TIMEOUT_SEC) -> Finding:
-    """Two workers under horovodrun average their ranks."""
+    """Returns whether two workers under horovodrun average their ranks right, as a finding."""
     launcher = Path(sys.executable).with_name("horovodrun")
     if not launcher.exists():
         return Finding("all-reduce", f"there is no {launcher}", AFRESH)

@@ -1,4 +1,4 @@
-"""Processes of their own for what a broken installation can bring down."""
+"""Runs what a broken installation can bring down in processes of its own."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ TIMEOUT_SEC = 180.0
 
 
 class Ended(NamedTuple):
-    """How a process ended."""
+    """The end of a process: its exit status, its stdout and its stderr."""
 
     status: int
     output: str
@@ -44,7 +44,7 @@ def run_python(
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Ends horovodrun, which ends its workers when it is told to; else, what there is of it."""
+    """Ends horovodrun, which ends its workers on SIGTERM; kills all where it does not."""
     for end in (signal.SIGTERM, signal.SIGKILL):
         os.killpg(process.pid, end)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -53,7 +53,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def how_ended(ended: Ended) -> str:
-    """The signal that ended a process, or its last line, most likely an error, or its status."""
+    """Returns the signal that ended a process, or its last line, likely an error, or its status."""
     if ended.status < 0:
         return signal.Signals(-ended.status).name
     lines = (ended.errors or ended.output).strip().splitlines()

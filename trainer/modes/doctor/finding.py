@@ -1,17 +1,17 @@
-"""A line of doctor's report, and what there is to do about what is broken."""
+"""A line of doctor's report, and the remedies for what is broken."""
 
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 RENEW = "run scripts/setup.sh"
-# To be removed is only what setup.sh made, and marked as such.
+# setup.sh marks the environments that it makes: only such a one may be removed.
 _OURS = Path(sys.prefix, ".slim-horovod").exists()
 AFRESH = f"remove {sys.prefix} and run scripts/setup.sh" if _OURS else f"{RENEW}, use its .venv"
 
 
 class Finding(NamedTuple):
-    """One line of the report. With a remedy, it is about something broken."""
+    """A line of the report. It has a remedy where it reports something broken."""
 
     title: str
     text: str

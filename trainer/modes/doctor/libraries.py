@@ -1,4 +1,4 @@
-"""What the libraries say of themselves once they are loaded, by `probe_libraries`."""
+"""Makes findings of what `probe_libraries` found out about the libraries."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from trainer.process import settings
 
 
 def check_devices(found: dict[str, Any]) -> Iterator[Finding]:
-    """The processor and the GPUs, and whether TensorFlow sees them."""
+    """Yields the processor, the GPUs, and how many of them TensorFlow sees."""
     if "error" in found:
         yield Finding("tensorflow", f"can't be loaded ({first_line(found['error'])})", AFRESH)
         return
@@ -35,13 +35,13 @@ def check_devices(found: dict[str, Any]) -> Iterator[Finding]:
         gpus = ""
     for number, gpu in enumerate(gpus.splitlines()):
         yield Finding(f"GPU {number}", gpu)
-    # Not broken: whoever has GPUs may want an environment without them (setup.sh --cpu).
+    # Not broken: an environment may be meant to do without the GPUs (setup.sh --cpu).
     hint = "; to use the others: scripts/setup.sh --gpu" * (found["gpus"] < len(gpus.splitlines()))
     yield Finding("GPUs", f"TensorFlow sees {found['gpus']}{hint}")
 
 
 def _describe_threads(cores: int) -> str:
-    """What the trainer sets from what it finds."""
+    """Returns how many threads and operations at a time a worker has on so many cores."""
     return (
         f"{cores} for one worker, its share for each of several (horovodrun's, without GPUs: bound "
         "to cores of their own); without GPUs one operation at a time, two with several workers "
@@ -50,7 +50,7 @@ def _describe_threads(cores: int) -> str:
 
 
 def _describe_huge_pages() -> str:
-    """Whether the kernel grants the huge pages that GLIBC_TUNABLES asks for."""
+    """Returns whether the kernel grants the huge pages that GLIBC_TUNABLES asks for."""
     modes = read_text("/sys/kernel/mm/transparent_hugepage/enabled")
     chosen = re.search(r"\[(\w+)\]", modes)
     state = chosen[1] if chosen else "unknown"
@@ -62,7 +62,7 @@ def check_settings(config: Config, *, has_gpu: bool) -> Iterator[Finding]:
     """Yields the environment variables that the trainer sets, or finds set by the user.
 
     Args:
-      config: of a run.
+      config: configuration of a run.
       has_gpu: whether its steps run on a GPU.
     """
     situation = settings.Situation(config, has_gpu, dict(os.environ))
@@ -73,7 +73,7 @@ def check_settings(config: Config, *, has_gpu: bool) -> Iterator[Finding]:
 
 
 def check_slim(found: dict[str, Any]) -> Iterator[Finding]:
-    """Whether tf-slim builds batch normalization on this TensorFlow."""
+    """Yields whether tf-slim builds batch normalization on this TensorFlow."""
     if "error" in found:
         yield Finding("slim", f"tf-slim does not work ({first_line(found['error'])})", AFRESH)
     elif found["updates"] != 2:
@@ -83,7 +83,7 @@ def check_slim(found: dict[str, Any]) -> Iterator[Finding]:
 
 
 def check_horovod(found: dict[str, Any]) -> Iterator[Finding]:
-    """Whether Horovod's library loads, and what it was built with."""
+    """Yields whether Horovod's library loads, and what it was built with."""
     if "error" in found:
         about = read_text(
             str(metadata.distribution("horovod").locate_file("horovod/metadata.json"))
@@ -103,12 +103,12 @@ def check_horovod(found: dict[str, Any]) -> Iterator[Finding]:
 
 
 def first_line(text: str) -> str:
-    """The first line of an error's message."""
+    """Returns the first line of an error's message."""
     return text.strip().splitlines()[0]
 
 
 def read_text(path: str) -> str:
-    """A small file; empty where there is none."""
+    """Returns the text of a small file; empty where it can't be read."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError:

@@ -1,4 +1,4 @@
-"""The packages that are installed, held against what setup.py allows."""
+"""Compares the packages that are installed with what setup.py allows."""
 
 from collections.abc import Iterator
 from importlib import metadata
@@ -12,7 +12,7 @@ _SHOWN = (
 
 
 def check_packages() -> Iterator[Finding]:
-    """Yields the versions, held against what setup.py allows."""
+    """Yields each package's version, and whether setup.py allows it."""
     versions = {}
     for name in (*_SHOWN, "packaging"):
         try:
@@ -20,7 +20,7 @@ def check_packages() -> Iterator[Finding]:
         except metadata.PackageNotFoundError:
             yield Finding(name, "is not installed for this Python", RENEW)
             return
-    from packaging.requirements import Requirement  # Only now known to be there.
+    from packaging.requirements import Requirement  # Only here is it known to be installed.
 
     rules = {
         rule.name: rule.specifier

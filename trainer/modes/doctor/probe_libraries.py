@@ -8,7 +8,7 @@ from typing import Any
 
 
 def tensorflow() -> dict[str, Any]:
-    """Returns the cores and GPUs that it sees, and what there is to say of the compiled kernels."""
+    """Returns the cores and GPUs that it sees, and why the compiled kernels are not used, if so."""
     import tensorflow as tf
 
     from trainer.cpu_kernels import library
