@@ -1,4 +1,4 @@
-"""The workers of a run and what they do together. The only place that imports Horovod."""
+"""The workers of a run, and the operations between them. The only module that imports Horovod."""
 
 import contextlib
 import functools
@@ -16,11 +16,11 @@ from trainer.errors import UserError
 from trainer.machine import cores, session
 from trainer.process import launcher, settings
 
-# Begins the name of a collective that a step waits for: it ends Horovod's cycle early, by
+# Prefix of the names of collectives that a step waits for: they end Horovod's cycle early, by
 # scripts/horovod/patches/speed/01-urgent-tensors.patch, which compares this very prefix.
 URGENT = "urgent/"
 
-# What Horovod and Gloo say in the workers that are left when one of them ends or stands still.
+# Parts of the errors of Horovod and Gloo in the other workers when one ends or stands still.
 _SIGNS_OF_LOSS = (
     "Horovod has been shut down",
     "closed by peer",
@@ -31,13 +31,13 @@ _SIGNS_OF_LOSS = (
 
 
 class Worker(NamedTuple):
-    """Who this process is among the workers of a run.
+    """The place of this process among the workers of a run.
 
     Attributes:
-      rank: in [0, size).
-      size: workers in the run.
-      local_rank: in [0, local_size).
-      local_size: workers on this host.
+      rank: number of this worker, in [0, size).
+      size: number of workers in the run.
+      local_rank: number of this worker on its host, in [0, local_size).
+      local_size: number of workers on this host.
     """
 
     rank: int = 0
@@ -47,7 +47,7 @@ class Worker(NamedTuple):
 
 
 class Group:
-    """The workers of a run, seen from one of them: the one-process stand-in.
+    """The workers of a run, seen from one of them. This class is the group of a single process.
 
     Its graph operations leave tensors as they are and its gatherings have one part, so that a loop
     written for many workers runs on one, without Horovod.
@@ -57,39 +57,52 @@ class Group:
         self.worker = worker
 
     def average(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
-        """The mean of `tensor` over all workers; `name` is the collective's, see `URGENT`."""
+        """Returns the mean of `tensor` over all workers.
+
+        Args:
+          tensor: this worker's values.
+          name: name of the collective; see `URGENT`.
+        """
         del name
         return tensor
 
     def build_broadcast(self, variables: Sequence[tf.Variable]) -> tf.Operation:
-        """An operation that gives every worker rank 0's values of `variables`."""
+        """Builds an operation that gives every worker rank 0's values of `variables`."""
         del variables
         return tf.no_op()
 
     def gather(self, value: Any) -> list[Any]:
-        """Every worker's `value` (anything that JSON holds), in order of rank, on every worker."""
+        """Returns every worker's `value`, in order of rank, on every worker. A collective.
+
+        Args:
+          value: anything that JSON can represent.
+        """
         return [value]
 
     def start_timeline(self, path: str) -> None:
-        """Begins Horovod's own trace, in a file for Chrome or Perfetto: see `connect`."""
+        """Begins Horovod's own trace, in a file for Chrome or Perfetto.
+
+        Horovod must have been started with HOROVOD_TIMELINE, which `connect` sets where
+        --profile_steps is given.
+        """
         del path
 
     def stop_timeline(self) -> None:
-        """Ends it."""
+        """Ends Horovod's own trace."""
 
     def shutdown(self) -> None:
         """Leaves the group."""
 
     @contextlib.contextmanager
     def explain_loss(self) -> Iterator[None]:
-        """Raises a UserError where a collective inside failed since another worker has ended."""
+        """Turns the error of a collective inside into a UserError where another worker was lost."""
         yield
 
     @contextlib.contextmanager
     def fail_together(self) -> Iterator[None]:
-        """A UserError of any worker inside becomes one error, raised on all of them at the end.
+        """Turns a UserError of any worker inside into one error, raised on all of them at the end.
 
-        It stands around work without collectives: opening the data, building the graph.
+        The work inside must have no collectives: opening the data, building the graph.
         """
         mine = None
         try:
@@ -162,7 +175,7 @@ class HorovodGroup(Group):
 
     @functools.cached_property
     def _control(self) -> "_ControlGraph":
-        """A small graph of its own, so that workers can talk before and besides the main one."""
+        """Graph and session of `gather`, which works before and besides those of the main graph."""
         with tf.Graph().as_default(), tf.device("/cpu:0"):
             text = tf.compat.v1.placeholder(tf.uint8, [None])
             lengths = self._hvd.allgather(tf.shape(text), name=f"{URGENT}control/lengths")
@@ -195,7 +208,8 @@ def connect(config: Config = Config()) -> Group:  # noqa: B008 (frozen)
     """Joins the workers that a launcher started with this one; without a launcher, stands alone.
 
     Args:
-      config: of this run: how the workers talk, and how long one may wait for the others.
+      config: configuration of this run: how the workers communicate, and how long one may wait for
+        the others.
 
     Raises:
       UserError: a launcher started several processes, but Horovod is missing or can't join them.

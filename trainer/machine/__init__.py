@@ -1,1 +1,1 @@
-"""What this worker may use of its machine: cores, GPU, memory; and what there is."""
+"""The parts of its machine that this worker may use (cores, GPU, memory), and their description."""

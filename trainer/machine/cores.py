@@ -11,7 +11,7 @@ from trainer.process import launcher, settings
 
 
 def _quota_cores() -> int:
-    """CPU quota of this container, cores, rounded up; all cores where there is none."""
+    """Returns the CPU quota of this container, cores, rounded up; all cores where there is none."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
         return math.ceil(float(quota) / float(period))
@@ -20,29 +20,30 @@ def _quota_cores() -> int:
 
 
 def available_cores() -> int:
-    """Cores that this process may use: its CPU affinity, within its container's quota."""
+    """Returns how many cores this process may use: its affinity, within its container's quota."""
     return min(len(os.sched_getaffinity(0)), _quota_cores())
 
 
 def _is_bound() -> bool:
-    """Whether this worker's cores are its alone: its launcher has seen to it, or `bind_worker`."""
+    """Returns whether this worker has its cores for itself, by its launcher or by `bind_worker`."""
     by_slurm = "mask" in os.environ.get("SLURM_CPU_BIND", "")
     return by_slurm or "OMPI_MCA_orte_bound_at_launch" in os.environ or settings.BOUND in os.environ
 
 
 def worker_cores(local_size: int) -> int:
-    """One worker's share of the cores, with `local_size` workers on this host."""
+    """Returns one worker's share of the cores, with `local_size` workers on this host."""
     return available_cores() if _is_bound() else max(1, available_cores() // local_size)
 
 
 def bind_worker(local_rank: int, local_size: int) -> None:
-    """Gives this worker its share of the host's cores for itself: the process's threads stay there.
+    """Binds all threads of this worker to its own share of the host's cores.
 
     Where there is no GPU, every core computes, and a thread that strays to another worker's core
-    holds both workers up (2 workers of a core each, resnet_v2_50, bfloat16: 3 % per step). Left as
-    they are: workers of other launchers than horovodrun, which bind them as their own options say;
-    workers that are more than the cores, or whose container has a quota of cores instead of a set
-    of them, since others are there too.
+    holds both workers up (2 workers of a core each, resnet_v2_50, bfloat16: 3 % per step).
+
+    Some workers are left unbound: those of other launchers than horovodrun, which bind them as
+    their own options say; those with fewer cores than workers; and those of a container that has a
+    quota of cores instead of a set of them, since other programs run on these cores too.
     """
     launched = launcher.find()
     if launched is None or launched.name != "horovodrun":
@@ -57,19 +58,19 @@ def bind_worker(local_rank: int, local_size: int) -> None:
     share = cores[begin:end]
     try:
         os.sched_setaffinity(0, share)
-    except OSError:  # Some sandboxes have no such thing.
+    except OSError:  # Some sandboxes do not have this system call.
         return
     for thread in os.listdir("/proc/self/task"):
-        with contextlib.suppress(ProcessLookupError):  # It has ended since.
+        with contextlib.suppress(ProcessLookupError):  # The thread has ended since.
             os.sched_setaffinity(int(thread), share)
     os.environ[settings.BOUND] = ",".join(str(core) for core in share)
 
 
 def _locate_core(core: int) -> tuple[int, ...]:
-    """Sorts cores so that those of one socket, and the threads of one core, are neighbours."""
+    """Returns a sort key by which cores of a socket, and the threads of a core, are neighbours."""
     folder = Path(f"/sys/devices/system/cpu/cpu{core}/topology")
     try:
         place = [int((folder / name).read_text()) for name in ("physical_package_id", "core_id")]
-    except (OSError, ValueError):  # Not every machine tells.
+    except (OSError, ValueError):  # Not every machine has these files.
         place = []
     return (*place, core)

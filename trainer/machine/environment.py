@@ -1,4 +1,4 @@
-"""What a figure was measured with: versions, device, cores, date."""
+"""Describes what a figure was measured with: versions, device, cores, date."""
 
 import dataclasses
 import datetime
@@ -17,17 +17,17 @@ PACKAGES = ("tensorflow", "tf-slim", "horovod", "tensorboard", "absl-py", "numpy
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
-    """Where a run ran.
+    """The environment of a run.
 
     Attributes:
-      date: of the report, ISO 8601, UTC.
-      versions: of Python and of each of `PACKAGES`; a package that is missing is not there.
-      device: the accelerator's name, or the CPU's where there is none.
-      cpu: the CPU's name.
-      cores: that this process may use.
-      threads: of this worker's session.
-      compiled_operations: whether those in cpu_kernels take the place of some of TensorFlow's.
-      host: its name.
+      date: date of the report, ISO 8601, UTC.
+      versions: versions of Python and of the `PACKAGES` that are installed.
+      device: name of the accelerator, or of the CPU where there is none.
+      cpu: name of the CPU.
+      cores: number of cores that this process may use.
+      threads: number of threads of this worker's session.
+      compiled_operations: whether operations of `cpu_kernels` replace some of TensorFlow's.
+      host: name of the host.
     """
 
     date: str
@@ -41,7 +41,7 @@ class Environment:
 
 
 def find_version(package: str) -> str | None:
-    """The installed version of a package, or None."""
+    """Returns the installed version of a package; None where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -49,7 +49,7 @@ def find_version(package: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python and of each of `PACKAGES`; a package that is missing is not there."""
+    """Returns the versions of Python and of the `PACKAGES` that are installed."""
     found = {name: find_version(name) for name in PACKAGES}
     return {
         "python": platform.python_version(),
@@ -58,7 +58,7 @@ def versions() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """The CPU's name as the kernel gives it."""
+    """Returns the CPU's name as the kernel gives it."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -68,7 +68,7 @@ def cpu_name() -> str:
 
 
 def describe(local_rank: int = 0, local_size: int = 1) -> Environment:
-    """The environment of this worker, `local_rank` of `local_size` on its host."""
+    """Returns the environment of this worker, `local_rank` of `local_size` on its host."""
     cpu = cpu_name()
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:

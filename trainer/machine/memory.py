@@ -1,4 +1,4 @@
-"""How much memory this process needs at most, and how much it may have."""
+"""Measures the memory that this process has used, and limits what it may use."""
 
 import contextlib
 import re
@@ -8,32 +8,35 @@ from pathlib import Path
 
 import tensorflow as tf
 
-# Of the memory that is left: not all, since other programs grow too.
+# Share of the free memory that this process may use: not all, since other programs grow too.
 _USABLE_SHARE = 0.95
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def _read_kilobytes(path: str, name: str) -> int:
-    """A value of a file such as /proc/meminfo, bytes."""
+    """Returns a value of a file such as /proc/meminfo, bytes."""
     text = Path(path).read_text(encoding="ascii")
     return 1024 * int(re.findall(rf"^{name}:\s*(\d+) kB$", text, re.MULTILINE)[0])
 
 
 def _prepare_gpu(local_rank: int = 0) -> bool:
-    """Whether there is a GPU; if so, this worker's may be asked for its statistics from now on."""
+    """Returns whether there is a GPU; if so, prepares this worker's to be asked for statistics."""
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
         return False
     gpu = gpus[local_rank % len(gpus)]
-    # They are asked for through the eager runtime, which nothing else here starts. Unless told
-    # otherwise it would take all memory of all GPUs.
+    # Memory statistics come from the eager runtime, which nothing else here starts. By default it
+    # would take all memory of all GPUs.
     tf.config.set_visible_devices(gpu, "GPU")
     tf.config.experimental.set_memory_growth(gpu, True)
     return True
 
 
 def reset_peak() -> None:
-    """Begins a new measurement of `peak_bytes`, where the kernel lets it: else it never ends."""
+    """Begins a new measurement of `peak_bytes`.
+
+    Where the kernel does not allow that, the peak of the whole process stays.
+    """
     if _prepare_gpu():
         tf.config.experimental.reset_memory_stats("GPU:0")
         return
@@ -43,25 +46,25 @@ def reset_peak() -> None:
 
 
 def peak_bytes() -> int:
-    """Most bytes in use since `reset_peak`: TensorFlow's on a GPU, the resident set on a CPU."""
+    """Returns the most bytes in use since `reset_peak`: on the GPU, else of the resident set."""
     on_device = device_peak_bytes()
     return resident_peak_bytes() if on_device is None else on_device
 
 
 def resident_peak_bytes() -> int:
-    """Most bytes of main memory that this process has held at a time."""
+    """Returns the most bytes of main memory that this process has held at a time."""
     return _read_kilobytes("/proc/self/status", "VmHWM")
 
 
 def device_peak_bytes(local_rank: int = 0) -> int | None:
-    """Most bytes in use of this worker's GPU, in TensorFlow's allocator; None without a GPU."""
+    """Returns the most bytes in use in the allocator of this worker's GPU; None without a GPU."""
     if not _prepare_gpu(local_rank):
         return None
     return tf.config.experimental.get_memory_info("GPU:0")["peak"]
 
 
 def available_bytes() -> int:
-    """Main memory that programs can still get, within this container's limit."""
+    """Returns how many bytes of main memory are free, within this container's limit."""
     available = _read_kilobytes("/proc/meminfo", "MemAvailable")
     try:
         limit = int((_CGROUP / "memory.max").read_text(encoding="ascii"))
@@ -69,16 +72,16 @@ def available_bytes() -> int:
         statistics = (_CGROUP / "memory.stat").read_text(encoding="ascii")
     except (OSError, ValueError):  # No such controller, or a limit of "max".
         return available
-    # Cached files count as used, but make room.
+    # Cached files count as used memory, but give way to programs.
     cached = int(re.findall(r"^inactive_file (\d+)$", statistics, re.MULTILINE)[0])
     return min(available, limit - used + cached)
 
 
 @contextlib.contextmanager
 def limited_to_available() -> Iterator[None]:
-    """Lets allocations fail, inside, that main memory has no room for.
+    """Makes allocations inside fail where main memory has no room for them.
 
-    Without it the kernel grants them, and when they are used it kills this process, or another.
+    Without a limit the kernel grants them, and kills this process, or another, when they are used.
     GPUs need no such limit.
     """
     if tf.config.list_physical_devices("GPU"):
@@ -96,7 +99,7 @@ def limited_to_available() -> Iterator[None]:
 
 
 def is_exhausted(error: tf.errors.OpError) -> bool:
-    """Whether it says that memory did not suffice: also in oneDNN's words, whose status 1 it is."""
+    """Returns whether an error says that memory did not suffice; oneDNN says so by its status 1."""
     return isinstance(error, tf.errors.ResourceExhaustedError) or (
         isinstance(error, tf.errors.AbortedError) and "exception:Status: 1," in error.message
     )

@@ -11,12 +11,12 @@ from trainer.process import launcher
 def create_config(
     *, local_rank: int = 0, local_size: int = 1, xla: bool = False
 ) -> tf.compat.v1.ConfigProto:
-    """The configuration of every session of this process.
+    """Returns the configuration of every session of this process.
 
     Args:
-      local_rank: of this worker on its host: it takes the GPU of that number, where there are GPUs.
-      local_size: workers on this host: they share its cores evenly.
-      xla: compile clusters of operations with XLA.
+      local_rank: rank of this worker on its host, and number of its GPU, where there are GPUs.
+      local_size: number of workers on this host, which share its cores evenly.
+      xla: whether XLA compiles clusters of operations.
 
     Raises:
       UserError: there are GPUs, but fewer than workers.
@@ -27,13 +27,13 @@ def create_config(
     if gpus:
         operations_at_once = threads
     elif launched is not None and launched.size > (local_size if threads == 1 else 1):
-        # A gradient is passed on to the other workers while a long operation runs. Not timed with
-        # workers of several cores, nor on several hosts.
+        # Two at a time: a gradient is passed on to the other workers while a long operation runs.
+        # This was timed neither with workers of several cores nor on several hosts.
         operations_at_once = 2
     else:
-        # One operation at a time has all cores: two would take the cache from each other (2 cores,
-        # resnet_v2_50: 2 % per step). So with workers of one core each, all on one host: averaging
-        # takes the core's time, whenever it does.
+        # One operation at a time has all cores: two would evict each other's data from the cache (2
+        # cores, resnet_v2_50: 2 % per step). The same holds for workers of one core each, all on
+        # one host: averaging costs the core the same time, whenever it is done.
         operations_at_once = 1
     config = tf.compat.v1.ConfigProto(
         intra_op_parallelism_threads=threads,
@@ -50,6 +50,6 @@ def create_config(
         config.gpu_options.allow_growth = True
     if xla:
         config.graph_options.optimizer_options.global_jit_level = tf.compat.v1.OptimizerOptions.ON_1
-    elif library.find() is not None:  # XLA fuses BN itself, and would have to leave ours out.
+    elif library.find() is not None:  # XLA fuses BN itself, and can't compile our operations.
         config.graph_options.rewrite_options.custom_optimizers.add(name=library.OPTIMIZER)
     return config
