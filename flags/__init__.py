@@ -1,1 +1,1 @@
-"""The command line: absl flags, made from the fields of `trainer.config`."""
+"""The command line: absl flags that are defined from the fields of `trainer.config`."""

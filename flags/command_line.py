@@ -1,7 +1,7 @@
-"""Defines the flags and turns a command line into a `Config`.
+"""Defines the flags, and turns a command line into a `Config`.
 
-A flag's name, type, default, bounds and help are its field's in `trainer.config`. Here is only what
-absl has to know, and how its complaints become one line.
+A flag has the name, type, default, bounds and help of its field in `trainer.config`. Here the
+fields become absl's flags, and absl's errors become one line.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ GROUPS: dict[str, Any] = {
 
 
 class HelpRequested(Exception):
-    """--help was given. The message is the text to print."""
+    """The request of --help. Its message is the text to print."""
 
 
 def _value_type(annotation: Any) -> type:
-    """The type of a flag's value: `int` for `int | None`."""
+    """Returns the type of a flag's value: `int` for `int | None`."""
     if isinstance(annotation, UnionType):
         return next(part for part in get_args(annotation) if part is not type(None))
     return annotation
@@ -50,7 +50,7 @@ def _define_field(field: dataclasses.Field[Any], group: str, values: absl_flags.
 
 
 def define(values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
-    """Defines every flag on `values`, grouped as in `Config`; does nothing the second time."""
+    """Defines every flag in `values`, grouped as in `Config`; does nothing the second time."""
     if "mode" in values:
         return
     group = "mode"
@@ -75,23 +75,23 @@ def define(values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
 
 
 def usage(values: absl_flags.FlagValues = absl_flags.FLAGS) -> str:
-    """Every flag with its default and help, group by group."""
+    """Returns the text of --help: every flag with its default and help, group by group."""
     return "\n".join(values.module_help(group) for group in ("mode", *GROUPS))
 
 
 def parse(
     argv: Sequence[str], values: absl_flags.FlagValues = absl_flags.FLAGS
 ) -> config_lib.Config:
-    """The configuration that a command line asks for.
+    """Returns the configuration that a command line gives.
 
     Args:
-      argv: the program's name and its arguments. `--flagfile=F` reads flags from F.
-      values: where the flags are (or come to be) defined and parsed.
+      argv: name of the program and its arguments. `--flagfile=F` reads flags from F.
+      values: absl's flags, which are defined where they are not yet, and parsed.
 
     Raises:
-      UserError: an unknown flag, a value of the wrong type or outside its bounds, or an argument
-        that the mode does not take.
-      HelpRequested: --help.
+      UserError: the command line has an unknown flag, a value of the wrong type or outside its
+        bounds, or an argument that the mode does not have.
+      HelpRequested: --help is given.
     """
     define(values)
     values.set_gnu_getopt(True)  # Flags may follow the files of --mode=predict.

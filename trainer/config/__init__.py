@@ -1,8 +1,8 @@
 """The configuration: frozen dataclasses, one per group of flags, each of which validates itself.
 
-Every field is one command-line flag of the same name. Its default, its bounds and its help are
-stated here and nowhere else: `flags.command_line` defines the flags from these fields. Nothing
-here imports TensorFlow, so that a wrong flag is refused before that import is paid for.
+Every field of a group is the command-line flag of the same name. Its default, its bounds and its
+help are stated here and nowhere else: `flags.command_line` defines the flags from these fields.
+Nothing here imports TensorFlow, so that a wrong flag is refused before the seconds of that import.
 """
 
 import dataclasses
@@ -35,12 +35,19 @@ MODES = ("train", "evaluate", "benchmark", "export", "predict", "describe", "doc
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything that one run depends on.
+    """The configuration of a run.
 
     Attributes:
-      mode: one of `MODES`.
-      files: the images that --mode=predict classifies.
-      given: names of the flags that the command line gives, rather than their defaults.
+      mode: mode of the run, one of `MODES`.
+      files: paths of the images that --mode=predict classifies.
+      given: names of the flags that the command line gives; others have their defaults.
+      model: flags of the network.
+      data: flags of the data.
+      optimizer: flags of the update.
+      communication: flags of the averaging of gradients.
+      run: flags of the run's length, and of what it keeps.
+      telemetry: flags of what a run reports beyond its scalars.
+      benchmark: flags of --benchmark.
     """
 
     mode: str = "train"

@@ -10,7 +10,7 @@ PASSES = ("forward", "forward_backward", "train_step", "input", "allreduce")
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkConfig(Checked):
-    """What --benchmark times, and for how long."""
+    """The passes that --benchmark times, and the number of their runs."""
 
     benchmark_passes: str = flag(
         "forward,forward_backward",
@@ -41,12 +41,12 @@ class BenchmarkConfig(Checked):
 
     @property
     def passes(self) -> tuple[str, ...]:
-        """The passes to time, in order, each once."""
+        """Names of the passes to time, in order, each once."""
         return tuple(dict.fromkeys(name.strip() for name in self.benchmark_passes.split(",")))
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """The batch sizes to try; empty: --batch_size alone."""
+        """Batch sizes to try; empty: --batch_size alone."""
         text = self.benchmark_batch_sizes
         if text is None:
             return ()

@@ -8,7 +8,7 @@ from trainer.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Checked):
-    """Where examples come from and how they become a batch."""
+    """The source of examples, and the way in which they become a batch."""
 
     dataset: str | None = flag(
         None,

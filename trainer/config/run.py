@@ -8,7 +8,7 @@ from trainer.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(Checked):
-    """How long a run is, and what it keeps."""
+    """The length of a run, and what it keeps."""
 
     epochs: float | None = flag(
         None,
@@ -113,7 +113,7 @@ class RunConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class TelemetryConfig(Checked):
-    """What a run tells of itself beyond its scalars."""
+    """The reports of a run beyond its scalars."""
 
     histogram_every: int = flag(
         0,
@@ -138,7 +138,7 @@ class TelemetryConfig(Checked):
 
     @property
     def profile_range(self) -> range | None:
-        """The steps to profile; None: none."""
+        """Steps to profile; None: none."""
         first, colon, last = (self.profile_steps or "").partition(":")
         if not (colon and first.isdecimal() and last.isdecimal()):
             return None

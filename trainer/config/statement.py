@@ -1,8 +1,8 @@
-"""What the configuration states of a flag, and the check of its value.
+"""The statement of a flag in the configuration, and the check of its value.
 
-Whatever a part of the program has to know of a flag is stated with the flag, so that a new one
-appears everywhere by its own statement: in --help, among the flags that TensorBoard's HParams
-compares, in the comparison with the run that made a checkpoint, and in model.json.
+Whatever a part of the program has to know of a flag is stated with the flag. By its statement a new
+flag appears everywhere: in --help, among the flags that TensorBoard's HParams compares, in the
+comparison with the run that made a checkpoint, and in model.json.
 """
 
 import dataclasses
@@ -18,18 +18,18 @@ _KEY = "flag"
 
 
 class Statement(NamedTuple):
-    """What is stated of a flag.
+    """The statement of a flag.
 
     Attributes:
-      help: one sentence, with the unit.
+      help: text for --help, one sentence, with the unit.
       minimum, above: inclusive and exclusive lower bound of a number.
       maximum, below: inclusive and exclusive upper bound of a number.
-      choices: the allowed values of a string.
-      is_hparam: whether TensorBoard's HParams tab compares runs by it.
+      choices: allowed values of a string.
+      is_hparam: whether TensorBoard's HParams tab compares runs by the flag.
       changes_training: whether a resumed run that has another value computes something else, which
         is then reported.
-      belongs_to_model: whether it is written to model.json, since whoever uses the trained network
-        has to have the same value.
+      belongs_to_model: whether the flag is written to model.json, since whoever uses the trained
+        network has to have the same value.
     """
 
     help: str
@@ -59,7 +59,7 @@ def flag(
     """Returns a dataclass field that is also a flag.
 
     Args:
-      default: the value without the flag. None: not given; the help says what happens then.
+      default: value where the flag is not given. None: the help says what happens then.
       help, minimum, above, maximum, below, choices, is_hparam, changes_training, belongs_to_model:
         see `Statement`.
     """
@@ -78,7 +78,7 @@ def flag(
 
 
 def statement_of(field: dataclasses.Field[Any]) -> Statement:
-    """Returns what is stated of a field that `flag` made."""
+    """Returns the statement of a field that `flag` made."""
     return field.metadata[_KEY]
 
 
@@ -86,11 +86,11 @@ class Flag(NamedTuple):
     """A flag with its value.
 
     Attributes:
-      group: the field of `Config` that holds it.
-      name: the flag's name, without dashes.
-      value: the value in this configuration.
-      default: the value without the flag.
-      statement: what is stated of it.
+      group: name of the field of `Config` that has the flag.
+      name: name of the flag, without dashes.
+      value: value in this configuration.
+      default: value where the flag is not given.
+      statement: statement of the flag.
     """
 
     group: str
@@ -128,7 +128,7 @@ def _broken_rule(value: Any, statement: Statement) -> str | None:
 
 
 class Checked:
-    """Base of the groups of flags: checks every field against its own rule."""
+    """The base of the groups of flags, which checks every field against its own rule."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]

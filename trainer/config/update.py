@@ -61,7 +61,7 @@ class OptimizerConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class CommunicationConfig(Checked):
-    """How Horovod averages gradients. Its own HOROVOD_... variables, where set, are left alone."""
+    """The averaging of gradients by Horovod. HOROVOD_... variables of the user have precedence."""
 
     gradient_compression: str = flag(
         "none",
