@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """A mistake that the user can correct.
+    """An error that the user can correct.
 
     Attributes:
       known_to_all: whether every worker raises the same error, so that only the first prints it.
@@ -12,7 +12,7 @@ class UserError(Exception):
         """Creates the error.
 
         Args:
-          message: one line: what, where, and what to do.
+          message: one line that says what is wrong, where, and what to do.
           known_to_all: see the attribute.
         """
         super().__init__(message)
@@ -20,4 +20,4 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """A flag with a value that its rule forbids. The message names flag, rule and value."""
+    """The error of a flag whose value its rule forbids; the message names flag, rule and value."""

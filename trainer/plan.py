@@ -1,4 +1,4 @@
-"""How long a run is and what happens at which step. Pure Python."""
+"""The plan of a run: its length, and what happens at which step. Pure Python."""
 
 import dataclasses
 import math
@@ -10,12 +10,12 @@ DEFAULT_EPOCHS = 90.0
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The course of a run. Steps count from 1; a step is an update.
+    """The plan of a run. Steps count from 1; a step is an update.
 
     Attributes:
-      total_steps: of the run.
-      steps_per_epoch: steps in one pass over the training data; need not be whole.
-      global_batch_size: examples per step, over all workers.
+      total_steps: number of steps of the run.
+      steps_per_epoch: number of steps in one pass over the training data; need not be whole.
+      global_batch_size: number of examples per step, over all workers.
       log_every: steps between two reports.
       checkpoint_every: steps between two checkpoints; 0: one at the end.
       evaluate_every: steps between two evaluations; 0: one at the end; None: there is nothing to
@@ -33,19 +33,19 @@ class Plan:
         return step == self.total_steps or (every > 0 and step % every == 0)
 
     def saves_at(self, step: int) -> bool:
-        """Whether a checkpoint follows `step`."""
+        """Returns whether a checkpoint follows `step`."""
         return self._is_due(step, self.checkpoint_every)
 
     def evaluates_at(self, step: int) -> bool:
-        """Whether an evaluation follows `step`."""
+        """Returns whether an evaluation follows `step`."""
         return self.evaluate_every is not None and self._is_due(step, self.evaluate_every)
 
     def reports_at(self, step: int) -> bool:
-        """Whether the numbers of the latest steps are gathered and written after `step`."""
+        """Returns whether the numbers of the latest steps are gathered and written after `step`."""
         return self._is_due(step, self.log_every) or self.saves_at(step) or self.evaluates_at(step)
 
     def epoch_at(self, step: int) -> float:
-        """Passes over the training data after `step`."""
+        """Returns the number of passes over the training data after `step`."""
         return step / self.steps_per_epoch
 
 
@@ -56,7 +56,7 @@ def create_plan(
     train_examples: int,
     validation_examples: int,
 ) -> Plan:
-    """The plan of a run over `train_examples`, with `global_batch_size` of them a step."""
+    """Creates the plan of a run over `train_examples`, with `global_batch_size` of them a step."""
     steps_per_epoch = train_examples / global_batch_size
     if config.steps is not None:
         total_steps = config.steps

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 
 class StepClock:
-    """Times steps from the end of one to the end of the next, so that nothing between them is lost.
+    """Times steps from the end of one to the end of the next, so that no time between them is lost.
 
     Pauses (a checkpoint, an evaluation) are taken out of the step that they fall into and are
     summed apart: the sum of all step times and pauses is the wall time since `start`.
 
     Attributes:
-      paused_sec: seconds in pauses since `start`.
+      paused_sec: time in pauses since `start`, seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -32,7 +32,7 @@ class StepClock:
         """Ends a step and begins the next.
 
         Returns:
-          the step's duration, seconds.
+          the duration of the step, seconds.
 
         Raises:
           RuntimeError: `start` was not called.
@@ -70,7 +70,7 @@ class StepTimeStatistics(NamedTuple):
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The value below which `share` (in [0, 1]) of `ordered` lies, by linear interpolation."""
+    """Returns the value below which `share` (0 to 1) of `ordered` lies, by linear interpolation."""
     position = share * (len(ordered) - 1)
     below = math.floor(position)
     above = min(below + 1, len(ordered) - 1)
@@ -78,7 +78,7 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 
 def summarize(durations_sec: Sequence[float]) -> StepTimeStatistics:
-    """The statistics of `durations_sec`: at least one duration, in seconds."""
+    """Returns the statistics of `durations_sec`: at least one duration, in seconds."""
     if not durations_sec:
         raise ValueError("no step was timed")
     ordered = sorted(1000 * duration for duration in durations_sec)
@@ -95,13 +95,14 @@ def summarize(durations_sec: Sequence[float]) -> StepTimeStatistics:
 
 
 def images_per_sec(images_per_step: int, durations_sec: Sequence[float]) -> float:
-    """All images / all seconds: not the mean of the rates, which would be higher."""
+    """Returns all images / all seconds: not the mean of the rates, which would be higher."""
     return images_per_step * len(durations_sec) / math.fsum(durations_sec)
 
 
 def warmup_steps(steps: int) -> int:
-    """How many steps at the start of a run are logged but not counted.
+    """Returns how many steps at the start of a run are logged but not counted.
 
-    The first ones optimize the graph, allocate and fill the caches: 10, or half of a shorter run.
+    The first steps optimize the graph, allocate memory and fill the caches. 10 are left out, or
+    half of a shorter run.
     """
     return min(10, steps // 2)

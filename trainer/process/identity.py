@@ -1,4 +1,4 @@
-"""Identifies processes, even when the kernel gives a process's number to a later one."""
+"""Identifies processes, even where the kernel gives a process's number to a later one."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ _SHELLS = ("sh", "bash", "dash", "ash", "zsh", "ksh", "csh", "tcsh", "fish", "bu
 
 
 class Process(NamedTuple):
-    """One process of this host.
+    """A process of this host.
 
     Attributes:
       pid: process number.
@@ -19,7 +19,7 @@ class Process(NamedTuple):
     start_ticks: int
 
     def is_alive(self) -> bool:
-        """Returns whether it runs or is stopped; a zombie, which waits for its parent, is dead."""
+        """Returns whether the process runs or is stopped; a zombie counts as dead."""
         return find(self.pid) == self
 
 
@@ -74,10 +74,10 @@ def environ_of(pid: int) -> dict[str, str]:
 
 
 def host_identity() -> str:
-    """Returns a text that is the same for two processes that can look each other up by number.
+    """Returns a text that two processes share where they can look each other up by number.
 
-    It is another one for all others: two containers can have one host name, and one host can have
-    two containers.
+    The host's name would not do: two containers can have the same one, and the processes of two
+    containers on one host can't see each other.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -1,9 +1,9 @@
-"""Gives a worker time to save when horovodrun ends it, also where its shell has become the worker.
+"""Gives a worker time to save when horovodrun ends it, also where it has taken its shell's place.
 
 horovodrun ends a worker in three steps: it sends SIGTERM to the children of the shell that it
 started, waits 5 seconds, and sends SIGKILL. Where /bin/sh is bash, that shell has replaced itself
-by the worker, which has no children and is killed at once, unsaved. So the worker is run as the
-child of a process that only waits for it.
+by the worker, which has no children and is killed at once, without a save. Therefore the worker
+runs as the child of a process that only waits for it.
 """
 
 import os
@@ -28,7 +28,7 @@ def is_needed(environ: Mapping[str, str], parent: int) -> bool:
 
 
 def stay_behind() -> None:
-    """Forks where that is needed: the child returns, the parent waits and exits as the child does.
+    """Forks where it is needed: the child returns, the parent waits and exits as the child does.
 
     Must be called before there are other threads, and before TensorFlow is loaded.
     """

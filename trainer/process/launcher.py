@@ -21,8 +21,8 @@ class Launched(NamedTuple):
     size: int
 
 
-# (launcher, variable of the rank, variable of the size). Within sbatch's own script, outside of any
-# srun, Slurm sets SLURM_PROCID too, but not SLURM_STEP_NUM_TASKS.
+# (launcher, variable of the rank, variable of the size). srun is known by SLURM_STEP_NUM_TASKS: in
+# sbatch's own script, outside of any srun, Slurm sets SLURM_PROCID too.
 _LAUNCHERS = (
     ("horovodrun", "HOROVOD_RANK", "HOROVOD_SIZE"),
     ("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
@@ -40,7 +40,7 @@ def find(environ: Mapping[str, str] = os.environ) -> Launched | None:
 
 
 def refuse(mode: str) -> None:
-    """Refuses to run a mode in several processes that is made for one.
+    """Refuses to run a mode for a single process in several.
 
     Raises:
       ConfigError: a launcher started more processes than this one.

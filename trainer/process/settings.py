@@ -1,4 +1,4 @@
-"""Every environment variable that this program sets for the libraries under it, in one table.
+"""The table of all environment variables that this program sets for the libraries that it uses.
 
 What the user has set stays. Nothing here imports TensorFlow: most of these variables are read once,
 when it or the C library is loaded.
@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 from trainer.config import Config
 
-# Start-up, the first step (which compiles), a save and an evaluation may take that many times the
-# limit of a step: how long they take does not follow from their kind.
+# Start-up, the first step (which compiles), a save and an evaluation may take this many times the
+# limit of a step: their durations depend on the run too much for a limit of their own.
 LONG_PHASE = 6
 
 
 class Moment(enum.Enum):
-    """When a variable is read, and has to be set before."""
+    """The moments at which variables are read: each must be set before its moment."""
 
     PYTHON = "the C library starts"
     TENSORFLOW = "TensorFlow is loaded"
@@ -26,12 +26,12 @@ class Moment(enum.Enum):
 
 
 class Situation(NamedTuple):
-    """What a value depends on.
+    """The circumstances that a value depends on.
 
     Attributes:
-      config: of this run.
+      config: configuration of this run.
       has_gpu: whether steps run on a GPU.
-      environ: the variables as they are.
+      environ: environment variables of this process.
     """
 
     config: Config
@@ -43,11 +43,11 @@ class Setting(NamedTuple):
     """A row of the table.
 
     Attributes:
-      name: of the environment variable.
-      moment: before which it has to be set.
-      find_value: its value in a situation; None: it is left alone.
-      why: the reason, with what was measured.
-      extends: whether the value takes the place of the user's, which it then contains.
+      name: name of the environment variable.
+      moment: moment before which it must be set.
+      find_value: function that returns the value for a situation; None: the variable is not set.
+      why: reason for the value, with what was measured.
+      extends: whether the value replaces the user's, which it then contains.
     """
 
     name: str
@@ -103,7 +103,7 @@ def _stall_shutdown(situation: Situation) -> str | None:
 
 _STALL_CHECK = "HOROVOD_STALL_CHECK_TIME_SECONDS"
 
-# In the order in which they are set.
+# The settings, in the order in which they are made: _STALL_CHECK comes before its shutdown.
 SETTINGS = (
     Setting(
         "GLIBC_TUNABLES",
@@ -157,8 +157,8 @@ SETTINGS = (
         "Horovod ends the job where even the watchdog's longest limit has passed",
     ),
 )
-# Not a setting, but a mark: the cores that `machine.cores.bind_worker` has bound this worker to,
-# for the processes that it starts.
+# Not a setting, but a message to the processes that this one starts: the cores that
+# `machine.cores.bind_worker` has bound this worker to.
 BOUND = "SLIM_HOROVOD_BOUND"
 
 
@@ -168,7 +168,7 @@ def has_gpu() -> bool:
 
 
 def find_values(moment: Moment, situation: Situation) -> Iterator[tuple[Setting, str, bool]]:
-    """Yields each setting of a moment that has a value, the value, and whether it is the user's."""
+    """Yields each setting of a moment that has a value, the value, and whether the user gave it."""
     for setting in SETTINGS:
         if setting.moment is not moment:
             continue
@@ -187,13 +187,13 @@ def apply(
     has_gpu: bool,
     environ: MutableMapping[str, str] = os.environ,
 ) -> None:
-    """Sets the variables that are read at a moment, where the user has not.
+    """Sets the variables that are read at a moment, but for those that the user has set.
 
     Args:
-      moment: the one that comes next.
-      config: of this run.
+      moment: moment that comes next.
+      config: configuration of this run.
       has_gpu: whether steps run on a GPU.
-      environ: gets the variables.
+      environ: environment in which the variables are set.
     """
     for setting, value, is_given in find_values(moment, Situation(config, has_gpu, environ)):
         if not is_given:
@@ -201,9 +201,9 @@ def apply(
 
 
 def restart_with_settings() -> None:
-    """Starts this program again in the same process, where the C library lacks its settings.
+    """Starts this program again in the same process, where settings of the C library are missing.
 
-    The C library reads them once, before Python starts. It costs 0.1 s.
+    The C library reads them once, before Python starts. Starting again costs 0.1 s.
     """
     before = dict(os.environ)
     apply(Moment.PYTHON, Config(), has_gpu=has_gpu())

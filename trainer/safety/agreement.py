@@ -1,4 +1,4 @@
-"""Finds out before the first step whether all workers run the same."""
+"""Finds out before the first step whether all workers run the same program on the same data."""
 
 import hashlib
 import json
@@ -31,27 +31,27 @@ def _shorten(value: str | None) -> str:
 
 
 def flags_of(config: Config) -> Facts:
-    """Every flag and its value."""
+    """Returns every flag with its value."""
     values = {f"flag --{flag.name}": _as_text(flag.value) for flag in config.flags()}
     return {"flag --mode": config.mode, **values}
 
 
 def code_of(config: Config) -> Facts:
-    """A digest of every file of this program, and of the plug-ins that the flags name."""
+    """Returns a digest of every file of this program, and of the plug-ins that the flags name."""
     facts = {}
     for package in _OWN_PACKAGES:
         folder = _origin(package).parent
         for path in sorted(path for path in folder.rglob("*.*") if path.suffix in _CODE):
             facts[f"file {package}/{path.relative_to(folder)}"] = _digest(path)
     for name in (config.model.model, config.data.dataset):
-        # One of another form is refused where it is opened, on every worker alike.
+        # A name of another form is none of a plug-in; if it is wrong, all workers refuse it alike.
         if name is not None and (parts := plug_in.split(name)):
             facts[f"file of {parts[0]}"] = _digest(_origin(parts[0]))
     return facts
 
 
 def _origin(module: str) -> Path:
-    """A module's file.
+    """Returns a module's file.
 
     Raises:
       UserError: there is no such module, or its package cannot be imported.
@@ -78,7 +78,7 @@ def check_program(group: Group, config: Config) -> None:
     """Compares flags, code and versions over all workers. A collective.
 
     Raises:
-      UserError: a worker's differ from worker 0's.
+      UserError: a worker's flags, code or versions differ from worker 0's.
     """
     facts: Facts = {}
     with group.fail_together():
@@ -92,10 +92,10 @@ def check_kernels(group: Group) -> None:
     """Compares over all workers whether the compiled kernels are used. A collective.
 
     Raises:
-      UserError: on a worker they are used and on another they are not: they round otherwise.
+      UserError: some workers use them and others do not, whose results are rounded differently.
     """
     reason = ""
-    with group.fail_together():  # The switch may have a value that is none.
+    with group.fail_together():  # The switch may have a value that is not allowed.
         reason = library.reason_for_none()
     reasons = group.gather(reason)
     rank = next((rank for rank, each in enumerate(reasons) if bool(each) != bool(reasons[0])), None)
@@ -111,10 +111,10 @@ def check_kernels(group: Group) -> None:
 
 
 def check_data(group: Group, info: DatasetInfo) -> None:
-    """Compares what the data set is over all workers. A collective.
+    """Compares the description of the data set over all workers. A collective.
 
     Raises:
-      UserError: a worker's differs from worker 0's.
+      UserError: a worker's data set differs from worker 0's.
     """
     fields = info._asdict()
     check(group, {f"data set's {name}": _as_text(value) for name, value in fields.items()})
@@ -123,10 +123,11 @@ def check_data(group: Group, info: DatasetInfo) -> None:
 def check(group: Group, facts: Facts) -> None:
     """Compares some facts over all workers. A collective.
 
-    Only digests travel, and the facts themselves where those differ.
+    Digests are exchanged; the facts themselves only where the digests differ.
 
     Raises:
-      UserError: a worker's differ from worker 0's; it names the first such worker, and what.
+      UserError: a worker's facts differ from worker 0's; the message names the first such worker,
+        and what differs.
     """
     text = json.dumps(facts, sort_keys=True)
     digests = group.gather(hashlib.sha256(text.encode()).hexdigest())
