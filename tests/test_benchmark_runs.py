@@ -20,7 +20,7 @@ class FakeDevice:
         self._durations_sec = itertools.cycle(durations_sec)
         self._interrupt_at = interrupt_at
 
-    def take(self):
+    def run_once(self):
         self.runs += 1
         if self.runs == self._interrupt_at:
             raise KeyboardInterrupt
@@ -32,7 +32,7 @@ class FakeDevice:
 
 def time_runs(device, *, burn_in=0, steps, say=lambda line: None, label="Forward"):
     return runs.time_runs(
-        device.take, label, burn_in=burn_in, steps=steps, say=say, clock=device.clock
+        device.run_once, label, burn_in=burn_in, steps=steps, say=say, clock=device.clock
     )
 
 

@@ -90,9 +90,9 @@ def test_kills_under_supervision_change_nothing(tmp_path, straight):
     assert code == 0, output
     assert json.loads(plan.read_text())["queue"] == []
     assert_same_end(logdir, straight)
-    story = (logdir / "supervise.log").read_text()
-    assert story.count(" start ") - story.count(" ended with ") == 4
-    assert story.rstrip().endswith("finished")
+    messages = (logdir / "supervise.log").read_text()
+    assert messages.count(" start ") - messages.count(" ended with ") == 4
+    assert messages.rstrip().endswith("finished")
 
 
 def test_sigkill_of_the_launcher_ends_all_workers(tmp_path):

@@ -6,7 +6,7 @@ from trainer.config import RunConfig
 from trainer.plan import create_plan
 
 
-def plan(*, global_batch_size=64, validation_examples=360, **run):
+def make_plan(*, global_batch_size=64, validation_examples=360, **run):
     return create_plan(
         RunConfig(**run),
         global_batch_size=global_batch_size,
@@ -28,33 +28,33 @@ def plan(*, global_batch_size=64, validation_examples=360, **run):
     ],
 )
 def test_total_steps(run, steps):
-    assert plan(**run).total_steps == steps
+    assert make_plan(**run).total_steps == steps
 
 
 def test_rounding_adds_no_step():
-    course = create_plan(
+    plan = create_plan(
         RunConfig(epochs=1.1), global_batch_size=10, train_examples=1000, validation_examples=0
     )
-    assert course.total_steps == 110
+    assert plan.total_steps == 110
 
 
 def test_the_last_step_saves_evaluates_and_reports_whatever_the_intervals():
-    course = plan(steps=7, checkpoint_every=0, eval_every_epochs=0.0, log_every=5)
-    assert [n for n in range(1, 8) if course.saves_at(n)] == [7]
-    assert [n for n in range(1, 8) if course.evaluates_at(n)] == [7]
-    assert [n for n in range(1, 8) if course.reports_at(n)] == [5, 7]
+    plan = make_plan(steps=7, checkpoint_every=0, eval_every_epochs=0.0, log_every=5)
+    assert [n for n in range(1, 8) if plan.saves_at(n)] == [7]
+    assert [n for n in range(1, 8) if plan.evaluates_at(n)] == [7]
+    assert [n for n in range(1, 8) if plan.reports_at(n)] == [5, 7]
 
 
 def test_numbers_are_written_before_each_checkpoint():
-    course = plan(steps=9, checkpoint_every=4, log_every=100)
-    assert [n for n in range(1, 10) if course.reports_at(n)] == [4, 8, 9]
+    plan = make_plan(steps=9, checkpoint_every=4, log_every=100)
+    assert [n for n in range(1, 10) if plan.reports_at(n)] == [4, 8, 9]
 
 
 def test_evaluation_interval_is_rounded_to_steps():
-    course = plan(epochs=2.0, eval_every_epochs=0.5)
-    assert [n for n in range(1, 46) if course.evaluates_at(n)] == [11, 22, 33, 44, 45]
+    plan = make_plan(epochs=2.0, eval_every_epochs=0.5)
+    assert [n for n in range(1, 46) if plan.evaluates_at(n)] == [11, 22, 33, 44, 45]
 
 
 def test_without_validation_data_nothing_is_evaluated():
-    course = plan(steps=3, validation_examples=0)
-    assert not any(course.evaluates_at(n) for n in range(1, 4))
+    plan = make_plan(steps=3, validation_examples=0)
+    assert not any(plan.evaluates_at(n) for n in range(1, 4))

@@ -77,14 +77,14 @@ def run(folder, *what, **options):
         timeout=120,
         check=False,
     )
-    story = (folder / "supervise.log").read_text()
-    return done.returncode, [line.split(maxsplit=1)[1] for line in story.splitlines()]
+    messages = (folder / "supervise.log").read_text()
+    return done.returncode, [line.split(maxsplit=1)[1] for line in messages.splitlines()]
 
 
 def test_it_starts_again_after_failures(tmp_path):
-    status, story = run(tmp_path, "fails", "killed", "finished")
+    status, messages = run(tmp_path, "fails", "killed", "finished")
     assert status == 0
-    assert story == [
+    assert messages == [
         "start 1",
         "start 1 ended with status 3 (no luck); failure 1 without progress; again in 0.05 s",
         "start 2",
@@ -95,10 +95,10 @@ def test_it_starts_again_after_failures(tmp_path):
 
 
 def test_it_gives_up_without_progress_and_says_so(tmp_path):
-    status, story = run(tmp_path, "fails", "fails", "fails", "finished")
+    status, messages = run(tmp_path, "fails", "fails", "fails", "finished")
     assert status == 1
     reason = "given up after 3 failures without progress: start 3 ended with status 3 (no luck)"
-    assert story[-1] == reason
+    assert messages[-1] == reason
     assert json.loads((tmp_path / "status.json").read_text()) == {
         "state": "failed",
         "step": 3,
@@ -108,22 +108,22 @@ def test_it_gives_up_without_progress_and_says_so(tmp_path):
 
 def test_progress_begins_the_count_anew(tmp_path):
     what = ["fails", "fails", "progress", "fails", "progress", "fails", "finished"]
-    status, story = run(tmp_path, *what)
+    status, messages = run(tmp_path, *what)
     assert status == 0
-    counts = [line.partition("; failure ")[2][:1] for line in story if "; failure " in line]
+    counts = [line.partition("; failure ")[2][:1] for line in messages if "; failure " in line]
     assert counts == ["1", "2", "1", "2", "1", "2"]
 
 
 def test_a_preempted_run_is_not_started_again(tmp_path):
-    status, story = run(tmp_path, "fails", "preempted", "finished")
+    status, messages = run(tmp_path, "fails", "preempted", "finished")
     assert status == 75
-    assert story[-1] == "preempted: asked"
+    assert messages[-1] == "preempted: asked"
 
 
 def test_after_a_launcher_was_killed_or_crashed_the_run_goes_on_although_it_was_saved(tmp_path):
-    status, story = run(tmp_path, "saved and killed", "saved and crashed", "finished")
+    status, messages = run(tmp_path, "saved and killed", "saved and crashed", "finished")
     assert status == 0
-    assert story[-1] == "finished"
+    assert messages[-1] == "finished"
 
 
 def test_another_run_in_the_folder_is_not_disturbed(tmp_path):
@@ -145,9 +145,9 @@ def test_another_run_in_the_folder_is_not_disturbed(tmp_path):
 
 def test_nothing_of_a_failed_start_is_left_when_the_next_begins(tmp_path):
     hasty = HASTY.format(1)
-    status, story = run(tmp_path, "orphan", "finished", program=["-c", hasty])
+    status, messages = run(tmp_path, "orphan", "finished", program=["-c", hasty])
     assert status == 0
-    assert any(line.startswith("killed what the launcher left behind: ") for line in story)
+    assert any(line.startswith("killed what the launcher left behind: ") for line in messages)
 
 
 def test_signals_go_to_the_command_and_end_it_for_good(tmp_path):

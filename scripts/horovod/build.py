@@ -281,9 +281,9 @@ def cached_wheel(build: Build, cache: Path) -> Path:
         built = build_wheel(build, Path(scratch))
         folder.mkdir(parents=True, exist_ok=True)
         # Copied under another name, then renamed: a wheel of this name is always whole.
-        aside = folder / f"{built.name}.{os.getpid()}"
-        shutil.copyfile(built, aside)
-        return aside.replace(folder / built.name)
+        temporary = folder / f"{built.name}.{os.getpid()}"
+        shutil.copyfile(built, temporary)
+        return temporary.replace(folder / built.name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

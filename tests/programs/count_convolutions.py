@@ -45,13 +45,13 @@ def trace(name, *, xla):
         with tf1.Session(config=session.create_config(xla=xla)) as run:
             run.run(initializer)
             run.run(target.stream.initializer, {target.stream.start_step: 0})
-            take = run.make_callable(target.fetch, list(target.feeds), accept_options=True)
+            run_once = run.make_callable(target.fetch, list(target.feeds), accept_options=True)
             values = target.feeds.values()
             for _ in range(RUNS):
-                take(*values)
+                run_once(*values)
             options = tf1.RunOptions(trace_level=tf1.RunOptions.FULL_TRACE)
             metadata = tf1.RunMetadata()
-            take(*values, options=options, run_metadata=metadata)
+            run_once(*values, options=options, run_metadata=metadata)
     return collections.Counter(
         found[1]
         for device in metadata.step_stats.dev_stats

@@ -82,7 +82,7 @@ def run_with_faults(out, name, queue):
 
 def tell(out, name):
     """One line for each fault: when it was, what supervise.py says came next, and how soon."""
-    story = [
+    messages = [
         (datetime.datetime.fromisoformat(line.split()[0]).timestamp(), line.split(maxsplit=1)[1])
         for line in (out / name / "supervise.log").read_text().splitlines()
     ]
@@ -92,7 +92,7 @@ def tell(out, name):
             fired = float(fault[1])
             when, what = next(
                 (when, text)
-                for when, text in story
+                for when, text in messages
                 if when >= fired - 1 and not re.fullmatch(r"start \d+", text)
             )
             print(f"{fault[2]:32} {max(0, when - fired):4.0f} s  {what}", flush=True)

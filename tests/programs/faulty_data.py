@@ -1,6 +1,6 @@
 """Plug-ins whose input goes wrong: --model=faulty_data:network, --dataset=faulty_data:dataset.
 
-$BAD_EXAMPLES names examples whose pictures are all white, which the network answers with NaN;
+$BAD_EXAMPLES names examples whose pictures are all white, for which the network predicts NaN;
 $SLEEPING_EXAMPLE the one whose reading never ends. $FINGERPRINT is the data's.
 """
 
@@ -38,7 +38,7 @@ def dataset(config):
 
 
 def network(images, num_classes, is_training):
-    """`tiny`'s network, whose answer to a white picture is not a number."""
+    """`tiny`'s network, whose prediction for a white picture is not a number."""
     logits, end_points = tiny.network(images, num_classes, is_training)
     is_white = tf.reduce_all(images >= 1.0, axis=[1, 2, 3], keepdims=False)
     blind = tf.where(is_white, float("nan"), 0.0)

@@ -45,12 +45,12 @@ def _measure(
         work = flops.count_flops(graph.get_operations())
         with tf1.Session(config=config) as session:
             session.run(tf1.global_variables_initializer())
-            take = session.make_callable(fetch)
-            take()
+            run_once = session.make_callable(fetch)
+            run_once()
             durations_sec = []
             for _ in range(_REPEATS):
                 began = time.perf_counter()
-                take()
+                run_once()
                 durations_sec.append(time.perf_counter() - began)
     return work / min(durations_sec), min(durations_sec)
 

@@ -12,7 +12,7 @@ _LINE_EVERY = 10
 
 
 def time_runs(
-    take: Callable[[], object],
+    run_once: Callable[[], object],
     label: str,
     *,
     burn_in: int,
@@ -23,7 +23,7 @@ def time_runs(
     """Times runs.
 
     Args:
-      take: function that makes one run and returns when it is over.
+      run_once: function that makes one run and returns when it is over.
       label: name in the closing line, `<label> across <steps> steps, <mean> +/- <sd> sec / batch`.
       burn_in: number of runs before the timed ones.
       steps: number of timed runs.
@@ -41,10 +41,10 @@ def time_runs(
     step_clock = timing.StepClock(clock)
     try:
         for _ in range(burn_in):
-            take()
+            run_once()
         step_clock.start()
         for step in range(1, steps + 1):
-            take()
+            run_once()
             durations_sec.append(step_clock.finish_step())
             if step % _LINE_EVERY == 0:
                 with step_clock.pause():

@@ -144,12 +144,12 @@ def _measure(config: Config, group: Group, name: str, say: Say) -> PassResult:
         pass_session.run(target.begin)
         pass_session.run(target.stream.initializer, {target.stream.start_step: 0})
         run_pass = pass_session.make_callable(target.fetch, list(target.feeds))
-        take = functools.partial(run_pass, *target.feeds.values())
+        run_once = functools.partial(run_pass, *target.feeds.values())
         built = time.perf_counter()
-        take()
+        run_once()
         first_run_sec = time.perf_counter() - built
         durations_sec = time_runs(
-            take,
+            run_once,
             target.label,
             burn_in=config.benchmark.benchmark_burn_in,
             steps=config.benchmark.benchmark_steps,

@@ -106,22 +106,22 @@ def _train(
       protection: protection of this worker.
       messages: lines that come first on the console.
     """
-    course, rank = setup.plan, group.worker.rank
+    plan, rank = setup.plan, group.worker.rank
     done = int(setup.session.run(setup.train.global_step))
-    is_complete = done >= course.total_steps
+    is_complete = done >= plan.total_steps
     lacks_evaluation = any(group.gather(setup.store.lacks_evaluation(done)))
     logdir = None if is_complete and not lacks_evaluation else config.run.logdir
     status.set("running", step=done)
     outputs.write_model(config, group.worker, setup.info.class_names)
     outcome = Outcome(Ending.FINISHED, RunTimes())
     with (
-        contextlib.closing(create_console(rank, course, first_step=done + 1)) as console,
+        contextlib.closing(create_console(rank, plan, first_step=done + 1)) as console,
         contextlib.closing(create_writer(logdir, rank=rank, first_step=done + 1)) as writer,
     ):
         monitor = create_monitor(
             config,
             group,
-            course,
+            plan,
             setup.train,
             logdir=logdir,
             class_names=setup.info.names_of_classes,
@@ -130,16 +130,16 @@ def _train(
             mllog=setup.mllog,
         )
         monitor.mllog.begin(
-            course,
+            plan,
             done=done,
             train_examples=setup.info.num_train_examples,
             eval_examples=setup.info.num_validation_examples,
         )
-        start = summary.describe_start(config, group, setup.info, course, done)
+        start = summary.describe_start(config, group, setup.info, plan, done)
         for line in (*messages, start):
             console.say(line)
         guard = LoopGuard(group, setup, console, status, protection, done=done)
-        if is_complete or (lacks_evaluation and course.evaluates_at(done)):
+        if is_complete or (lacks_evaluation and plan.evaluates_at(done)):
             evaluation, ending = _evaluate(group, setup, done, monitor, guard)
             outcome = outcome._replace(ending=ending, evaluation=evaluation)
         if outcome.ending is Ending.PREEMPTED:
@@ -147,8 +147,8 @@ def _train(
         elif not is_complete:
             with contextlib.closing(monitor.profiler):
                 outcome = _loop(config, group, setup, done, monitor, guard)
-        steps = max(done, course.total_steps)
-        result = summary.summarize(group, course, steps, outcome.times, outcome.evaluation)
+        steps = max(done, plan.total_steps)
+        result = summary.summarize(group, plan, steps, outcome.times, outcome.evaluation)
         if outcome.ending is Ending.FINISHED:
             run_page.write_end(writer, steps, result)
             monitor.mllog.end()
@@ -161,12 +161,12 @@ def _loop(
     config: Config, group: Group, setup: Setup, done: int, monitor: Monitor, guard: LoopGuard
 ) -> Outcome:
     """Runs the loop after `done` steps. All workers have the same variables."""
-    session, course, stream = setup.session, setup.plan, setup.train.stream
+    session, plan, stream = setup.session, setup.plan, setup.train.stream
     schedule = learning_rate.create_schedule(
         config.optimizer,
-        global_batch_size=course.global_batch_size,
-        total_steps=course.total_steps,
-        steps_per_epoch=course.steps_per_epoch,
+        global_batch_size=plan.global_batch_size,
+        total_steps=plan.total_steps,
+        steps_per_epoch=plan.steps_per_epoch,
     )
     run_step = setup.train.create_step(session)
     run_histogram_step = setup.train.create_step(session, also=setup.train.histograms.gradients)
@@ -174,7 +174,7 @@ def _loop(
     evaluation = None
 
     run_page.write_run_page(
-        monitor.writer, config, group.worker, course, done=done, graph=session.graph
+        monitor.writer, config, group.worker, plan, done=done, graph=session.graph
     )
     batches_done = done * config.optimizer.accumulate_steps
     with stream.explain_errors():
@@ -182,7 +182,7 @@ def _loop(
     monitor.profiler.after_step(done)
     session.run(stream.initializer, {stream.start_step: batches_done})
     monitor.clock.start()
-    for number in range(done + 1, course.total_steps + 1):
+    for number in range(done + 1, plan.total_steps + 1):
         rate = schedule(number - 1)
         run_next = run_histogram_step if monitor.histograms.is_due(number) else run_step
         with stream.explain_errors():
@@ -193,18 +193,18 @@ def _loop(
         monitor.log.add(step)
         monitor.after_step(session, number, histograms)
         is_asked = metrics.request > 0
-        if course.reports_at(number) or is_asked or step.is_lost:
+        if plan.reports_at(number) or is_asked or step.is_lost:
             with monitor.pauses.during(tags.REPORT_MS, number):
                 monitor.log.flush()
         if step.is_lost:
             messages = guard.judge(number, metrics)
             if messages is not None:
                 return Outcome(Ending.ROLLED_BACK, times, evaluation, messages)
-        if course.saves_at(number):
+        if plan.saves_at(number):
             with monitor.pauses.during(tags.CHECKPOINT_MS, number):
                 monitor.writer.flush()
                 guard.save(number)
-        if course.evaluates_at(number) and not is_asked:
+        if plan.evaluates_at(number) and not is_asked:
             with monitor.pauses.during(tags.EVALUATION_MS, number):
                 evaluation, ending = _evaluate(group, setup, number, monitor, guard)
                 is_asked = ending is Ending.PREEMPTED

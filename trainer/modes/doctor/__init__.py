@@ -46,7 +46,7 @@ def examine() -> Iterator[Finding]:
         return  # What follows would only report the same fault, less clearly.
     probe = run_python(*_PROBE)
     lines = [line for line in probe.output.splitlines() if line.startswith('{"part"')]
-    found = {answer["part"]: answer["found"] for answer in map(json.loads, lines)}
+    found = {part["part"]: part["found"] for part in map(json.loads, lines)}
     for part, check in _CHECKS.items():
         if part not in found:
             yield Finding(part, f"ends the process that loads it ({how_ended(probe)})", AFRESH)

@@ -25,11 +25,11 @@ def check_allreduce(timeout_sec: float = TIMEOUT_SEC) -> Finding:
             launcher=(str(launcher), "-np", "2"),
             timeout_sec=timeout_sec,
         )
-        answers = Path(folder).iterdir() if ended.status == 0 else ()
-        said = [json.loads(answer.read_text()) for answer in answers]
-    if len(said) == 2 and all((each["mean"], each["size"]) == (0.5, 2) for each in said):
+        paths = Path(folder).iterdir() if ended.status == 0 else ()
+        found = [json.loads(path.read_text()) for path in paths]
+    if len(found) == 2 and all((each["mean"], each["size"]) == (0.5, 2) for each in found):
         seconds = time.monotonic() - start
-        return Finding("all-reduce", f"2 workers, on {said[0]['on']}, right, in {seconds:.0f} s")
+        return Finding("all-reduce", f"2 workers, on {found[0]['on']}, right, in {seconds:.0f} s")
     reason = f"of 2 workers under horovodrun failed ({how_ended(ended)})"
     return Finding(
         "all-reduce",
