@@ -7,9 +7,9 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 from processes import run
 
-from trainer import session
 from trainer.cpu_kernels import gradients, library, switch
 from trainer.errors import UserError
+from trainer.machine import session
 
 needs_kernels = pytest.mark.skipif(
     bool(library.reason_for_none()), reason=f"kernels: {library.reason_for_none()}"
