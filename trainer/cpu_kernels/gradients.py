@@ -1,8 +1,8 @@
 """Gradients by compiled operations of this project, on CPUs where those take less time.
 
-These are what a graph has to be built with: by filters and biases, and of BN with the ReLU behind
-it. Gradients by the inputs of convolutions are TensorFlow's here; the optimizer of graphs, see
-`library`, replaces them as it does convolutions.
+A graph is built with the gradients by filters and biases, and with those of batch normalization
+(BN) and of the ReLU behind it. Gradients by the inputs of convolutions are TensorFlow's here; the
+optimizer of graphs, see `library`, replaces them as it does convolutions.
 """
 
 import contextlib
@@ -22,7 +22,10 @@ _BIAS, _CONVOLUTION, _NORM = (f"{name}OnCpu" for name in ("BiasAdd", "Conv2D", "
 
 @contextlib.contextmanager
 def faster_gradients() -> Iterator[None]:
-    """Layers built inside get these gradients, where they are there; they have none themselves."""
+    """Gives layers built inside these gradients, where `library` has the operations.
+
+    The gradients have no gradients themselves.
+    """
     names = {}
     if library.find() is not None:
         names = {"BiasAdd": _BIAS, "Conv2D": _CONVOLUTION, "FusedBatchNormV3": _NORM}
@@ -31,7 +34,13 @@ def faster_gradients() -> Iterator[None]:
 
 
 class _Geometry(NamedTuple):
-    """Of a convolution: kernel size and padding (top, left), pixels; and its stride."""
+    """What the gradient by a filter has to know of a convolution, beside its tensors.
+
+    Attributes:
+      kernel_size: height and width of the filter, pixels.
+      padding: pixels before the first row and before the first column.
+      stride: pixels from one position of the filter to the next, down and across.
+    """
 
     kernel_size: list[int]
     padding: list[int]
@@ -39,7 +48,7 @@ class _Geometry(NamedTuple):
 
 
 def _find_geometry(op: tf.Operation) -> _Geometry | None:
-    """What the filter gradient has to know of a convolution; None where it knows no such one."""
+    """Returns a convolution's geometry; None where the operation can't compute its gradient."""
     inputs, filters = op.inputs
     height, width = filters.shape[:2]
     stride, stride_across = op.get_attr("strides")[1:3]
@@ -93,13 +102,13 @@ def _conv2d_gradient(op: tf.Operation, gradient: tf.Tensor) -> tuple[tf.Tensor, 
 
 
 def _can_be_summed(tensor: tf.Tensor) -> bool:
-    """Whether the kernels can sum a tensor over all dimensions but its last, the channels."""
+    """Returns whether the kernels can sum a tensor over all dimensions but the channels."""
     channels = (tensor.shape[-1] if tensor.shape.rank else 0) or 0
     return tensor.dtype in _DTYPES and channels > 0 and channels % _CHANNELS_OF_SUMS == 0
 
 
 def _before_relu(gradient: tf.Tensor, features: tf.Tensor) -> tf.Tensor | None:
-    """The gradient by relu(features), where `gradient` is what the ReLU made of it; else None."""
+    """Returns the gradient by relu(features) if `gradient` is what a ReLU made of it, or None."""
     made_by = gradient.op
     if made_by.type != "ReluGrad":
         return None
