@@ -4,15 +4,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
+from kernels import needs_kernels, skip_without_onednn
 from processes import check_with_and_without_onednn
 
 from trainer.cpu_kernels import gradients as cpu_gradients
 from trainer.cpu_kernels import library
 from trainer.machine import cores, session
 
-needs_kernels = pytest.mark.skipif(
-    bool(library.reason_for_none()), reason=f"kernels: {library.reason_for_none()}"
-)
 DTYPES = [tf.float32, tf.bfloat16]
 EPSILON = 1e-3  # Of BN.
 OURS = "SlimHorovodConvolution"
@@ -145,6 +143,7 @@ def count_tensorflows(kinds):
     return sum("Conv2D" in kind and "BackpropFilter" not in kind for kind in kinds)
 
 
+@needs_kernels
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
 @pytest.mark.parametrize("name", slow_if_large(*CASES))
 def test_convolutions_and_their_gradients_are_right(name, dtype):
@@ -152,8 +151,7 @@ def test_convolutions_and_their_gradients_are_right(name, dtype):
     outputs, by_inputs, kinds = case.run()
     case.check(outputs, case.outputs)
     case.check(by_inputs, case.by_inputs)
-    is_ours = library.find() is not None
-    assert (kinds.count(OURS), count_tensorflows(kinds)) == ((2, 0) if is_ours else (0, 2))
+    assert (kinds.count(OURS), count_tensorflows(kinds)) == (2, 0)
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -165,6 +163,7 @@ def test_what_it_does_not_know_is_tensorflows(name):
     assert (kinds.count(OURS), count_tensorflows(kinds)) == (0, 2)
 
 
+@needs_kernels
 def test_groups_are_tensorflows():
     """The filter has half of the inputs' channels: it is one of two groups."""
     rng = np.random.default_rng(0)
@@ -242,19 +241,21 @@ BEHIND = {
 }  # fmt: skip
 
 
+@needs_kernels
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
 @pytest.mark.parametrize("name", slow_if_large("1 x 1", "1 x 1, past the cache", "3 x 3"))
 @pytest.mark.parametrize("behind", BEHIND)
 def test_what_comes_behind_is_computed_with_it(behind, name, dtype):
+    if behind != "BN":
+        skip_without_onednn(dtype)  # It fuses these with a convolution.
     case = Convolution(dtype, **CASES[name])
     build, expect = BEHIND[behind]
     found, _, kinds = case.run(build)
     case.check(found, expect(case))
-    if library.find() is not None:
-        # TensorFlow adds what is 3 x 3 and what comes behind in one operation, which ours does not.
-        is_ours = (behind, name) != ("bias, addend", "3 x 3")
-        assert (kinds.count(OURS), count_tensorflows(kinds)) == ((2, 0) if is_ours else (1, 1))
-        assert not {"BiasAdd", "Relu", "SlimHorovodNorm", "AddV2"} & set(kinds)
+    # TensorFlow adds what is 3 x 3 and what comes behind in one operation, which ours does not.
+    is_ours = (behind, name) != ("bias, addend", "3 x 3")
+    assert (kinds.count(OURS), count_tensorflows(kinds)) == ((2, 0) if is_ours else (1, 1))
+    assert not {"BiasAdd", "Relu", "SlimHorovodNorm", "AddV2"} & set(kinds)
 
 
 @needs_kernels

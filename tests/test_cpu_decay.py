@@ -4,15 +4,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
+from kernels import needs_kernels
 
 from trainer.config import ModelConfig
 from trainer.cpu_kernels import library
 from trainer.graph import losses
 from trainer.machine import session
 
-pytestmark = pytest.mark.skipif(
-    bool(library.reason_for_none()), reason=f"kernels: {library.reason_for_none()}"
-)
+pytestmark = needs_kernels
 OURS = "SlimHorovodDecayedGradient"
 # Less than a vector; one task with lanes left over; several tasks.
 SHAPES = [(3,), (3, 5, 7, 13), (3, 3, 64, 129)]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
+from kernels import needs_kernels, skip_without_onednn
 from processes import check_with_and_without_onednn
 
 from models import resnet_utils, resnet_v2
@@ -12,9 +13,6 @@ from trainer.cpu_kernels import gradients as cpu_gradients
 from trainer.cpu_kernels import library
 from trainer.machine import cores, session
 
-needs_kernels = pytest.mark.skipif(
-    bool(library.reason_for_none()), reason=f"kernels: {library.reason_for_none()}"
-)
 DTYPES = [tf.float32, tf.bfloat16]
 EPSILON = 1e-3
 OURS = "SlimHorovodNorm"
@@ -104,6 +102,7 @@ def test_batch_norm_equals_numpys(dtype, shape, relu, is_training):
     assert (OURS in kinds) == (library.find() is not None)
 
 
+@needs_kernels
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
 @pytest.mark.parametrize("channels", [96, 72])  # Of 72, no whole lines in bfloat16.
 def test_large_maps_are_as_right(dtype, channels):
@@ -113,6 +112,7 @@ def test_large_maps_are_as_right(dtype, channels):
 
 @needs_kernels
 def test_the_relu_is_computed_with_it():
+    skip_without_onednn(tf.bfloat16)  # It fuses the two, which ours replaces.
     for is_training in (True, False):
         kinds = check_norm(tf.bfloat16, (5, 7, 6, 16), is_training=is_training)
         assert "Relu" not in [kind.removeprefix("_MklNative") for kind in kinds]
@@ -127,6 +127,7 @@ def test_a_mean_that_is_far_from_zero_costs_no_digits():
     np.testing.assert_allclose(-found[2], variance, rtol=1e-4)
 
 
+@needs_kernels
 def test_channels_that_are_constant_have_no_variance():
     x = np.broadcast_to(np.arange(16.0), (3, 4, 5, 16))
     found, _ = norms(tf.float32, x, build=tf.identity)

@@ -5,15 +5,12 @@ import sys
 import pytest
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
+from kernels import needs_kernels
 from processes import run
 
 from trainer.cpu_kernels import gradients, library, switch
 from trainer.errors import UserError
 from trainer.machine import session
-
-needs_kernels = pytest.mark.skipif(
-    bool(library.reason_for_none()), reason=f"kernels: {library.reason_for_none()}"
-)
 
 
 def test_they_are_on_unless_turned_off():
@@ -66,6 +63,12 @@ def test_turned_off_they_are_in_no_graph_and_no_session(monkeypatch):
     kinds, optimizers = build_step()
     assert "Conv2DBackpropFilter" in kinds
     assert not optimizers
+
+
+@pytest.mark.skipif(switch.read().library is None, reason="these tests have the built library")
+def test_the_library_that_these_tests_were_given_is_used():
+    assert library.reason_for_none() == ""
+    assert library.describe() == "on"
 
 
 @needs_kernels
