@@ -3,7 +3,12 @@
 #ifndef TRAINER_CPU_KERNELS_VECTORS_H_
 #define TRAINER_CPU_KERNELS_VECTORS_H_
 
+// GCC 12 has what it calls uninitialized in this header, on purpose: its bug 105593.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 
 #include <cstdint>
 #include <cstring>
