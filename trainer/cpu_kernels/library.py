@@ -47,6 +47,11 @@ def describe() -> str:
     return "off" if reason_for_none() else "on"
 
 
+def has_instructions(cpuinfo: Path = _CPUINFO) -> bool:
+    """Returns whether this CPU has the instructions that the operations are written with."""
+    return _read_flags(cpuinfo) >= _INSTRUCTIONS
+
+
 def reason_for_none(cpuinfo: Path = _CPUINFO, library: Path = LIBRARY) -> str:
     """Returns why TensorFlow's own operations are taken; nothing where these are.
 
@@ -78,17 +83,20 @@ def _find_reason(setting: switch.Setting, cpuinfo: Path, library: Path) -> str:
 
 def _find_obstacle(cpuinfo: Path, library: Path) -> str:
     """Returns what is missing for the built operations; nothing where all is there."""
-    try:
-        flags = set(cpuinfo.read_text(encoding="utf-8").split())
-    except OSError:
-        flags = set()
-    if not flags >= _INSTRUCTIONS:
+    if not has_instructions(cpuinfo):
         return "this CPU lacks AVX-512 with bfloat16"
-    if _MATRIX_UNIT in flags:
+    if _MATRIX_UNIT in _read_flags(cpuinfo):
         return "this CPU has a matrix unit (AMX), which TensorFlow's own use"
     if not library.exists():
         return "they were not built"
     return ""
+
+
+def _read_flags(cpuinfo: Path) -> set[str]:
+    try:
+        return set(cpuinfo.read_text(encoding="utf-8").split())
+    except OSError:
+        return set()
 
 
 @functools.cache
