@@ -85,7 +85,7 @@ def main():
         lambda: outputs.write_model(config, Worker(), None),
         lambda: outputs.report(config, Worker(), {}, text=""),
         lambda: shard_writer.convert_shard(task),
-        lambda: index._remember([str(folder / ".train.index.npz")], "state", shards),
+        lambda: index._write_cached([str(folder / ".train.index.npz")], "state", shards),
         lambda: write_export(folder),
     ]
     reached = threading.Semaphore(0)
