@@ -1,18 +1,15 @@
 """Checkpoints on disk: damaged ones are skipped, other networks' are refused."""
 
-import dataclasses
 import json
-import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer.checkpoints import changes, layout, restore, search
-from trainer.checkpoints import manifest as checkpoint_manifest
+from trainer.checkpoints import layout, restore, search
 from trainer.checkpoints import store as checkpoint_store
-from trainer.checkpoints.manifest import Entry, Manifest, RunFacts
+from trainer.checkpoints.manifest import RunFacts
 from trainer.config import RunConfig
 from trainer.errors import UserError
 from trainer.process import files
@@ -239,154 +236,3 @@ def test_a_damaged_newer_one_does_not_push_out_what_is_saved(logdir):
         store.save(session, 2)
     assert search.find_newest(str(logdir)).step == 2
     assert tf.train.latest_checkpoint(str(logdir)) == f"{logdir}/model.ckpt-2"
-
-
-@pytest.fixture
-def counted(tmp_path):
-    """(session, `w`, `global_step`, a function that makes stores) of a run of 4 variables."""
-    with tf.Graph().as_default(), tf1.Session() as session:
-        weights = tf1.get_variable("w", initializer=np.zeros([3], np.float32))
-        step = tf1.train.get_or_create_global_step()
-        session.run([weights.initializer, step.initializer])
-        variables = [weights, step]
-        yield session, weights, step, lambda **kw: create_store(tmp_path, variables, **kw)
-
-
-def test_the_best_by_top1_is_kept_apart(tmp_path, counted):
-    session, weights, step, create = counted
-    store = create(keep_checkpoints=1)
-    for number, top1 in ((1, 0.5), (2, 0.75), (3, 0.625), (4, 0.75)):
-        restore.assign(session, [(weights, [number] * 3)])
-        restore.assign(session, [(step, number)])
-        if number != 2:  # The best one is of a step that has no other checkpoint.
-            store.save(session, number)
-        store.note_evaluation(session, number, top1)
-    assert layout.steps_in(str(tmp_path)) == [4]
-    assert tf.train.latest_checkpoint(f"{tmp_path}/best") == f"{tmp_path}/best/model.ckpt-2"
-    assert tf.train.load_variable(f"{tmp_path}/best/model.ckpt-2", "w").tolist() == [2, 2, 2]
-    found = search.find_newest(f"{tmp_path}/best")
-    assert (found.step, found.entry.top1) == (2, 0.75)
-    assert checkpoint_manifest.read(tmp_path).find(4).top1 == 0.75
-    assert not store.lacks_evaluation(4)
-    store.save(session, 5)
-    assert store.lacks_evaluation(5)
-
-
-def test_an_evaluation_counts_when_the_best_is_kept(tmp_path, counted, monkeypatch):
-    session, _, step, create = counted
-    store = create()
-    restore.assign(session, [(step, 1)])
-    store.save(session, 1)
-
-    def fail(*arguments):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as full:
-        full.setattr(layout, "move", fail)
-        with pytest.raises(OSError, match="No space"):
-            store.note_evaluation(session, 1, 0.5)
-    assert store.lacks_evaluation(1)
-    store.note_evaluation(session, 1, 0.5)
-    assert not store.lacks_evaluation(1)
-    assert search.find_newest(f"{tmp_path}/best").step == 1
-
-
-def test_with_other_workers_a_run_goes_on_at_the_same_example(tmp_path, counted):
-    session, weights, step, create = counted
-    store = create()
-    for number in (10, 25):
-        restore.assign(session, [(weights, [number] * 3)])
-        restore.assign(session, [(step, number)])
-        store.save(session, number)
-    wider = create(
-        facts=dataclasses.replace(FACTS, workers=4, global_batch_size=40), keep_checkpoints=1
-    )
-    told = wider.restore(session)[-1]
-    assert session.run(step) == 6  # 25 x 10 examples are 6 x 40, and 10 more.
-    assert session.run(weights).tolist() == [25, 25, 25]
-    assert "step 25 is step 6 now, after 250 examples, 10 of which are seen again" in told
-    # The greatest number is the newest state again, also for runs of the next day.
-    assert layout.steps_in(str(tmp_path)) == [6]
-    assert tf.train.latest_checkpoint(str(tmp_path)) == f"{tmp_path}/model.ckpt-6"
-    assert checkpoint_manifest.read(tmp_path).find(6).examples == 240
-    create(facts=dataclasses.replace(FACTS, global_batch_size=8)).restore(session)
-    assert session.run(step) == 30
-
-
-def test_a_complete_run_stays_complete_with_other_workers(tmp_path, counted):
-    session, _, step, create = counted
-    for number in (15, 30):
-        restore.assign(session, [(step, number)])
-        create().save(session, number)
-    for size, total_steps in ((20, 15), (5, 60)):
-        facts = dataclasses.replace(FACTS, global_batch_size=size, total_steps=total_steps)
-        store = create(facts=facts)
-        store.restore(session)
-        assert session.run(step) == total_steps
-        assert layout.steps_in(str(tmp_path)) == [30, 15]
-        assert not store.lacks_evaluation(total_steps)  # 15 is of half the run.
-    longer = {"run": {"seed": 0, "steps": 100}}
-    facts = dataclasses.replace(FACTS, global_batch_size=5, total_steps=100, config=longer)
-    create(facts=facts).restore(session)
-    assert session.run(step) == 60
-
-
-def test_what_has_changed_since_is_told(counted):
-    session, _, _, create = counted
-    create().save(session, 1)
-    other = create(
-        facts=dataclasses.replace(
-            FACTS,
-            fingerprint="other data",
-            versions={"numpy": "3"},
-            config={"run": {"seed": 1, "logdir": "elsewhere"}},
-        )
-    )
-    assert other.restore(session)[1:] == (
-        "flags that have changed since: seed 0 -> 1",
-        "versions that have changed since: numpy 2 -> 3",
-        "the data has changed since: the run goes on with another order of examples",
-    )
-
-
-def test_a_disk_without_room_for_two_is_refused(tmp_path, counted, monkeypatch):
-    _, _, _, create = counted
-    store = create()
-    store.check_room()
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=39))
-    with pytest.raises(UserError, match="--logdir: must have room for two checkpoints"):
-        store.check_room()  # 3 floats and a step of 8 bytes, twice: 40 bytes.
-
-
-def test_the_state_before_a_bad_step_is_saved_under_its_own_number(tmp_path, counted):
-    session, _, step, create = counted
-    restore.assign(session, [(step, 8)])
-    create().save_before(session, 8)
-    assert search.find_newest(str(tmp_path)).step == 7
-    assert tf.train.load_variable(f"{tmp_path}/model.ckpt-7", "global_step") == 7
-
-
-def test_a_resume_with_other_kernels_says_so_in_one_line():
-    before = dataclasses.replace(FACTS, kernels="on")
-    assert changes.describe(before, dataclasses.replace(FACTS, kernels="on")) == []
-    assert changes.describe(before, dataclasses.replace(FACTS, kernels="off")) == [
-        "the compiled kernels were on, now they are off: results are rounded otherwise, and bits "
-        "will differ"
-    ]
-    # Earlier versions did not record it.
-    assert changes.describe(FACTS, before) == []
-
-
-def test_a_checkpoint_records_whether_kernels_were_used(tmp_path):
-    entry = Entry(
-        1, 0.1, 10, "2026-01-01T00:00:00+00:00", (), dataclasses.replace(FACTS, kernels="off")
-    )
-    checkpoint_manifest.write(tmp_path, Manifest((entry,)))
-    text = (tmp_path / "checkpoints.json").read_text()
-    assert json.loads(text)["checkpoints"][0]["run"]["kernels"] == "off"
-    assert checkpoint_manifest.read(tmp_path).entries == (entry,)
-    earlier = json.loads(text)
-    del earlier["checkpoints"][0]["run"]["kernels"]
-    (tmp_path / "checkpoints.json").write_text(json.dumps(earlier))
-    assert checkpoint_manifest.read(tmp_path).entries[0].run.kernels is None
