@@ -22,6 +22,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -50,16 +51,17 @@ _SANITIZERS = [
 ]
 # Of a process of which a small part has sanitizers in it.
 _OPTIONS = {
-    "ASAN_OPTIONS": [
-        "detect_leaks=0",  # Python and TensorFlow keep what they have until the end.
-        "alloc_dealloc_mismatch=0",  # Libraries that bring an operator delete of their own.
-        "detect_odr_violation=0",
-        "allocator_may_return_null=1",
-    ],
-    "UBSAN_OPTIONS": ["print_stacktrace=1"],
+    # Python and TensorFlow keep what they have until the end; some libraries bring an operator
+    # delete of their own.
+    "ASAN_OPTIONS": "detect_leaks=0:alloc_dealloc_mismatch=0",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
 }
-# Python's own handler of a crash would come before the sanitizer's.
-_PYTEST = ["-p", "no:faulthandler"]
+_PYTEST = [
+    "--capture=sys",  # Reports are written by what is not Python, and the process ends.
+    "-p",
+    "no:faulthandler",  # It would be asked before the sanitizer.
+]
+_REPORT = re.compile(r"^.*(ERROR: AddressSanitizer:|:\d+:\d+: runtime error:)", re.MULTILINE)
 
 
 def compiler() -> list[str]:
@@ -138,7 +140,7 @@ def find_runtime(name: str) -> str:
 
 
 def environment(kernels: Path, *, emulated: bool, sanitized: bool) -> dict[str, str]:
-    """Returns the environment of the tests; reports go to files beside the library."""
+    """Returns the environment of the tests."""
     environ = {**os.environ, switch.VARIABLE: str(kernels), "CUDA_VISIBLE_DEVICES": "-1"}
     if emulated:
         # Some tests are about what TensorFlow fuses by oneDNN, which it has off on older CPUs.
@@ -148,10 +150,27 @@ def environment(kernels: Path, *, emulated: bool, sanitized: bool) -> dict[str, 
         # exceptions it looks at.
         runtimes = ["libasan.so", "libubsan.so", "libstdc++.so.6"]
         environ["LD_PRELOAD"] = " ".join(find_runtime(name) for name in runtimes)
-        log = f"log_path={kernels.with_name('report')}"
-        for name, options in _OPTIONS.items():
-            environ[name] = ":".join([*options, log])
+        environ.update(_OPTIONS)
     return environ
+
+
+def run_tests(arguments: list[str], environ: dict[str, str]) -> tuple[int, str]:
+    """Runs the kernels' tests.
+
+    Returns:
+      The exit status, and what was written to standard error from the first report of a sanitizer
+      on; nothing, if there is none.
+    """
+    tests = sorted(str(path) for path in (_ROOT / "tests").glob("test_cpu_*.py"))
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        command = [sys.executable, "-m", "pytest", *tests, *arguments]
+        done = subprocess.run(command, cwd=_ROOT, env=environ, stderr=said, check=False)
+        said.seek(0)
+        text = said.read()
+    found = _REPORT.search(text)
+    if found is None and done.returncode != 0:
+        print(text, file=sys.stderr)
+    return done.returncode, text[found.start() :] if found else ""
 
 
 def main() -> int:
@@ -170,20 +189,12 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         folder = arguments.folder or stack.enter_context(tempfile.TemporaryDirectory())
         kernels = build(Path(folder), emulated=emulated, sanitized=sanitized)
-        tests = sorted(str(path) for path in (_ROOT / "tests").glob("test_cpu_*.py"))
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", *tests, *of_pytest, *_PYTEST * sanitized],
-            cwd=_ROOT,
-            env=environment(kernels, emulated=emulated, sanitized=sanitized),
-            check=False,
-        )
-        reports = sorted(kernels.parent.glob("report*"))
-        for report in reports:
-            print(report.read_text(encoding="utf-8", errors="replace"))
-            report.unlink()
-    if sanitized:
-        print(f"sanitizers: {len(reports)} reports" if reports else "sanitizers: no findings")
-    return 1 if reports else done.returncode
+        environ = environment(kernels, emulated=emulated, sanitized=sanitized)
+        status, report = run_tests([*of_pytest, *_PYTEST * sanitized], environ)
+    print(report, end="")
+    if sanitized and status == 0 and not report:
+        print("sanitizers: no findings")
+    return 1 if report else status
 
 
 if __name__ == "__main__":
