@@ -28,3 +28,18 @@ def run(tmp_path_factory):
     assert done.returncode == 0, done.stdout + done.stderr
     (logdir / "console.txt").write_text(done.stdout, encoding="utf-8")
     return logdir
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says how the compiled kernels were tested, which not every machine can run."""
+    reports = [
+        report
+        for outcome in ("passed", "skipped", "failed")
+        for report in terminalreporter.stats.get(outcome, [])
+    ]
+    if not any("test_cpu_" in report.nodeid for report in reports):
+        return  # None of their tests was asked for.
+    import kernels  # It loads TensorFlow, as those tests have done.
+
+    passed = terminalreporter.stats.get("passed", [])
+    terminalreporter.write_line(f"compiled kernels: {kernels.describe_tests(passed)}")
