@@ -2,10 +2,10 @@
 // for sanitizers, which do not see what masked instructions read and write.
 //
 // To be included before all else (`-include`). Each function computes what Intel's manual says of
-// the instruction (Software Developer's Manual, volume 2), to the bit: rounding, denormals, NaN, and
-// what memory is touched. Types are GCC's own, which it takes apart where the CPU has no such
-// registers. An intrinsic that is missing here does not compile: GCC refuses its own without the
-// target.
+// the instruction (Software Developer's Manual, volume 2): rounding, denormals and what memory is
+// touched; to the bit, but for which NaN comes out where several go in. Types are GCC's own, which
+// it takes apart where the CPU has no such registers. An intrinsic that is missing here does not
+// compile: GCC refuses its own without the target.
 
 #ifndef TESTS_PROGRAMS_EMULATED_AVX512_H_
 #define TESTS_PROGRAMS_EMULATED_AVX512_H_
