@@ -10,6 +10,7 @@ import re
 import sys
 from pathlib import Path
 
+import fast_tensorflow  # noqa: F401
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 import tiny

@@ -22,6 +22,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+import fast_tensorflow  # noqa: F401
 import numpy as np
 import processes
 import tensorflow as tf

@@ -8,6 +8,7 @@ import os
 import resource
 from pathlib import Path
 
+import fast_tensorflow  # noqa: F401
 import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf

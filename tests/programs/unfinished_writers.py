@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+import fast_tensorflow  # noqa: F401
 import numpy as np
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1

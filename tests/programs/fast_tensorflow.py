@@ -1,0 +1,8 @@
+"""Loads TensorFlow as `python -m trainer` does, without Keras: import it before TensorFlow."""
+
+import importlib
+
+from trainer.process import start_up
+
+with start_up.without_keras():
+    importlib.import_module("tensorflow")
