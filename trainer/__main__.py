@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from trainer import modes
 from trainer.errors import UserError
 from trainer.process import keeper, launcher, settings
+from trainer.process.quick_exit import QuickExit
 
 try:
     from flags import command_line
@@ -26,7 +27,7 @@ def main() -> None:
     """Runs this process's command line, as the console script, and exits with its status."""
     settings.restart_with_settings()
     keeper.stay_behind()
-    sys.exit(run(sys.argv))
+    QuickExit().exit(run(sys.argv))
 
 
 def run(argv: Sequence[str]) -> int:

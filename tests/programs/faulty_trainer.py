@@ -19,6 +19,7 @@ from pathlib import Path
 
 from trainer import __main__ as main
 from trainer.process import launcher
+from trainer.process.quick_exit import QuickExit
 
 PHASES = ("start-up", "broadcast", "mid-step", "checkpoint", "evaluation", "last step")
 ACTIONS = ("KILL", "TERM", "STOP", "exception", "exit 0")
@@ -167,7 +168,7 @@ def run():
         tell_hashes(os.environ["HASHES"], rank)
     if "FAULT_PLAN" in os.environ:
         spoil(Plan(os.environ["FAULT_PLAN"], rank))
-    sys.exit(main.run(sys.argv))
+    QuickExit().exit(main.run(sys.argv))
 
 
 if __name__ == "__main__":

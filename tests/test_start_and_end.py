@@ -1,0 +1,78 @@
+"""A program starts without libraries that it does not use, and ends without taking others apart."""
+
+import sys
+
+import pytest
+from processes import run
+
+# What a training worker loads; then what a plug-in may use of the libraries that were left out.
+START = """
+import sys
+from trainer.process import start_up
+
+with start_up.without_notes(), start_up.without_keras():
+    import tensorflow as tf
+import horovod.tensorflow as hvd
+import trainer.modes.train
+print(sorted({"keras", "matplotlib", "sklearn"} & sys.modules.keys()))
+
+from tf_slim.losses import metric_learning
+print(metric_learning.metrics.v_measure_score([0, 0, 1, 1], [5, 5, 3, 3]))
+print(tf.keras.layers.Dense(3)(tf.ones([2, 5])).shape)
+print(issubclass(hvd.SyncBatchNormalization, tf.keras.layers.BatchNormalization))
+print(hasattr(hvd, "SyncBatchNormalisation"))
+"""
+BEGIN_END = """
+import atexit, ctypes, sys, threading, time
+from trainer.process.quick_exit import QuickExit
+
+class Library:
+    def __del__(self):
+        print("taken apart", flush=True)
+
+library = Library()
+library.itself = library
+end = QuickExit()
+"""
+ENDS = {
+    "a status": ("end.exit(75)", 75, [], ""),
+    "what was printed": ("print('last'); end.exit(0)", 0, ["last"], ""),
+    "what a library printed": ("ctypes.CDLL(None).puts(b'of C'); end.exit(0)", 0, ["of C"], ""),
+    "what is registered": ("atexit.register(print, 'at exit'); end.exit(3)", 3, ["at exit"], ""),
+    "a thread": (
+        "threading.Timer(0.2, print, ['thread']).start(); end.exit(0)",
+        0,
+        ["thread"],
+        "",
+    ),
+    # Those who did not call `exit` end as ever.
+    "an exception": ("1 / 0", 1, ["taken apart"], "ZeroDivisionError: division by zero"),
+    "another exit": ("sys.exit(4)", 4, ["taken apart"], ""),
+}
+
+
+def run_code(code):
+    return run([sys.executable, "-c", code])
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_keras_and_what_it_loads_are_loaded_when_they_are_used():
+    done = run_code(START)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[]", "1.0", "(2, 3)", "True", "False"]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_the_end_is_quick_and_loses_nothing(end):
+    code, status, printed, error = ENDS[end]
+    done = run_code(BEGIN_END + code)
+    assert (done.returncode, done.stdout.splitlines()) == (status, printed)
+    assert done.stderr.endswith(f"{error}\n" if error else "")
+
+
+def test_an_output_that_nobody_reads_any_more_is_told():
+    code = f"{BEGIN_END}import os; r, w = os.pipe(); os.dup2(w, 1); os.close(w); os.close(r)\n"
+    done = run_code(f"{code}print('lost'); end.exit(0)")
+    assert done.returncode != 0
+    assert "BrokenPipeError" in done.stderr
