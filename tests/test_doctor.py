@@ -6,10 +6,12 @@ import time
 from importlib import metadata
 
 import pytest
+import tensorflow as tf
 
 from trainer.config import Config
+from trainer.cpu_kernels import switch
 from trainer.modes import doctor
-from trainer.modes.doctor import allreduce, children, libraries, packages
+from trainer.modes.doctor import allreduce, children, libraries, packages, probe_libraries
 from trainer.modes.doctor.finding import Finding
 from trainer.process import settings
 
@@ -68,18 +70,46 @@ def test_horovod_that_does_not_load_is_told_by_the_first_line_of_its_error():
 
 
 @pytest.mark.parametrize(
-    ("reason", "text", "is_broken"),
+    ("kernels", "text", "remedy"),
     [
-        ("", "compiled for this CPU's AVX-512", False),
-        ("they were not built", "TensorFlow's own: they were not built", False),
-        ("they can't be loaded (cut)", "TensorFlow's own: they can't be loaded (cut)", True),
+        ({}, "compiled for this CPU's AVX-512", None),
+        ({"library": "/other.so"}, "/other.so, as given", None),
+        ({"missing": "they were not built"}, "TensorFlow's own: they were not built", None),
+        (
+            {"missing": "they can't be loaded (cut)", "broken": True},
+            "TensorFlow's own: they can't be loaded (cut)",
+            "run scripts/setup.sh",
+        ),
+        (
+            {"missing": "they can't be loaded (cut)", "broken": True, "library": "/cut.so"},
+            "TensorFlow's own: they can't be loaded (cut)",
+            "name a library that was built for this TensorFlow, not /cut.so",
+        ),
+        ({"wrong": "NAME: must be", "broken": True}, "NAME: must be", "correct or unset it"),
     ],
 )
-def test_which_kernels_are_used_is_told(reason, text, is_broken):
-    kernels = {"missing": reason, "broken": is_broken}
+def test_which_kernels_are_used_is_told(kernels, text, remedy):
+    kernels = {"wrong": "", "missing": "", "broken": False, "library": "", **kernels}
     findings = list(libraries.check_devices({"cores": 2, "gpus": 0, "kernels": kernels}))
-    assert text in [finding.text for finding in findings if finding.title == "kernels"]
-    assert [finding.title for finding in broken(findings)] == ["kernels"] * is_broken
+    assert [found[1:] for found in findings if found.title == "kernels"] == [(text, remedy)]
+    assert [finding.title for finding in broken(findings)] == ["kernels"] * (remedy is not None)
+
+
+@pytest.mark.parametrize("value", ["on", "none.so"])
+def test_a_wrong_choice_of_kernels_is_no_fault_of_the_installation(monkeypatch, value):
+    monkeypatch.setenv(switch.VARIABLE, value)
+    found = probe_libraries.tensorflow()["kernels"]
+    assert found["wrong"].startswith(f"{switch.VARIABLE}: must be ")
+    assert found["wrong"].endswith(f"got {value!r}")
+
+
+def test_a_library_of_kernels_that_does_not_load_is_told_with_its_name(monkeypatch, tmp_path):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    file = tmp_path / "cut.so"
+    file.write_bytes(b"\x7fELF")
+    monkeypatch.setenv(switch.VARIABLE, str(file))
+    found = probe_libraries.tensorflow()["kernels"]
+    assert (found["library"], found["broken"]) == (str(file), True)
 
 
 def test_every_setting_is_reported_and_whose_it_is(monkeypatch):

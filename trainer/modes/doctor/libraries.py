@@ -24,10 +24,7 @@ def check_devices(found: dict[str, Any]) -> Iterator[Finding]:
     yield from check_settings(Config(), has_gpu=bool(found["gpus"]))
     if not found["gpus"]:
         yield Finding("huge pages", _describe_huge_pages())
-    kernels = found["kernels"]
-    reason = kernels["missing"]
-    text = f"TensorFlow's own: {reason}" if reason else "compiled for this CPU's AVX-512"
-    yield Finding("kernels", text, RENEW if kernels["broken"] else None)
+    yield _describe_kernels(found["kernels"])
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
     try:
         gpus = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout
@@ -56,6 +53,20 @@ def _describe_huge_pages() -> str:
     state = chosen[1] if chosen else "unknown"
     hint = "" if state in ("always", "madvise") else ": steps take some 9 % longer without"
     return f"{state}{hint}"
+
+
+def _describe_kernels(found: dict[str, Any]) -> Finding:
+    """Returns which kernels compute convolutions and BN; see `probe_libraries`."""
+    named = found["library"]
+    if found["wrong"]:
+        return Finding("kernels", found["wrong"], "correct or unset it")
+    if found["missing"]:
+        remedy = (
+            f"name a library that was built for this TensorFlow, not {named}" if named else RENEW
+        )
+        text = f"TensorFlow's own: {found['missing']}"
+        return Finding("kernels", text, remedy if found["broken"] else None)
+    return Finding("kernels", f"{named}, as given" if named else "compiled for this CPU's AVX-512")
 
 
 def check_settings(config: Config, *, has_gpu: bool) -> Iterator[Finding]:

@@ -7,9 +7,12 @@ import json
 import sys
 from pathlib import Path
 
-import tensorflow as tf
+from trainer.process import start_up
 
-from trainer import distributed
+with start_up.without_keras():
+    import tensorflow as tf
+
+    from trainer import distributed
 
 
 def main() -> None:

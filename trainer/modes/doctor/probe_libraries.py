@@ -6,18 +6,36 @@ usage: python -m trainer.modes.doctor.probe_libraries
 import json
 from typing import Any
 
+from trainer.errors import UserError
+from trainer.process import start_up
+
 
 def tensorflow() -> dict[str, Any]:
-    """Returns the cores and GPUs that it sees, and why the compiled kernels are not used, if so."""
-    import tensorflow as tf
+    """Returns the cores and GPUs that it sees, and which kernels take convolutions and BN."""
+    with start_up.without_keras():
+        import tensorflow as tf
 
-    from trainer.cpu_kernels import library
     from trainer.machine import cores
 
     gpus = len(tf.config.list_physical_devices("GPU"))
-    reason = library.reason_for_none()
-    kernels = {"missing": reason, "broken": reason.startswith(library.NOT_LOADED)}
-    return {"cores": cores.available_cores(), "gpus": gpus, "kernels": kernels}
+    return {"cores": cores.available_cores(), "gpus": gpus, "kernels": _find_kernels()}
+
+
+def _find_kernels() -> dict[str, Any]:
+    """Returns the library of compiled kernels that is used, or why there is none.
+
+    The fields: "wrong", what is wrong with the environment variable; "missing", why TensorFlow's
+    own are used; "broken", whether that is a fault; "library", the file that the environment
+    variable names. Each is empty where it does not apply.
+    """
+    from trainer.cpu_kernels import library, switch
+
+    try:
+        named, reason = switch.read().library, library.reason_for_none()
+    except UserError as error:
+        return {"wrong": str(error), "missing": "", "broken": True, "library": ""}
+    broken = reason.startswith(library.NOT_LOADED)
+    return {"wrong": "", "missing": reason, "broken": broken, "library": str(named or "")}
 
 
 def slim() -> dict[str, Any]:
