@@ -1,13 +1,27 @@
 """What several test files share: a run costs half a minute."""
 
+import os
 import signal
 
+import fast_tensorflow  # noqa: F401
 import pytest
 import tiny
 from processes import train_script
 
 # A shell has its background jobs ignore Ctrl-C, and all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _environment():
+    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+
+
+@pytest.fixture(autouse=True)
+def environment_stays():
+    """Fails a test that leaves environment variables behind: they would reach all later tests."""
+    before = _environment()
+    yield
+    assert _environment() == before
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +53,7 @@ def pytest_terminal_summary(terminalreporter):
     ]
     if not any("test_cpu_" in report.nodeid for report in reports):
         return  # None of their tests was asked for.
-    import kernels  # It loads TensorFlow, as those tests have done.
+    import kernels
 
     passed = terminalreporter.stats.get("passed", [])
     terminalreporter.write_line(f"compiled kernels: {kernels.describe_tests(passed)}")
