@@ -28,6 +28,8 @@ NAMES = [
 ]
 OURS = (resnet_v2, resnet_utils)
 SLIMS = (slim_resnet_v2, slim_resnet_utils)
+# resnet_v2_50's trainable values, for 1000 classes.
+PUBLISHED_SIZE = 25_568_360
 
 
 def build_small(modules, images, **arguments):
@@ -63,80 +65,82 @@ def assert_relatively_close(actual, expected, tolerance=1e-5):
     assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
 
 
-def structure(modules, name):
-    """What a network of 1000 classes adds to a graph."""
-    nets, utils = modules
-    with tf.Graph().as_default():
-        images = tf1.placeholder(tf.float32, [1, 224, 224, 3])
-        with slim.arg_scope(utils.resnet_arg_scope()):
-            _, end_points = getattr(nets, name)(images, 1000)
-        return {
-            "variables": [(v.name, v.shape.as_list(), v.dtype) for v in tf1.global_variables()],
-            "trainable": [v.name for v in tf1.trainable_variables()],
-            "model": [v.name for v in slim.get_model_variables()],
-            "updates": [op.name for op in tf1.get_collection("update_ops")],
-            "regularization": [loss.name for loss in tf1.losses.get_regularization_losses()],
-            "end_points": set(end_points),
-        }
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_variables_updates_and_losses_are_slims(name):
-    ours, slims = structure(OURS, name), structure(SLIMS, name)
-    extra = ours.pop("end_points") - slims.pop("end_points")
-    assert extra == {"global_pool", f"{name}/spatial_squeeze"}
-    assert ours == slims
-
-
-def test_resnet_v2_50_has_the_published_size():
-    with tf.Graph().as_default():
-        resnet_v2.resnet_v2_50(tf1.placeholder(tf.float32, [1, 224, 224, 3]), 1000)
-        # Without the arg scope there is no gamma and no BN in the residual: not the published one.
-        assert sum(v.shape.num_elements() for v in tf1.trainable_variables()) != 25_568_360
-    with tf.Graph().as_default():
-        with slim.arg_scope(resnet_v2.resnet_arg_scope()):
-            resnet_v2.resnet_v2_50(tf1.placeholder(tf.float32, [1, 224, 224, 3]), 1000)
-        assert sum(v.shape.num_elements() for v in tf1.trainable_variables()) == 25_568_360
-        assert len(tf1.global_variables()) == 272
-        assert len(tf1.losses.get_regularization_losses()) == 54
-
-
 class Towers:
-    """A network in both modes, for images of any size, in a graph of its own."""
+    """A network of 1000 classes in both modes, for images of any size, in a graph of its own."""
 
     def __init__(self, modules, name):
         nets, utils = modules
         with tf.Graph().as_default() as self.graph:
             tf1.set_random_seed(1)
             self.images = tf1.placeholder(tf.float32, [None, None, None, 3])
-            self.logits = {}
+            self.logits, self.end_points = {}, {}
             for is_training in (False, True):
                 with slim.arg_scope(utils.resnet_arg_scope()):
-                    logits, _ = getattr(nets, name)(
-                        self.images, 1001, is_training=is_training, reuse=is_training
+                    logits, end_points = getattr(nets, name)(
+                        self.images, 1000, is_training=is_training, reuse=is_training
                     )
-                self.logits[is_training] = tf.reshape(logits, [-1, 1001])
-            self.saver = tf1.train.Saver()
+                self.logits[is_training] = tf.reshape(logits, [-1, 1000])
+                self.end_points[is_training] = set(end_points)
+            self.decay_losses = tf1.losses.get_regularization_losses()
             # Of one tower: the second has the same weights again.
-            self.decay_loss = tf.add_n(tf1.losses.get_regularization_losses())
-            self.initialize_op = tf1.global_variables_initializer()
+            self.decay_loss = tf.add_n(self.decay_losses)
+
+    def structure(self):
+        """What the network has added to the graph."""
+        with self.graph.as_default():
+            return {
+                "variables": [(v.name, v.shape.as_list(), v.dtype) for v in tf1.global_variables()],
+                "trainable": [v.name for v in tf1.trainable_variables()],
+                "model": [v.name for v in slim.get_model_variables()],
+                "updates": [op.name for op in tf1.get_collection("update_ops")],
+                "regularization": [loss.name for loss in self.decay_losses],
+            }
 
     def run(self, session, images):
         return session.run([self.logits, self.decay_loss], {self.images: images})
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_checkpoint_of_slims_network_gives_the_same_logits(name, tmp_path):
+@pytest.fixture(scope="module", params=NAMES)
+def networks(request):
+    """A network's name, and ours and slim's of that name."""
+    return request.param, Towers(OURS, request.param), Towers(SLIMS, request.param)
+
+
+def test_variables_updates_and_losses_are_slims(networks):
+    name, ours, slims = networks
+    for is_training in (False, True):
+        extra = ours.end_points[is_training] - slims.end_points[is_training]
+        assert slims.end_points[is_training] <= ours.end_points[is_training]
+        assert {point.rpartition("/")[2] for point in extra} == {"global_pool", "spatial_squeeze"}
+    assert ours.structure() == slims.structure()
+    if name == "resnet_v2_50":
+        structure = ours.structure()
+        trainable = set(structure["trainable"])
+        shapes = {each: shape for each, shape, _ in structure["variables"]}
+        assert sum(np.prod(shapes[each]) for each in trainable) == PUBLISHED_SIZE
+        assert len(shapes) == 272
+        assert len(structure["updates"]) == 98
+        assert len(structure["regularization"]) == 54
+
+
+def test_without_the_arg_scope_resnet_v2_50_has_not_the_published_size():
+    """Neither gamma nor the BN in the residual are there then."""
+    with tf.Graph().as_default():
+        resnet_v2.resnet_v2_50(tf1.placeholder(tf.float32, [1, 224, 224, 3]), 1000)
+        assert sum(v.shape.num_elements() for v in tf1.trainable_variables()) != PUBLISHED_SIZE
+
+
+def test_a_checkpoint_of_slims_network_gives_the_same_logits(networks, tmp_path):
+    name, ours, slims = networks
+    sizes = (224, 299) if name == "resnet_v2_50" else (224,)  # Depth and size do not meet.
     rng = np.random.default_rng(2)
-    batches = [rng.uniform(-1, 1, (2, size, size, 3)).astype(np.float32) for size in (224, 299)]
-    slims = Towers(SLIMS, name)
+    batches = [rng.uniform(-1, 1, (2, size, size, 3)).astype(np.float32) for size in sizes]
     with tf1.Session(graph=slims.graph) as session, slims.graph.as_default():
-        session.run(slims.initialize_op, random_initial_values(seed=3))
+        session.run(tf1.global_variables_initializer(), random_initial_values(seed=3))
         expected = [slims.run(session, images) for images in batches]
-        prefix = slims.saver.save(session, str(tmp_path / "slim"))
-    ours = Towers(OURS, name)
-    with tf1.Session(graph=ours.graph) as session:
-        ours.saver.restore(session, prefix)
+        prefix = tf1.train.Saver().save(session, str(tmp_path / "slim"))
+    with tf1.Session(graph=ours.graph) as session, ours.graph.as_default():
+        tf1.train.Saver().restore(session, prefix)
         actual = [ours.run(session, images) for images in batches]
     for (our_logits, our_loss), (slim_logits, slim_loss) in zip(actual, expected, strict=True):
         assert our_loss == pytest.approx(slim_loss, rel=1e-6)
