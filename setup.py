@@ -79,6 +79,6 @@ setup(
         "build": ["cmake>=3.18", "packaging", "pip", "setuptools", "wheel"],
         "demo": ["scikit-learn>=1.4"],
         "report": ["matplotlib>=3.9,<4"],
-        "dev": ["mypy", "pytest>=8", "ruff"],
+        "dev": ["mypy", "pytest>=8", "pytest-xdist>=3.6", "ruff"],
     },
 )

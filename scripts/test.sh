@@ -30,4 +30,5 @@ cd "$root"
 ruff format --check .
 ruff check .
 mypy
-python -m pytest "${selection[@]}" "$@"
+# Two tests at a time: many wait for one process. tests/conftest.py says which not together.
+python -m pytest --numprocesses=2 --dist=loadfile "${selection[@]}" "$@"

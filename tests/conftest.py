@@ -2,14 +2,49 @@
 
 import os
 import signal
+from pathlib import Path
 
-import fast_tensorflow  # noqa: F401
+import kernel_summary
 import pytest
-import tiny
 from processes import train_script
 
 # A shell has its background jobs ignore Ctrl-C, and all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Their tests start several training workers, or look at what these have left (`run`). They run one
+# after the other: two such jobs at once would be slow.
+WITH_WORKERS = {
+    "test_distributed",
+    "test_doctor",
+    "test_evaluate",
+    "test_faults",
+    "test_golden_losses",
+    "test_keeper",
+    "test_mllog",
+    "test_monitoring",
+    "test_tensorboard",
+    "test_train",
+}
+
+
+def pytest_configure(config):
+    """Loads TensorFlow, but not into the process that only hands out tests to two others."""
+    if not config.getoption("numprocesses", None):
+        import fast_tensorflow  # noqa: F401
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Runs the tests of a file in one process, since they share what they start."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "with workers" if Path(file).stem in WITH_WORKERS else file
+
+    return Scheduling(config, log)
 
 
 def _environment():
@@ -27,6 +62,8 @@ def environment_stays():
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
     """A finished run of 60 steps on two workers, by scripts/train.sh, with everything logged."""
+    import tiny
+
     logdir = tmp_path_factory.mktemp("run")
     flags = [
         *tiny.FLAGS,
@@ -44,16 +81,18 @@ def run(tmp_path_factory):
     return logdir
 
 
+@pytest.fixture(autouse=True)
+def how_kernels_run(request, record_property):
+    """Notes in the report of each test of the compiled kernels how these run on this machine."""
+    if request.node.path.name.startswith("test_cpu_"):
+        import kernels
+
+        record_property(kernel_summary.HOW, kernels.describe())
+
+
 def pytest_terminal_summary(terminalreporter):
     """Says how the compiled kernels were tested, which not every machine can run."""
-    reports = [
-        report
-        for outcome in ("passed", "skipped", "failed")
-        for report in terminalreporter.stats.get(outcome, [])
-    ]
-    if not any("test_cpu_" in report.nodeid for report in reports):
-        return  # None of their tests was asked for.
-    import kernels
-
-    passed = terminalreporter.stats.get("passed", [])
-    terminalreporter.write_line(f"compiled kernels: {kernels.describe_tests(passed)}")
+    stats = terminalreporter.stats
+    reports = [each for name in ("passed", "skipped", "failed") for each in stats.get(name, [])]
+    if line := kernel_summary.describe(reports):
+        terminalreporter.write_line(line)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from types import SimpleNamespace
 
+import kernel_summary
 import kernels
 import numpy as np
 import pytest
@@ -66,28 +67,50 @@ def test_the_kernels_pass_their_tests_by_emulation(request, record_property):
     selection = ["-q", "-m", "not slow and not processes", "-k", SUBSET]
     done = run([*command, f"--folder={folder}", *selection], timeout_sec=1200)
     assert done.returncode == 0, done.stdout + done.stderr
-    record_property(kernels.EMULATED, int(re.search(r"(\d+) passed", done.stdout)[1]))
+    record_property(kernel_summary.EMULATED, int(re.search(r"(\d+) passed", done.stdout)[1]))
+
+
+def report(nodeid, outcome, *properties, reason=None):
+    return pytest.TestReport(
+        nodeid=nodeid,
+        location=("", 0, ""),
+        keywords={},
+        outcome=outcome,
+        longrepr=("file", 1, f"Skipped: {reason}") if reason else None,
+        when="call",
+        user_properties=properties,
+    )
+
+
+PLAIN = report("test_cpu_switch.py::test_a", "passed", (kernel_summary.HOW, ""))
+SKIPPED = report("test_cpu_norm.py::test_b", "skipped", reason="kernels: they were not built")
+NATIVE = report("test_cpu_norm.py::test_b", "passed", (kernel_summary.HOW, "natively"))
+FAILED = report("test_cpu_norm.py::test_c", "failed", (kernel_summary.HOW, "natively"))
+BY_EMULATION = report("test_emulated.py::test_d", "passed", (kernel_summary.EMULATED, 7))
 
 
 @pytest.mark.parametrize(
-    ("value", "properties", "expected"),
+    ("reports", "expected"),
     [
-        ("0", [], "not tested: SLIM_HOROVOD_KERNELS=0 turns them off"),
-        ("0", [(kernels.EMULATED, 7)], "tested by emulation (7 tests)"),
+        ([BY_EMULATION, report("test_files.py::test_e", "passed")], ""),
+        ([PLAIN, SKIPPED], "compiled kernels: not tested: they were not built"),
+        ([PLAIN, SKIPPED, BY_EMULATION], "compiled kernels: tested by emulation (7 tests)"),
+        ([PLAIN, NATIVE, FAILED], "compiled kernels: tested natively"),
+        ([PLAIN, FAILED], "compiled kernels: not tested: no test needed them"),
     ],
 )
-def test_how_they_were_tested_is_told(monkeypatch, value, properties, expected):
-    monkeypatch.setenv(switch.VARIABLE, value)
-    passed = [SimpleNamespace(user_properties=[]), SimpleNamespace(user_properties=properties)]
-    assert kernels.describe_tests(passed) == expected
+def test_how_they_were_tested_is_told(reports, expected):
+    assert kernel_summary.describe(reports) == expected
 
 
-def test_how_they_were_tested_is_told_where_they_can_run(monkeypatch):
+def test_how_they_run_is_told(monkeypatch):
     monkeypatch.setattr(library, "reason_for_none", lambda: "")
     monkeypatch.delenv(switch.VARIABLE, raising=False)
-    assert kernels.describe_tests([]) == "tested natively"
+    assert kernels.describe() == "natively"
     monkeypatch.setattr(switch, "read", lambda: switch.Setting(is_on=True, library="other.so"))
-    assert kernels.describe_tests([]) == "tested with other.so"
+    assert kernels.describe() == "with other.so"
+    monkeypatch.setattr(library, "reason_for_none", lambda: "they were not built")
+    assert kernels.describe() == ""
 
 
 @pytest.mark.parametrize(
