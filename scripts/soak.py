@@ -56,8 +56,10 @@ def run_with_kills(
     killed = 0
     try:
         while killed < kills and process.poll() is None:
-            time.sleep(dice.uniform(1.0, longest_sec))
-            killed += _kill_one(process.pid, dice)
+            try:  # A command that ends is not waited for.
+                process.wait(timeout=dice.uniform(1.0, longest_sec))
+            except subprocess.TimeoutExpired:
+                killed += _kill_one(process.pid, dice)
         process.wait()
     except BaseException:
         process.terminate()

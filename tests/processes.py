@@ -1,5 +1,6 @@
 """Starts real processes for tests."""
 
+import json
 import os
 import subprocess
 import sys
@@ -50,6 +51,17 @@ def train_script(workers, flags):
 def trainer(*flags, **extra):
     """Runs `python -m trainer` with some flags in one process."""
     return run([sys.executable, "-m", "trainer", *flags], **extra)
+
+
+def trainers(*command_lines):
+    """Runs several command lines of the trainer, which share no more than a loaded TensorFlow."""
+    program = ROOT / "tests" / "programs" / "several_trainers.py"
+    done = run([sys.executable, str(program), json.dumps(command_lines)], timeout_sec=900)
+    assert done.returncode == 0, done.stderr
+    return [
+        subprocess.CompletedProcess(flags, *ended)
+        for flags, ended in zip(command_lines, json.loads(done.stdout), strict=True)
+    ]
 
 
 def check_with_and_without_onednn(code):

@@ -86,6 +86,7 @@ def test_rows_outside_units_and_totals(resnet_v2_50):
     assert resnet_v2_50.gflops_per_image == pytest.approx(6.9645, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_convolutions_are_counted_as_by_the_profiler(batch_size):
     with tf.Graph().as_default() as graph:
@@ -97,6 +98,7 @@ def test_convolutions_are_counted_as_by_the_profiler(batch_size):
     assert counted == batch_size * 6_964_510_720
 
 
+@pytest.mark.slow
 def test_a_training_step_costs_three_times_the_forward_less_the_first_input_gradient():
     with tf.Graph().as_default() as graph:
         images = tf1.placeholder(tf.float32, [2, 64, 64, 3])
@@ -130,6 +132,7 @@ def test_an_unknown_shape_is_refused_by_name():
         flops.count_flops(graph.get_operations())
 
 
+@pytest.mark.slow
 def test_run_prints_the_table_and_writes_it(capsys, tmp_path):
     result = run(tmp_path, "resnet_v2_50", image_size=64, num_classes=10)
     lines = capsys.readouterr().out.splitlines()

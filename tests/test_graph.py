@@ -111,10 +111,15 @@ def test_gradient_norm_is_the_update_of_plain_descent():
     assert steps[0][0].gradient_norm == pytest.approx(np.sqrt(squares), rel=1e-4)
 
 
+@pytest.fixture(scope="module")
+def exact():
+    """Fifty steps in float32."""
+    return run_steps(Config(**tiny.config_groups()), 50, learning_rate=0.02)
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_low_precision_keeps_float32_variables_and_follows_float32(precision):
+def test_low_precision_keeps_float32_variables_and_follows_float32(exact, precision):
     groups = tiny.config_groups()
-    exact = run_steps(Config(**groups), 50, learning_rate=0.02)
     groups["model"] = ModelConfig(
         model="tiny:network", weight_decay=0.01, batch_norm_decay=DECAY, precision=precision
     )
@@ -129,7 +134,13 @@ def test_low_precision_keeps_float32_variables_and_follows_float32(precision):
     assert steps[0][0].weight_decay_loss == exact[2][0][0].weight_decay_loss
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "nesterov", "adam"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        "momentum",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("sgd", "nesterov", "adam")),
+    ],
+)
 def test_every_optimizer_learns_one_batch(optimizer):
     groups = tiny.config_groups()
     groups["optimizer"] = OptimizerConfig(optimizer=optimizer)

@@ -60,7 +60,7 @@ def test_a_shuffle_is_even():
     assert all(abs(counts[place] - 500) < 97 for place in range(4))
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_stream_reads_what_the_order_says(size, monkeypatch):
     batch_size, steps = 7, 12
     config = create_config(batch_size=batch_size, augment="none")

@@ -126,6 +126,7 @@ def test_check_image_size_refuses_what_is_too_small():
         models.check_image_size(network, 31)
 
 
+@pytest.mark.slow
 def test_the_least_image_size_builds_and_runs():
     network = models.get("resnet_v2_50")
     with tf.Graph().as_default(), tf1.Session() as session:

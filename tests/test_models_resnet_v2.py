@@ -21,15 +21,12 @@ SMALL_BLOCKS = [
     ("block4", 8, 1, 1),
 ]
 
-# The deep ones take seconds each, just to build.
-NAMES = [
-    "resnet_v2_50",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in models.NAMES[1:]),
-]
 OURS = (resnet_v2, resnet_utils)
 SLIMS = (slim_resnet_v2, slim_resnet_utils)
 # resnet_v2_50's trainable values, for 1000 classes.
 PUBLISHED_SIZE = 25_568_360
+# What decides where a convolution looks, beside the shape of its kernel.
+LAYOUT = ("strides", "dilations", "padding", "data_format")
 
 
 def build_small(modules, images, **arguments):
@@ -65,19 +62,24 @@ def assert_relatively_close(actual, expected, tolerance=1e-5):
     assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
 
 
+# Which statistics BN takes does not depend on the depth.
+MODES = {"resnet_v2_50": (False, True)}
+
+
 class Towers:
-    """A network of 1000 classes in both modes, for images of any size, in a graph of its own."""
+    """A network of 1000 classes, in training mode or both, for images of any size, in a graph."""
 
     def __init__(self, modules, name):
         nets, utils = modules
+        modes = MODES.get(name, (True,))
         with tf.Graph().as_default() as self.graph:
             tf1.set_random_seed(1)
             self.images = tf1.placeholder(tf.float32, [None, None, None, 3])
             self.logits, self.end_points = {}, {}
-            for is_training in (False, True):
+            for is_training in modes:
                 with slim.arg_scope(utils.resnet_arg_scope()):
                     logits, end_points = getattr(nets, name)(
-                        self.images, 1000, is_training=is_training, reuse=is_training
+                        self.images, 1000, is_training=is_training, reuse=is_training != modes[0]
                     )
                 self.logits[is_training] = tf.reshape(logits, [-1, 1000])
                 self.end_points[is_training] = set(end_points)
@@ -94,23 +96,29 @@ class Towers:
                 "model": [v.name for v in slim.get_model_variables()],
                 "updates": [op.name for op in tf1.get_collection("update_ops")],
                 "regularization": [loss.name for loss in self.decay_losses],
+                "convolutions": [
+                    (operation.inputs[1].shape.as_list(), *map(operation.get_attr, LAYOUT))
+                    for operation in self.graph.get_operations()
+                    if operation.type == "Conv2D"
+                ],
             }
 
     def run(self, session, images):
         return session.run([self.logits, self.decay_loss], {self.images: images})
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=models.NAMES)
 def networks(request):
     """A network's name, and ours and slim's of that name."""
     return request.param, Towers(OURS, request.param), Towers(SLIMS, request.param)
 
 
+@pytest.mark.slow
 def test_variables_updates_and_losses_are_slims(networks):
     name, ours, slims = networks
-    for is_training in (False, True):
-        extra = ours.end_points[is_training] - slims.end_points[is_training]
-        assert slims.end_points[is_training] <= ours.end_points[is_training]
+    for is_training, points in slims.end_points.items():
+        extra = ours.end_points[is_training] - points
+        assert points <= ours.end_points[is_training]
         assert {point.rpartition("/")[2] for point in extra} == {"global_pool", "spatial_squeeze"}
     assert ours.structure() == slims.structure()
     if name == "resnet_v2_50":
@@ -123,6 +131,7 @@ def test_variables_updates_and_losses_are_slims(networks):
         assert len(structure["regularization"]) == 54
 
 
+@pytest.mark.slow
 def test_without_the_arg_scope_resnet_v2_50_has_not_the_published_size():
     """Neither gamma nor the BN in the residual are there then."""
     with tf.Graph().as_default():
@@ -130,6 +139,8 @@ def test_without_the_arg_scope_resnet_v2_50_has_not_the_published_size():
         assert sum(v.shape.num_elements() for v in tf1.trainable_variables()) != PUBLISHED_SIZE
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("networks", ["resnet_v2_50", "resnet_v2_200"], indirect=True)
 def test_a_checkpoint_of_slims_network_gives_the_same_logits(networks, tmp_path):
     name, ours, slims = networks
     sizes = (224, 299) if name == "resnet_v2_50" else (224,)  # Depth and size do not meet.
@@ -144,10 +155,10 @@ def test_a_checkpoint_of_slims_network_gives_the_same_logits(networks, tmp_path)
         actual = [ours.run(session, images) for images in batches]
     for (our_logits, our_loss), (slim_logits, slim_loss) in zip(actual, expected, strict=True):
         assert our_loss == pytest.approx(slim_loss, rel=1e-6)
-        for is_training in (False, True):
-            assert_relatively_close(our_logits[is_training], slim_logits[is_training])
-        # The modes differ, so that one cannot stand in for the other.
-        assert not np.allclose(slim_logits[False], slim_logits[True], rtol=0.1)
+        for is_training, logits in slim_logits.items():
+            assert_relatively_close(our_logits[is_training], logits)
+        if name in MODES:  # They differ, so that one cannot stand in for the other.
+            assert not np.allclose(slim_logits[False], slim_logits[True], rtol=0.1)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +201,7 @@ def test_every_argument_gives_slims_result(size, arguments, is_training, tmp_pat
     assert set(slim_points) <= set(our_points)
 
 
+@pytest.mark.slow
 def test_logits_features_and_predictions_have_their_documented_shapes():
     with tf.Graph().as_default():
         images = tf1.placeholder(tf.float32, [None, 65, 65, 3])
@@ -259,6 +271,7 @@ def test_block_has_slims_fields_and_default_image_size_is_slims():
     assert resnet_v2.resnet_v2.default_image_size == slim_resnet_v2.resnet_v2.default_image_size
 
 
+@pytest.mark.slow
 def test_a_positional_call_in_tf_slims_order_is_understood():
     with tf.Graph().as_default():
         images = tf1.placeholder(tf.float32, [1, 64, 64, 3])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from processes import horovodrun, trainer
+from processes import horovodrun, trainer, trainers
 from tensorboard.backend.event_processing import event_accumulator
 
 FLAGS = tiny.FLAGS
@@ -121,9 +121,14 @@ class TestRun:
         files = [str(path) for path in sorted(tmp_path.iterdir())]
         # The run's own model.json says which network, and at which size.
         flags = ["--mode=predict", f"--logdir={run}", "--crop_fraction=1"]
-        done = trainer(*flags, *files, f"--result_json={tmp_path}/p.json")
-        assert done.returncode == 1
-        assert f"{tmp_path}/no image.png: is not a JPEG or PNG that can be read" in done.stderr
+        target = tmp_path / "exported"
+        predicted, exported = trainers(
+            [*flags, *files, f"--result_json={tmp_path}/p.json"],
+            [*FLAGS, "--mode=export", f"--logdir={run}", f"--export_dir={target}"],
+        )
+        assert predicted.returncode == 1
+        expected = f"{tmp_path}/no image.png: is not a JPEG or PNG that can be read"
+        assert expected in predicted.stderr
         found = read_json(tmp_path / "p.json")["result"]["predictions"]
         assert [row["file"] for row in found] == files[:3]
         names = tiny.dataset(None).class_names
@@ -132,9 +137,7 @@ class TestRun:
                 enumerate(names)
             )
 
-        target = tmp_path / "exported"
-        done = trainer(*FLAGS, "--mode=export", f"--logdir={run}", f"--export_dir={target}")
-        assert done.returncode == 0, done.stderr
+        assert exported.returncode == 0, exported.stderr
         serve = tf.saved_model.load(str(target)).signatures["serving_default"]
         probabilities = serve(images=tf.constant(split.images[:3]))["probabilities"].numpy()
         for row, expected in zip(found, probabilities, strict=True):
@@ -187,11 +190,13 @@ def test_when_one_worker_ends_the_others_say_so_in_a_line(tmp_path):
 def test_a_resumed_run_shows_each_step_once_and_ends_as_a_straight_one(tmp_path):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     common = [*FLAGS, "--lr_schedule=constant", "--warmup_epochs=0", "--deterministic"]
-    assert trainer(*common, "--steps=20", f"--logdir={straight}").returncode == 0
-    assert trainer(*common, "--steps=12", f"--logdir={stopped}").returncode == 0
-    # As if it had been killed at step 12, with the checkpoint of step 8 as the newest.
-    done = trainer(*common, "--steps=8", f"--logdir={tmp_path}/eight")
-    assert done.returncode == 0, done.stderr
+    # As if one had been killed at step 12, with the checkpoint of step 8 as the newest.
+    for done in trainers(
+        [*common, "--steps=20", f"--logdir={straight}"],
+        [*common, "--steps=12", f"--logdir={stopped}"],
+        [*common, "--steps=8", f"--logdir={tmp_path}/eight"],
+    ):
+        assert done.returncode == 0, done.stderr
     for path in stopped.glob("model.ckpt-12*"):
         path.unlink()
     for path in (tmp_path / "eight").glob("model.ckpt-8*"):
@@ -211,12 +216,9 @@ def test_a_resumed_run_shows_each_step_once_and_ends_as_a_straight_one(tmp_path)
 
 @pytest.mark.processes
 def test_wrong_input_is_one_line(tmp_path):
-    """Each command line has a process of its own, as a user's has."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     (tmp_path / "other").mkdir()
-    done = trainer(*FLAGS, "--steps=2", f"--logdir={tmp_path}/other")
-    assert done.returncode == 0, done.stderr
     cases = {
         ("--model=resnet_v2_51",): "--model: must be one of resnet_v2_50, ",
         ("--dataset=imagenet",): "--dataset: must be synthetic, tfrecord, folder or ",
@@ -231,8 +233,12 @@ def test_wrong_input_is_one_line(tmp_path):
         ),
         (f"--init_checkpoint={tmp_path}/none",): "--init_checkpoint: must be the prefix of a ",
     }
-    for flags, line in cases.items():
-        done = trainer(*FLAGS, "--steps=1", *flags)
+    right, *wrong = trainers(
+        [*FLAGS, "--steps=2", f"--logdir={tmp_path}/other"],
+        *([*FLAGS, "--steps=1", *flags] for flags in cases),
+    )
+    assert right.returncode == 0, right.stderr
+    for done, (flags, line) in zip(wrong, cases.items(), strict=True):
         assert done.returncode == 1, (flags, done.stderr)
         lines = done.stderr.splitlines()
         assert len(lines) == 1, (flags, done.stderr)

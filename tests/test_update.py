@@ -136,7 +136,7 @@ def test_the_scale_doubles_after_many_good_steps(create_run):
     assert scales == [2**15, 2**15, 2**16]
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.0**10])
+@pytest.mark.parametrize("scale", [1.0, pytest.param(2.0**10, marks=pytest.mark.slow)])
 def test_the_scale_does_not_show_in_the_update(create_run, scale):
     scaled, exact = (create_run(create_config(precision=p)) for p in ("float16", "float32"))
     scaled.load("loss_scale/scale", scale)
@@ -145,6 +145,7 @@ def test_the_scale_does_not_show_in_the_update(create_run, scale):
     assert metrics.gradient_norm == pytest.approx(exact.step().gradient_norm, rel=0.02)
 
 
+@pytest.mark.slow
 def test_float32_and_bfloat16_have_no_scale_to_report(create_run):
     for precision in ("float32", "bfloat16"):
         run = create_run(create_config(precision=precision))

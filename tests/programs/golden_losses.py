@@ -1,11 +1,12 @@
 """Computes the losses that tests/golden_losses.json holds.
 
-usage (with tests/ in PYTHONPATH):
+usage (with tests/ and scripts/ in PYTHONPATH):
 
        golden_losses.py FOLDER      one worker, or each of several under horovodrun; each writes
                                     losses_<rank>.json into FOLDER: a list of `compute_cases`
-       golden_losses.py --record    computes all cases with 1 and 2 workers and without the
-                                    compiled kernels, and writes the file
+       golden_losses.py --check     computes all cases with 1 and 2 workers, and compares them with
+                                    the file; the suite leaves out some of the large network
+       golden_losses.py --record    computes them without the compiled kernels, and writes the file
 
 The variables begin with values that follow from their names, and the examples are the tests' own,
 so that the losses depend on what a step computes, and not on how many operations its graph has.
@@ -13,6 +14,7 @@ With the compiled kernels the losses are the same, but for rounding.
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -38,6 +40,8 @@ from trainer.machine import session
 FILE = Path(__file__).resolve().parent.parent / "golden_losses.json"
 PRECISIONS = ("float32", "bfloat16")
 WORKERS = (1, 2)
+# Relative, of a loss: CPUs, numbers of threads and the compiled kernels round differently.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.02}
 
 
 class Network(NamedTuple):
@@ -74,9 +78,9 @@ def kernels(setting):
             os.environ[switch.VARIABLE] = before
 
 
-def initial_value(variable):
+@functools.cache
+def initial_value(name, shape):
     """The value that a variable begins with: He's for filters (arXiv:1502.01852)."""
-    name, shape = variable.op.name, variable.shape.as_list()
     if name.endswith("/weights"):
         rng = np.random.Generator(np.random.Philox(zlib.crc32(name.encode())))
         return rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape).astype(np.float32)
@@ -105,7 +109,7 @@ def compute_losses(group, network, precision):
         feeds = {
             variable.initializer.inputs[1]: value
             for variable in variables
-            if (value := initial_value(variable)) is not None
+            if (value := initial_value(variable.op.name, tuple(variable.shape))) is not None
         }
         threads = session.create_config(local_size=group.worker.local_size)
         with tf1.Session(config=threads) as run:
@@ -132,20 +136,40 @@ class Case(NamedTuple):
     losses: list[float]
 
 
-def compute_cases(group, names=tuple(NETWORKS)):
-    """The losses of every case that this machine can compute with the workers that there are."""
+def is_in_suite(name, precision, workers):
+    """Whether the tests compute a case: each precision and number of workers, with each network.
+
+    A graph of the large network takes some 10 s: of its four, the tests build two.
+    """
+    return name == "small" or (precision, workers) in {("bfloat16", 1), ("float32", 2)}
+
+
+def compute_cases(group, names=tuple(NETWORKS), is_wanted=is_in_suite):
+    """The losses of the cases that this machine can compute with the workers that there are."""
     cases = []
+    workers = group.worker.size
     for name, precision, setting in itertools.product(names, PRECISIONS, kernel_settings()):
-        with kernels(setting):
-            losses = compute_losses(group, NETWORKS[name], precision)
-        workers = group.worker.size
-        cases.append(Case(f"{name}, {precision}, {workers} workers", precision, setting, losses))
+        if is_wanted(name, precision, workers):
+            with kernels(setting):
+                losses = compute_losses(group, NETWORKS[name], precision)
+            case = f"{name}, {precision}, {workers} workers"
+            cases.append(Case(case, precision, setting, losses))
     return cases
 
 
-def launch(workers, folder):
+def find_difference(case):
+    """How far losses are from the golden ones, in words; empty within the tolerance."""
+    golden = json.loads(FILE.read_text(encoding="utf-8"))[case.name]
+    if np.shape(case.losses) == np.shape(golden) and np.allclose(
+        case.losses, golden, rtol=TOLERANCE[case.precision], atol=0
+    ):
+        return ""
+    return f"{case.name}, kernels {case.kernels}: {case.losses}, not {golden}"
+
+
+def launch(workers, folder, *arguments):
     """The cases of each worker of a horovodrun, or of one process, in order of rank."""
-    arguments = [__file__, str(folder)]
+    arguments = [__file__, str(folder), *arguments]
     if workers == 1:
         done = processes.run([sys.executable, *arguments])
     else:
@@ -158,29 +182,43 @@ def launch(workers, folder):
     ]
 
 
-def record():
-    """Writes the file of golden losses."""
-    rows = []
+def compute_all():
+    """All cases of all numbers of workers, as rank 0 sees them."""
     for workers in WORKERS:
         with tempfile.TemporaryDirectory() as folder:
-            rows += [
-                f"  {json.dumps(case.name)}: {json.dumps(case.losses)}"
-                for case in launch(workers, folder)[0]
-                if case.kernels == "off"
-            ]
+            yield from launch(workers, folder, "--all")[0]
+
+
+def record():
+    """Writes the file of golden losses."""
+    rows = [
+        f"  {json.dumps(case.name)}: {json.dumps(case.losses)}"
+        for case in compute_all()
+        if case.kernels == "off"
+    ]
     FILE.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
+
+
+def check():
+    """Tells what differs; returns the exit status."""
+    differences = [find_difference(case) for case in compute_all()]
+    print(*filter(None, differences), f"{len(differences)} cases compared", sep="\n")
+    return int(any(differences))
 
 
 def main():
     """Runs the command line."""
     if sys.argv[1] == "--record":
-        record()
-        return
+        return record()
+    if sys.argv[1] == "--check":
+        return check()
+    is_wanted = (lambda *case: True) if "--all" in sys.argv[2:] else is_in_suite
     group = distributed.connect()
     file = Path(sys.argv[1], f"losses_{group.worker.rank}.json")
-    file.write_text(json.dumps(compute_cases(group)), encoding="utf-8")
+    file.write_text(json.dumps(compute_cases(group, is_wanted=is_wanted)), encoding="utf-8")
     group.shutdown()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

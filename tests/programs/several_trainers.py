@@ -1,0 +1,60 @@
+"""Runs several command lines of the trainer, one after the other, and tells what came of each.
+
+usage: several_trainers.py COMMAND_LINES
+
+COMMAND_LINES is a list of lists of flags, in JSON; what is printed is a list of exit status, stdout
+and stderr, likewise. Each command line runs in a process of its own, which begins where this one
+has loaded TensorFlow as the trainer does: loading it takes longer than most of what tests ask for.
+"""
+
+import importlib
+import json
+import os
+import sys
+import tempfile
+import traceback
+
+from trainer import __main__ as program
+from trainer.config import Config
+from trainer.process import settings, start_up
+
+
+def run_here(flags, folder):
+    """Runs a command line in this process, which ends."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        file = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, number)
+    status = 1
+    try:
+        status = program.run(["slim-horovod", *flags])
+    except BaseException:  # noqa: BLE001 (the end of a process, as Python would end it)
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def run(flags):
+    """Exit status, stdout and stderr of a command line in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        process = os.fork()
+        if process == 0:
+            run_here(flags, folder)
+        status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        texts = []
+        for name in ("stdout", "stderr"):
+            with open(f"{folder}/{name}", encoding="utf-8") as file:
+                texts.append(file.read())
+        return [status, *texts]
+
+
+def main():
+    settings.apply(settings.Moment.TENSORFLOW, Config(), has_gpu=settings.has_gpu())
+    with start_up.without_notes(), start_up.without_keras():
+        importlib.import_module("tensorflow")
+    print(json.dumps([run(flags) for flags in json.loads(sys.argv[1])]))
+
+
+if __name__ == "__main__":
+    main()
