@@ -99,6 +99,8 @@ def parse(
         rest = values(list(argv))[1:]
     except absl_flags.Error as error:
         raise UserError(" ".join(str(error).split())) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"--flagfile: must be UTF-8 ({error.reason})") from None
     if values.help:
         raise HelpRequested(usage(values))
     mode = values.mode

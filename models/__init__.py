@@ -16,17 +16,21 @@ A network is a function. Those of this package are found by their names, all oth
     tiny.minimum_image_size = 8  # pixels; may be left out, as may default_image_size
 
 It is called as `function(images, num_classes=..., is_training=...)`: images are float32, bfloat16
-or float16 [batch, height, width, 3] in [-1, 1], of a known height and width; the other two are an
-int and a bool. It returns `(logits, end_points)`: logits [batch, num_classes], before the softmax,
-and a dict of named tensors, which may be empty. It may be called again in the same graph, to share
-its variables: so these have to be made by slim or by `tf.compat.v1.get_variable`, and every layer
-has to state its scope.
+or float16 [batch, height, width, 3], scaled as --preprocessing says, of a known height and width;
+the other two are an int and a bool. It returns `(logits, end_points)`: logits [batch, num_classes],
+before the softmax, and a dict of named tensors, which may be empty. It may be called again in the
+same graph, to share its variables: so these have to be made by slim or by
+`tf.compat.v1.get_variable`, and every layer has to state its scope. The scope of the layer that
+makes the logits is `logits`, or ends with `/logits`: it tells how many classes a checkpoint has,
+and --init_checkpoint leaves it out where the data has another number.
 
 The caller enters `slim.arg_scope(network.arg_scope_fn(weight_decay=..., is_training=..., ...))`
-around the call: in it slim's convolutions have weight decay, BN and ReLU by default, and BN has its
-mode, decay and epsilon. `arg_scope_fn` is `resnet_arg_scope`, unless the function has an attribute
-of that name, with the same arguments. A layer that is not slim's has to add its regularization
-losses and update ops to the graph's collections REGULARIZATION_LOSSES and UPDATE_OPS itself.
+around the call: in it slim's convolutions have BN and ReLU by default, and BN has its mode, decay
+and epsilon. `arg_scope_fn` is `resnet_arg_scope`, unless the function has an attribute of that
+name, with the same arguments. Weight decay is added outside, to every trainable variable that is
+named `weights`, as slim names the kernels of convolutions and of fully connected layers; the arg
+scope gets 0. A layer that is not slim's has to add its update ops, and other losses that it wants,
+to the graph's collections UPDATE_OPS and REGULARIZATION_LOSSES itself.
 """
 
 from collections.abc import Callable

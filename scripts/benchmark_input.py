@@ -58,7 +58,7 @@ class Pipeline(NamedTuple):
     """The tensors and operations of a graph that reads images.
 
     Attributes:
-      images: the next batch, float32 [batch, height, width, 3].
+      images: the next batch, uint8 [batch, height, width, 3].
       initializer: operation that starts the reading.
       feeds: placeholders of the initializer, with their values.
     """

@@ -50,7 +50,7 @@ class Panel(NamedTuple):
 
     Attributes:
       title: heading, with the unit.
-      lines: (tag, percentile, label, style) of each.
+      lines: tag, percentile, label and style of each line.
       is_log: whether the axis is logarithmic.
     """
 
@@ -90,12 +90,12 @@ def read_curves(folder: Path) -> dict[str, Curve]:
     """
     points: dict[str, list[tuple[int, float]]] = {}
     try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        text = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(
             f"{folder}/metrics.jsonl cannot be read ({error.strerror}): give the --logdir of a run"
         ) from error
-    for line in lines:
+    for line in text.splitlines():
         try:
             values = json.loads(line)
         except ValueError:
@@ -116,9 +116,9 @@ def thin(curve: Curve, percentile: float, *, least_steps: int = 1) -> Curve:
     """Reduces a curve to `_POINTS` points: each the percentile of some steps, at the last of them.
 
     Args:
-      curve: of all steps.
-      percentile: in [0, 100].
-      least_steps: steps per point, where the curve has as many.
+      curve: values of all steps.
+      percentile: percentile that a point has of its steps, in [0, 100].
+      least_steps: least number of steps per point, where the curve has as many.
     """
     windows = max(1, min(len(curve.steps) // least_steps, _POINTS))
     steps = [part[-1] for part in np.array_split(curve.steps, windows)]
@@ -137,8 +137,9 @@ def summarize(curves: Mapping[str, Curve]) -> dict[str, str]:
         "ms per step, p50 / p90 / p99": " / ".join(
             f"{np.percentile(timed, share):.1f}" for share in (50, 90, 99)
         ),
-        "training loss (last)": f"{curves['train/loss'].values[-1]:.4f}",
     }
+    if "train/loss" in curves:  # Which it is not where none was finite.
+        figures["training loss (last)"] = f"{curves['train/loss'].values[-1]:.4f}"
     for name in ("top1", "top5"):
         if f"eval/{name}" in curves:
             figures[f"{name} (last)"] = f"{curves[f'eval/{name}'].values[-1]:.4f}"

@@ -5,8 +5,9 @@
 
 The command may be any launcher's: it is run as it is. After a failure it is run again, and goes on
 from its newest good checkpoint; the pause before that doubles with each failure, until there is
-progress. Signals go to the launcher; a run that was stopped by one is not started again. What
-happened is told in DIR/supervise.log, and how it ended in DIR/status.json.
+progress. A signal asks the run to stop and save (worker 0 is asked; a second signal goes to the
+launcher); such a run is not started again. What happened is told in DIR/supervise.log, and how it
+ended in DIR/status.json.
 """
 
 import argparse
@@ -114,7 +115,7 @@ def _examples(logdir: Path) -> int:
 def _read_status(logdir: Path) -> dict[str, object]:
     try:
         return dict(json.loads((logdir / FILE_NAME).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return {}
 
 
@@ -196,7 +197,7 @@ def _logdir_in_file(path: str) -> str | None:
     """The value of --logdir in a flag file, which has a word of the command line in each line."""
     try:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    except OSError:
+    except (OSError, ValueError):  # The trainer itself will say what is wrong with it.
         return None
     return find_logdir([line for line in lines if not line.startswith(("#", "//"))])
 

@@ -114,7 +114,11 @@ def test_what_has_changed_since_is_told(counted):
             FACTS,
             fingerprint="other data",
             versions={"numpy": "3"},
-            config={"run": {"seed": 1, "logdir": "elsewhere"}},
+            config={
+                "run": {"seed": 1, "logdir": "elsewhere"},
+                "telemetry": {"mllog": "a.log", "profile_steps": "1:2", "histogram_every": 3},
+                "benchmark": {"benchmark_steps": 3, "result_csv": "a.csv"},
+            },
         )
     )
     assert other.restore(session)[1:] == (

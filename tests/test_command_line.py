@@ -46,6 +46,13 @@ def test_a_flagfile_carries_a_recipe(tmp_path):
     assert (config.data.batch_size, config.run.seed) == (5, 4)
 
 
+def test_a_flagfile_that_is_no_text_is_one_line(tmp_path):
+    recipe = tmp_path / "recipe.flags"
+    recipe.write_bytes(b"--batch_size=5\xff\n")
+    with pytest.raises(UserError, match=r"^--flagfile: must be UTF-8 \("):
+        parse(f"--flagfile={recipe}")
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

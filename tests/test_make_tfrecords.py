@@ -255,3 +255,10 @@ def test_the_programs_say_what_is_wrong_in_one_line(tmp_path):
     )
     result = run("verify_dataset.py", "--data_dir", tmp_path / "out")
     assert (result.returncode, result.stdout) == (0, "train: 5 examples\nno faults\n")
+    (shard,) = (tmp_path / "out").glob("*-of-*")
+    shard.unlink()
+    shard.symlink_to(tmp_path / "vanished")
+    result = run("verify_dataset.py", "--data_dir", tmp_path / "out")
+    assert result.returncode == 1
+    assert str(shard) in result.stdout
+    assert "Traceback" not in result.stderr

@@ -43,6 +43,15 @@ def test_curves_are_what_the_lines_say(runs):
     assert "eval/loss" not in curves  # Not finite.
 
 
+def test_a_run_that_diverged_at_once_has_no_last_loss(tmp_path):
+    values = {"perf/step_time_ms": 2.0, "perf/images_per_sec": 4.0, "train/loss": None}
+    line = json.dumps({"step": 1, "wall_time": 0.0, **values}).encode()
+    (tmp_path / "metrics.jsonl").write_bytes(line + b"\n\xff\xfe\n")
+    figures = report.summarize(report.read_curves(tmp_path))
+    assert figures["steps"] == "1"
+    assert "training loss (last)" not in figures
+
+
 def test_percentiles_are_of_windows_of_steps(runs):
     curve = report.read_curves(runs[0])["perf/step_time_ms"]
     thinned = report.thin(curve, 90)
@@ -54,6 +63,7 @@ def test_percentiles_are_of_windows_of_steps(runs):
     assert len(report.thin(curve, 90, least_steps=3000).steps) == 1
 
 
+@pytest.mark.slow
 def test_a_picture_of_several_runs(runs, tmp_path):
     out = tmp_path / "folder" / "report.png"
     report.main([*map(str, runs), f"--out={out}"])
@@ -64,6 +74,7 @@ def test_a_picture_of_several_runs(runs, tmp_path):
     assert {(31, 119, 180), (255, 127, 14)} <= colours  # A colour for each run.
 
 
+@pytest.mark.slow
 def test_a_page_without_other_files(runs, tmp_path):
     out = tmp_path / "report.html"
     report.main([*map(str, runs), f"--out={out}"])

@@ -41,6 +41,7 @@ def test_after_a_resume_each_step_is_there_once(tmp_path):
     write_steps(tmp_path, range(1, 8))
     with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write("\0\0}\n")  # Left by a power cut.
+        file.write('{"step": null}\n')
         file.write('{"step": 8, "wall_ti')  # Cut, by a kill.
     write_steps(tmp_path, range(4, 10), first_step=4)
     assert [step for step, _ in read_events(tmp_path)["a"]] == list(range(1, 10))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from trainer.errors import UserError
+from trainer.safety import exit_status
 
 
 def at_least(minimum: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:
@@ -35,4 +36,4 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(exit_status.INTERRUPTED)

@@ -1,4 +1,4 @@
-"""The loop that times runs, and prints the lines of the notebook's `time_tensorflow_run`."""
+"""The loop that times runs, and prints a line after every tenth and one at the end."""
 
 import datetime
 import time

@@ -20,8 +20,7 @@ from trainer.benchmark.result import PassResult, Sweep
 from trainer.benchmark.runs import Say
 from trainer.config import Config, RunConfig, TelemetryConfig
 from trainer.errors import UserError
-
-_INTERRUPTED = 130  # Exit status of a benchmark that Ctrl-C ended.
+from trainer.safety import exit_status
 
 
 def to_flags(config: Config) -> list[str]:
@@ -101,7 +100,7 @@ def _measure_alone(config: Config, name: str, size: int) -> tuple[PassResult | s
             ),
         )
         ended = _run_alone(to_flags(child))
-        is_interrupted = ended.is_interrupted or ended.status == _INTERRUPTED
+        is_interrupted = ended.is_interrupted or ended.status == exit_status.INTERRUPTED
         if not path.exists():
             if is_interrupted:
                 raise KeyboardInterrupt

@@ -103,12 +103,12 @@ class FolderStore:
         self._set_step(session, step)
         try:
             self._put(session, step)
+            self._prune(step, newer_too=True)
         except OSError as error:
             raise UserError(
                 f"--logdir: the checkpoint of step {entry.step} must be saved again as step "
                 f"{step}, since steps have another size now; that failed ({error})"
             ) from error
-        self._prune(step, newer_too=True)
         repeated = f", {again} of which are seen again" if again else ""
         return (
             f"steps have {size} examples instead of {entry.run.global_batch_size}: step "

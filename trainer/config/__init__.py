@@ -8,7 +8,7 @@ Nothing here imports TensorFlow, so that a wrong flag is refused before the seco
 import dataclasses
 from collections.abc import Iterator
 
-from trainer.config.benchmark import PASSES, BenchmarkConfig
+from trainer.config.benchmark import BenchmarkConfig
 from trainer.config.data import DataConfig
 from trainer.config.network import ModelConfig
 from trainer.config.run import RunConfig, TelemetryConfig
@@ -18,7 +18,6 @@ from trainer.errors import ConfigError
 
 __all__ = [
     "MODES",
-    "PASSES",
     "BenchmarkConfig",
     "CommunicationConfig",
     "Config",

@@ -15,18 +15,23 @@ class BenchmarkConfig(Checked):
     benchmark_passes: str = flag(
         "forward,forward_backward",
         f"What to time, comma-separated: {', '.join(PASSES)}.",
+        changes_training=False,
     )
     benchmark_burn_in: int = flag(
         10,
         "Runs before the timed ones, besides the very first, which is told apart.",
         minimum=0,
+        changes_training=False,
     )
-    benchmark_steps: int = flag(100, "Timed runs of each pass.", minimum=1)
+    benchmark_steps: int = flag(100, "Timed runs of each pass.", minimum=1, changes_training=False)
     benchmark_batch_sizes: str | None = flag(
         None,
         "Batch sizes to try, comma-separated, instead of --batch_size; each in its own process.",
+        changes_training=False,
     )
-    result_csv: str | None = flag(None, "File to append a row per pass and batch size to.")
+    result_csv: str | None = flag(
+        None, "File to append a row per pass and batch size to.", changes_training=False
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,7 +20,8 @@ class ModelConfig(Checked):
     )
     weight_decay: float = flag(
         1e-4,
-        "L2 coefficient on the convolution weights: loss += it * sum(w^2) / 2.",
+        "L2 coefficient on the kernels of convolutions and fully connected layers: loss += it * "
+        "sum(w^2) / 2.",
         minimum=0.0,
         is_hparam=True,
     )

@@ -120,13 +120,19 @@ class TelemetryConfig(Checked):
         "Steps between two histograms of all weights and gradients in TensorBoard, with their "
         "norms; these steps take longer. 0: none.",
         minimum=0,
+        changes_training=False,
     )
     profile_steps: str | None = flag(
         None,
         "A:B: the first and the last step to profile: TensorFlow's trace and Horovod's timeline, "
         "in --logdir.",
+        changes_training=False,
     )
-    mllog: str | None = flag(None, "File for MLPerf's log of the run, written anew by rank 0.")
+    mllog: str | None = flag(
+        None,
+        "File for MLPerf's log of the run, written anew by rank 0.",
+        changes_training=False,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -29,7 +29,7 @@ class StepMetrics(NamedTuple):
     Attributes:
       loss: cross-entropy plus weight decay and what the network adds to REGULARIZATION_LOSSES.
       cross_entropy: cross-entropy, with label smoothing where there is any.
-      weight_decay_loss: weight_decay * sum(w^2) / 2 over the convolution weights.
+      weight_decay_loss: weight_decay * sum(w^2) / 2 over all kernels.
       gradient_norm: L2 norm of the averaged gradient of all trainable variables.
       top1: share of the batch's images whose label got the highest logit.
       request: number above 0 where any worker was fed a request, else 0.

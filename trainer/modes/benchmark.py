@@ -22,8 +22,8 @@ from trainer.inputs.dataset import AnyDataset, SyntheticDataset, open_dataset
 from trainer.machine import memory, session
 from trainer.process import files, launcher
 from trainer.run import outputs
+from trainer.safety import exit_status
 
-_INTERRUPTED = 130  # The status that a shell gives to a program that Ctrl-C ended.
 _PEAK_TRIES = 3
 
 # The device's peak, GFLOP/s, by the name of the precision: it does not depend on the pass.
@@ -51,7 +51,7 @@ def run(config: Config) -> int:
     finally:  # What was measured before an error is worth keeping.
         _record(config, group, measured, partial=not is_complete)
     group.shutdown()
-    return 0 if is_complete else _INTERRUPTED
+    return 0 if is_complete else exit_status.INTERRUPTED
 
 
 def _say_nothing(text: str) -> None:

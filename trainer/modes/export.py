@@ -36,16 +36,18 @@ def run(config: Config) -> int:
             "probabilities": tf.nn.softmax(logits),
             "classes": tf.argmax(logits, axis=1),
         }
-        with (
-            files.replacing(target) as temporary,
-            tf1.Session(config=session.create_config()) as export_session,
-        ):
+        with tf1.Session(config=session.create_config()) as export_session:
             restore.restore_weights(
                 export_session, prefix, restore.network_variables(), new_logits=False
             )
-            tf1.saved_model.simple_save(
-                export_session, str(temporary), inputs={"images": images}, outputs=outputs
-            )
+            try:
+                with files.replacing(target) as temporary:
+                    tf1.saved_model.simple_save(
+                        export_session, str(temporary), inputs={"images": images}, outputs=outputs
+                    )
+            except (OSError, tf.errors.OpError) as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(f"--export_dir: {target} was not written ({reason})") from error
     print(f"{prefix}: exported to {target}")
     return 0
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.config import Config
 from trainer.distributed import Worker
+from trainer.errors import UserError
 from trainer.inputs.dataset import name_classes
 from trainer.machine import environment
 from trainer.process import files
@@ -48,8 +49,20 @@ def report(config: Config, worker: Worker, result: dict[str, Any], *, text: str)
         }
         # JSON has no NaN and no Infinity, which a run that has diverged has among its results.
         content = json.loads(json.dumps(content), parse_constant=lambda _: None)
-        files.write_text(config.run.result_json, json.dumps(content, indent=2) + "\n")
+        _write("result_json", config.run.result_json, content)
     print(text, flush=True)
+
+
+def _write(flag: str, path: str | Path, content: dict[str, Any]) -> None:
+    """Writes a file of JSON.
+
+    Raises:
+      UserError: it can't be written; the message names the flag that it belongs to.
+    """
+    try:
+        files.write_text(path, json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"--{flag}: {path} could not be written ({error.strerror})") from error
 
 
 def write_model(config: Config, worker: Worker, names: Sequence[str] | None) -> None:
@@ -59,19 +72,42 @@ def write_model(config: Config, worker: Worker, names: Sequence[str] | None) -> 
       config: configuration of the run.
       worker: this worker; only rank 0 writes.
       names: names of the classes; None where they are not known.
+
+    Raises:
+      UserError: the file can't be written.
     """
     if config.run.logdir is None or worker.rank != 0:
         return
     fields = {flag.name: flag.value for flag in config.flags() if flag.statement.belongs_to_model}
-    text = json.dumps({"class_names": names and list(names), **fields}, indent=2)
-    files.write_text(Path(config.run.logdir) / _MODEL, text + "\n")
+    content = {"class_names": names and list(names), **fields}
+    _write("logdir", Path(config.run.logdir) / _MODEL, content)
 
 
 def _read_model(config: Config) -> dict[str, Any]:
-    logdir = config.run.logdir
-    if logdir is None or not (Path(logdir) / _MODEL).exists():
+    """Returns what `write_model` has written; empty where there is no such file.
+
+    Raises:
+      UserError: the file can't be read, or holds something else.
+    """
+    if config.run.logdir is None:
         return {}
-    return json.loads((Path(logdir) / _MODEL).read_text(encoding="utf-8"))
+    path = Path(config.run.logdir) / _MODEL
+    try:
+        model = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(_unreadable(path, str(error))) from error
+    if not isinstance(model, dict):
+        raise UserError(_unreadable(path, "not an object"))
+    return model
+
+
+def _unreadable(path: Path, reason: str) -> str:
+    return (
+        f"--logdir: {path} cannot be read ({reason}). Remove it, and give the network's flags "
+        "(--model, --image_size, ...) on the command line"
+    )
 
 
 def as_trained(config: Config) -> Config:
@@ -86,7 +122,12 @@ def as_trained(config: Config) -> Config:
         is_meant = flag.statement.belongs_to_model and flag.name not in config.given
         if is_meant and flag.name in recorded:
             group = getattr(config, flag.group)
-            changed = dataclasses.replace(group, **{flag.name: recorded[flag.name]})
+            try:
+                changed = dataclasses.replace(group, **{flag.name: recorded[flag.name]})
+            except TypeError as error:
+                reason = f"{flag.name} is {recorded[flag.name]!r}"
+                path = Path(str(config.run.logdir)) / _MODEL
+                raise UserError(_unreadable(path, reason)) from error
             config = dataclasses.replace(config, **{flag.group: changed})
     return config
 

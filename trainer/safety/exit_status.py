@@ -1,4 +1,4 @@
-"""Exit statuses of a training process, besides 0 (done) and 1 (a mistake, or another worker's end).
+"""Exit statuses of the program, besides 0 (done) and 1 (a mistake, or another worker's end).
 
 srun and mpirun pass them on; horovodrun as released turns them into 1.
 """
@@ -6,4 +6,4 @@ srun and mpirun pass them on; horovodrun as released turns them into 1.
 PREEMPTED = 75  # EX_TEMPFAIL: asked to stop, saved; the same command resumes.
 HUNG = 79  # The watchdog saw no step for too long.
 ORPHANED = 80  # The launcher is gone.
-INTERRUPTED = 130  # By a second SIGINT; shells use this number for it.
+INTERRUPTED = 130  # By Ctrl-C, in training by the second; shells use this number for it.

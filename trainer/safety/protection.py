@@ -45,11 +45,11 @@ def watch(config: RunConfig, worker: Worker) -> Iterator[Watchdog]:
     """Watches what is not training, and has neither a folder nor anything to save.
 
     Args:
-      config: --watchdog_seconds.
-      worker: this one.
+      config: flags of the run, with the limit of a step.
+      worker: this worker.
 
     Yields:
-      the watchdog, which is to hear of every step of what is done inside.
+      the watchdog; `finish_step` is to be called after every step of what is done inside.
     """
     exit_now = SuddenExit(Status(None, rank=worker.rank), rank=worker.rank, size=worker.size)
     with contextlib.closing(create_watchdog(config.watchdog_seconds, exit_now)) as watchdog:

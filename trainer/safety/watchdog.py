@@ -5,8 +5,8 @@ import faulthandler
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Protocol, TextIO
+from collections.abc import Iterator
+from typing import Protocol
 
 from trainer.process.settings import LONG_PHASE
 from trainer.safety import exit_status
@@ -22,7 +22,7 @@ class Watchdog(Protocol):
     """Ends a worker that makes no progress."""
 
     def finish_step(self, step: int) -> None:
-        """Must be called after each step: the limit of the next one begins."""
+        """Ends a step, for the watchdog: the limit of the next one begins."""
 
     def long_phase(self, what: str) -> contextlib.AbstractContextManager[None]:
         """Allows more time for what is done inside; afterwards the limit of a step begins anew."""
@@ -52,40 +52,27 @@ class WatchdogThread:
     thread adds up the time between its own checks, as far as they come on time.
     """
 
-    def __init__(
-        self,
-        limit_sec: float,
-        exit_now: SuddenExit,
-        *,
-        stream: TextIO = sys.stderr,
-        sleep: Callable[[float], object] = time.sleep,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, limit_sec: float, exit_now: SuddenExit) -> None:
         """Starts the thread.
 
         Args:
           limit_sec: least time that a step is allowed.
           exit_now: ends the process.
-          stream: where the stacks of all threads are written; it must have a file descriptor.
-          sleep, clock: replaced in tests.
         """
         self._limit_sec = limit_sec
         self._exit_now = exit_now
-        self._stream = stream
-        self._sleep = sleep
-        self._clock = clock
         self._poll_sec = min(1.0, limit_sec / 10)
         self._last = "nothing yet"
         self._doing = "start-up"
         self._factor = LONG_PHASE
-        self._began_sec = clock()
+        self._began_sec = time.monotonic()
         self._longest_step_sec = 0.0
         self._idle_sec = 0.0
         self._closed = threading.Event()
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
     def finish_step(self, step: int) -> None:
-        now_sec = self._clock()
+        now_sec = time.monotonic()
         if self._factor == 1:
             self._longest_step_sec = max(self._longest_step_sec, now_sec - self._began_sec)
         self._begin(f"step {step + 1}", 1, now_sec)
@@ -94,11 +81,11 @@ class WatchdogThread:
     @contextlib.contextmanager
     def long_phase(self, what: str) -> Iterator[None]:
         doing, factor = self._doing, self._factor
-        self._begin(what, LONG_PHASE, self._clock())
+        self._begin(what, LONG_PHASE, time.monotonic())
         try:
             yield
         finally:
-            self._begin(doing, factor, self._clock())
+            self._begin(doing, factor, time.monotonic())
 
     def close(self) -> None:
         self._closed.set()
@@ -113,10 +100,10 @@ class WatchdogThread:
         return self._factor * max(self._limit_sec, _LONGEST_STEPS * self._longest_step_sec)
 
     def _run(self) -> None:
-        before_sec = self._clock()
+        before_sec = time.monotonic()
         while not self._closed.is_set():
-            self._sleep(self._poll_sec)
-            now_sec = self._clock()
+            time.sleep(self._poll_sec)
+            now_sec = time.monotonic()
             self._idle_sec += min(now_sec - before_sec, 2 * self._poll_sec)
             before_sec = now_sec
             if self._idle_sec > self._allowed_sec() and not self._closed.is_set():
@@ -128,14 +115,14 @@ class WatchdogThread:
             f"after {self._last}"
         )
         within(_LAST_WORDS_SEC, lambda: self._show_stacks(reason))
-        self._sleep(_LAST_WORDS_SEC)
+        time.sleep(_LAST_WORDS_SEC)
         self._exit_now(exit_status.HUNG, reason)
 
     def _show_stacks(self, reason: str) -> None:
         self._exit_now.say(f"{reason}; its stacks:")
         with contextlib.suppress(OSError):
-            faulthandler.dump_traceback(self._stream, all_threads=True)
-            self._stream.flush()
+            faulthandler.dump_traceback(sys.stderr, all_threads=True)
+            sys.stderr.flush()
 
 
 def create_watchdog(limit_sec: float, exit_now: SuddenExit) -> Watchdog:

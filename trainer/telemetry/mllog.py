@@ -77,11 +77,11 @@ class MLPerfLogFile:
         self._config = config
         self._is_reported = False
         try:
-            Path(path).unlink(missing_ok=True)
-            self._file = GrowingFile(Path(path))
-            self._file.flush()
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_bytes(b"")
         except OSError as error:
             raise UserError(f"--mllog: must be writable, got {path} ({error.strerror})") from None
+        self._file = GrowingFile(Path(path))
         self._log(_POINT, "cache_clear", True)
         self._log(_START, "init_start")
 

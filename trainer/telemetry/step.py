@@ -11,11 +11,11 @@ class Step(NamedTuple):
     """One step, as one worker saw it.
 
     Attributes:
-      number: of the step, from 1.
-      duration_sec: time from the end of the step before to the end of this one.
-      own_sec: the part of it before this worker began to wait for the others.
-      learning_rate: of the update.
-      metrics: what the graph computed, as Python numbers.
+      number: number of the step, from 1.
+      duration_sec: time from the end of the step before to the end of this one, s.
+      own_sec: time from the end of the step before until this worker began to wait for the others.
+      learning_rate: learning rate of the update.
+      metrics: results of the graph, as Python numbers.
     """
 
     number: int
@@ -37,10 +37,10 @@ def measure_step(
     """Returns the numbers of a step that has just ended; it reads the clock.
 
     Args:
-      number: of the step, from 1.
-      duration_sec: time since the end of the step before.
-      learning_rate: of the update.
-      metrics: what the graph computed, as Python numbers.
+      number: number of the step, from 1.
+      duration_sec: time since the end of the step before, s.
+      learning_rate: learning rate of the update.
+      metrics: results of the graph, as Python numbers.
     """
     waited_sec = max(0.0, time.time() - metrics.gradients_ready_sec)
     return Step(

@@ -99,7 +99,7 @@ EVERY_STEP = (
     ),
     StepTag(
         "train/weight_decay_loss",
-        "weight_decay * sum(w^2) / 2 over the convolution weights",
+        "weight_decay * sum(w^2) / 2 over the kernels of convolutions and fully connected layers",
         lambda run: run.metrics.weight_decay_loss,
     ),
     StepTag(

@@ -89,7 +89,10 @@ class Verifier:
 
     def verify_shard(self, split: str, path: str) -> Verdict:
         """Verifies one shard: checksums, labels, images, and agreement with the manifest."""
-        buffer = storage.map_file(path)
+        try:
+            buffer = storage.map_file(path)
+        except OSError as error:
+            return Verdict(split, 0, (f"{path}: {error}",))
         faults, count = [], 0
         try:
             for count, (offset, data) in enumerate(tfrecord.scan(buffer, path), 1):

@@ -88,8 +88,8 @@ def _lines_before(first_step: int, path: Path) -> Iterator[str]:
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                step = json.loads(line)["step"]
+                is_earlier = json.loads(line)["step"] < first_step
             except (ValueError, KeyError, TypeError):
                 continue  # A line that was torn, or worse, when that run was killed.
-            if step < first_step and line.endswith("\n"):
+            if is_earlier and line.endswith("\n"):
                 yield line
