@@ -12,8 +12,8 @@ from processes import train_script
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Their tests start several training workers, or look at what these have left (`run`). They run one
-# after the other: two such jobs at once would be slow.
+# Most of their tests start several training workers, or look at what these have left (`run`). They
+# run one after the other: two such jobs at once would be slow. (One of test_benchmark's does, too.)
 WITH_WORKERS = {
     "test_distributed",
     "test_doctor",
