@@ -8,7 +8,6 @@ from kernels import needs_kernels, skip_without_onednn
 from processes import check_with_and_without_onednn
 
 from trainer.cpu_kernels import gradients as cpu_gradients
-from trainer.cpu_kernels import library
 from trainer.machine import cores, session
 
 DTYPES = [tf.float32, tf.bfloat16]
@@ -318,79 +317,6 @@ def test_what_is_not_a_number_stays_so(name, dtype):
     found, _, _ = case.run(lambda outputs, bias, addend: norm(outputs))
     assert np.isnan(found[2, 4, 4]).all()
     assert not np.isnan(found[[0, 1, 3, 4]]).any()
-
-
-def convolve(inputs, filters, *, bias=(), norm=(), addends=(), padding=(0, 0, 0, 0)):
-    """The operation, with zeros of these shapes, which it is not told before."""
-
-    def zeros(shape):
-        return tf1.placeholder_with_default(np.zeros(shape, np.float32), None)
-
-    return library.find().slim_horovod_convolution(
-        inputs=zeros(inputs),
-        filter=zeros(filters),
-        bias=[zeros(shape) for shape in bias],
-        norm=[zeros(shape) for shape in norm],
-        addends=[zeros(shape) for shape in addends],
-        padding=padding,
-    )
-
-
-MAPS, RESULT = [1, 20, 20, 32], [1, 20, 20, 64]
-
-
-@needs_kernels
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"filters": [1, 1, 64, 64]},
-        {"filters": [1, 1, 32, 40]},
-        {"filters": [5, 5, 32, 64]},
-        {"inputs": [1, 9, 9, 32]},
-        {"inputs": [400, 32]},
-        {"inputs": [400, 1, 1, 32], "filters": [3, 3, 32, 64]},  # No row is left, and no column.
-        {"inputs": [0, 20, 20, 32]},
-        {"padding": [0]},
-        {"bias": [[32]]},
-        {"bias": [[64], [64]]},
-        {"norm": [[64], [64], [64]]},
-        {"norm": [[64], [64], [64], [32]]},
-        {"bias": [[64]], "norm": [[64]] * 4},
-        {"addends": [MAPS]},
-        {"addends": [RESULT, RESULT]},
-        {"filters": [3, 3, 32, 64], "inputs": [1, 22, 22, 32], "addends": [RESULT]},
-    ],
-    ids=str,
-)
-def test_what_does_not_fit_is_refused(wrong):
-    with (
-        tf.Graph().as_default(),
-        tf1.Session() as plain,
-        pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="must"),
-    ):
-        plain.run(convolve(**{"inputs": MAPS, "filters": [1, 1, 32, 64], **wrong}))
-
-
-@needs_kernels
-@pytest.mark.parametrize(
-    ("maps", "padding", "sizes"),
-    [
-        ([None, 9, 11, 32], [0, 0, 0, 0], [None, 7, 9, 64]),
-        ([2, 9, 11, 32], [-1, 0, 2, 1], [2, 6, 12, 64]),
-        (None, [1, 1, 1, 1], [None, None, None, 64]),
-    ],
-)
-def test_its_sizes_are_known_before(maps, padding, sizes):
-    with tf.Graph().as_default():
-        result = library.find().slim_horovod_convolution(
-            inputs=tf1.placeholder(tf.float32, maps),
-            filter=tf.zeros([3, 3, 32, 64]),
-            bias=[],
-            norm=[],
-            addends=[],
-            padding=padding,
-        )
-    assert result.shape.as_list() == sizes
 
 
 def check_threads():

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import platform
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from models import resnet_utils, resnet_v2
 from models.slim_compat import slim
 from trainer.cpu_kernels import gradients as cpu_gradients
 from trainer.cpu_kernels import library as cpu_kernels
-from trainer.cpu_kernels import switch
 from trainer.graph import flops
 
 DTYPES = [tf.float32, tf.bfloat16]
@@ -23,7 +21,6 @@ EPSILON = 1e-3  # Of BN.
 ROUNDING = {tf.float32: 0, tf.bfloat16: 2**-8}
 # Of what is computed from tiles, beside the largest value.
 TILES_ROUNDING = 2e-5
-INSTRUCTIONS = "flags : fpu avx512f avx512bw avx512vl avx512_bf16"
 
 CASES = {
     "1 x 1": {"maps": (2, 7, 7), "size": 1},
@@ -342,47 +339,3 @@ def test_a_network_has_the_gradients_that_it_has_without():
     largest = max(np.abs(gradient).max() for gradient in expected)
     for one, other in zip(ours, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6 * largest)
-
-
-@pytest.fixture
-def no_gpu(monkeypatch):
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
-
-
-@pytest.fixture
-def built_ones(monkeypatch):
-    """Asks for the operations that setup.py builds, whatever the tests run with."""
-    monkeypatch.delenv(switch.VARIABLE, raising=False)
-
-
-@pytest.mark.usefixtures("no_gpu", "built_ones")
-@pytest.mark.parametrize(
-    ("cpuinfo", "reason"),
-    [
-        (INSTRUCTIONS, "they were not built"),
-        (
-            f"{INSTRUCTIONS} amx_bf16",
-            "this CPU has a matrix unit (AMX), which TensorFlow's own use",
-        ),
-        ("flags : fpu avx2 avx512f", "this CPU lacks AVX-512 with bfloat16"),
-        (None, "this CPU lacks AVX-512 with bfloat16"),
-    ],
-)
-def test_where_there_are_none_the_reason_is_told(tmp_path, cpuinfo, reason):
-    file = tmp_path / "cpuinfo"
-    if cpuinfo is not None:
-        file.write_text(cpuinfo)
-    assert cpu_kernels.reason_for_none(file, tmp_path / "none.so") == reason
-
-
-@pytest.mark.usefixtures("no_gpu", "built_ones")
-def test_a_library_that_can_not_be_loaded_is_told(tmp_path):
-    cpuinfo, library = tmp_path / "cpuinfo", tmp_path / "kernels.so"
-    cpuinfo.write_text(INSTRUCTIONS)
-    library.write_bytes(b"\x7fELF")
-    assert cpu_kernels.reason_for_none(cpuinfo, library).startswith(cpu_kernels.NOT_LOADED)
-
-
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="setup.py builds none for this machine")
-def test_setup_has_built_them():
-    assert cpu_kernels.LIBRARY.exists()

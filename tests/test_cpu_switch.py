@@ -1,5 +1,6 @@
-"""The environment variable that turns the compiled operations off, or names a library of them."""
+"""Which compiled operations are used: by the variable, by the CPU, by what was built."""
 
+import platform
 import sys
 
 import pytest
@@ -11,6 +12,8 @@ from processes import run
 from trainer.cpu_kernels import gradients, library, switch
 from trainer.errors import UserError
 from trainer.machine import session
+
+INSTRUCTIONS = "flags : fpu avx512f avx512bw avx512vl avx512_bf16"
 
 
 def test_they_are_on_unless_turned_off():
@@ -97,3 +100,47 @@ def test_a_named_library_that_can_not_be_loaded_is_told(monkeypatch, tmp_path):
     file.write_bytes(b"\x7fELF")
     monkeypatch.setenv(switch.VARIABLE, str(file))
     assert library.reason_for_none().startswith(library.NOT_LOADED)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+
+
+@pytest.fixture
+def built_ones(monkeypatch):
+    """Asks for the operations that setup.py builds, whatever the tests run with."""
+    monkeypatch.delenv(switch.VARIABLE, raising=False)
+
+
+@pytest.mark.usefixtures("no_gpu", "built_ones")
+@pytest.mark.parametrize(
+    ("cpuinfo", "reason"),
+    [
+        (INSTRUCTIONS, "they were not built"),
+        (
+            f"{INSTRUCTIONS} amx_bf16",
+            "this CPU has a matrix unit (AMX), which TensorFlow's own use",
+        ),
+        ("flags : fpu avx2 avx512f", "this CPU lacks AVX-512 with bfloat16"),
+        (None, "this CPU lacks AVX-512 with bfloat16"),
+    ],
+)
+def test_where_there_are_none_the_reason_is_told(tmp_path, cpuinfo, reason):
+    file = tmp_path / "cpuinfo"
+    if cpuinfo is not None:
+        file.write_text(cpuinfo)
+    assert library.reason_for_none(file, tmp_path / "none.so") == reason
+
+
+@pytest.mark.usefixtures("no_gpu", "built_ones")
+def test_a_library_that_can_not_be_loaded_is_told(tmp_path):
+    cpuinfo, damaged = tmp_path / "cpuinfo", tmp_path / "kernels.so"
+    cpuinfo.write_text(INSTRUCTIONS)
+    damaged.write_bytes(b"\x7fELF")
+    assert library.reason_for_none(cpuinfo, damaged).startswith(library.NOT_LOADED)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="setup.py builds none for this machine")
+def test_setup_has_built_them():
+    assert library.LIBRARY.exists()
