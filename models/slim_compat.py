@@ -26,12 +26,12 @@ class _ScikitLearnMetrics(types.ModuleType):
 
 
 _METRICS = _ScikitLearnMetrics("sklearn.metrics")
-if sys.modules.setdefault(_METRICS.__name__, _METRICS) is _METRICS:
+try:
+    sys.modules.setdefault(_METRICS.__name__, _METRICS)
     import tf_slim as slim
-
-    del sys.modules[_METRICS.__name__]
-else:
-    import tf_slim as slim
+finally:
+    if sys.modules.get(_METRICS.__name__) is _METRICS:
+        del sys.modules[_METRICS.__name__]
 
 __all__ = ["slim"]
 

@@ -90,7 +90,9 @@ def test_horovod_that_does_not_load_is_told_by_the_first_line_of_its_error():
 )
 def test_which_kernels_are_used_is_told(kernels, text, remedy):
     kernels = {"wrong": "", "missing": "", "broken": False, "library": "", **kernels}
-    findings = list(libraries.check_devices({"cores": 2, "gpus": 0, "kernels": kernels}))
+    findings = list(
+        libraries.check_devices({"cpu": "a CPU", "cores": 2, "gpus": 0, "kernels": kernels})
+    )
     assert [found[1:] for found in findings if found.title == "kernels"] == [(text, remedy)]
     assert [finding.title for finding in broken(findings)] == ["kernels"] * (remedy is not None)
 

@@ -124,10 +124,10 @@ def find_cuda(environ: Mapping[str, str]) -> tuple[Path, str]:
     )
 
 
-def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def cpu_flags() -> str:
     """Compiler flags for Horovod's half precision: the vector instructions that this CPU has."""
     try:
-        words = set(cpuinfo.read_text(encoding="utf-8").split())
+        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     except OSError:
         return ""
     return " ".join(f"-m{name}" for name in ("f16c", "avx", "fma") if name in words)
@@ -140,8 +140,8 @@ def gpu_architectures() -> str:
     return ",".join(sorted(found or DEFAULT_GPU_ARCHITECTURES, key=int))
 
 
-def find_nccl() -> Path:
-    """The folder of NCCL's wheel, made fit to link with.
+def find_nccl() -> tuple[Path, str]:
+    """The folder of NCCL's wheel, made fit to link with, and its version.
 
     It is the one that TensorFlow depends on, whatever nvcc's version. TensorFlow's library exports
     NCCL's functions, forwarding them to the libnccl that it opens itself, and Horovod's calls meet
@@ -152,12 +152,18 @@ def find_nccl() -> Path:
     """
     folder = Path(sysconfig.get_path("purelib"), "nvidia", "nccl")
     library = folder / "lib" / "libnccl.so.2"
-    if not library.exists():
-        raise BuildError(f"{library} is missing: pip install -r requirements/gpu.txt")
+    try:
+        version = importlib.metadata.version(NCCL_PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        version = ""
+    if not (version and library.exists()):
+        raise BuildError(
+            f"{NCCL_PACKAGE} is not installed: pip install --requirement requirements/gpu.txt"
+        )
     link = library.with_suffix("")
     if not link.exists():
         link.symlink_to(library.name)  # The linker looks for this name; the wheel leaves it out.
-    return folder
+    return folder, version
 
 
 class Build(NamedTuple):
@@ -192,13 +198,13 @@ def describe_build(*, gpu: bool) -> Build:
     if not gpu:
         return Build(versions, settings, {})
     cuda, versions["cuda"] = find_cuda(os.environ)
-    versions["nccl"] = importlib.metadata.version(NCCL_PACKAGE)
+    nccl, versions["nccl"] = find_nccl()
     settings |= {
         "HOROVOD_GPU_OPERATIONS": "NCCL",
         "HOROVOD_NCCL_LINK": "SHARED",
         "HOROVOD_BUILD_CUDA_CC_LIST": gpu_architectures(),
     }
-    paths = {"HOROVOD_CUDA_HOME": str(cuda), "HOROVOD_NCCL_HOME": str(find_nccl())}
+    paths = {"HOROVOD_CUDA_HOME": str(cuda), "HOROVOD_NCCL_HOME": str(nccl)}
     return Build(versions, settings, paths)
 
 

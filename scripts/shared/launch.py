@@ -10,9 +10,9 @@ from pathlib import Path
 
 import worker_environment
 
+from trainer.process.keeper import STOP_SIGNALS
 from trainer.safety import lock_holder
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -24,7 +24,7 @@ class Launch:
         self._logdir = logdir
         self._process: subprocess.Popen[bytes] | None = None
         self._asked: signal.Signals | None = None
-        for number in _SIGNALS:
+        for number in STOP_SIGNALS:
             signal.signal(number, self._take)
 
     def _take(self, number: int, frame: object) -> None:

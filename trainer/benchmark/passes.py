@@ -9,9 +9,8 @@ import tensorflow.compat.v1 as tf1
 from trainer.config import Config
 from trainer.distributed import Group
 from trainer.graph import flops, train_step
-from trainer.graph.images import normalize
 from trainer.graph.losses import build_losses
-from trainer.graph.network import build_logits
+from trainer.graph.network import classify
 from trainer.inputs.dataset import AnyDataset
 from trainer.inputs.pipeline import Stream
 
@@ -54,29 +53,18 @@ def _create_target(
     return Target(label, fetch, work, feeds or {}, stream, begin or tf.no_op())
 
 
-def _build_logits(
-    config: Config, dataset: AnyDataset, stream: Stream, *, is_training: bool
-) -> tf.Tensor:
-    """Returns the network's logits, float32 [batch, num_classes]."""
-    return build_logits(
-        config.model,
-        normalize(stream.batch.images, config.data),
-        num_classes=dataset.info.num_classes,
-        is_training=is_training,
-    )
-
-
 def build_forward(config: Config, group: Group, dataset: AnyDataset) -> Target:
     """Builds the network's logits, with is_training False."""
     stream = dataset.build_train(group.worker, seed=config.run.seed)
-    logits = _build_logits(config, dataset, stream, is_training=False)
+    logits = classify(config, stream.batch.images, num_classes=dataset.info.num_classes)
     return _create_target("Forward", tf.reduce_max(logits), stream)
 
 
 def build_forward_backward(config: Config, group: Group, dataset: AnyDataset) -> Target:
     """Builds the loss with weight decay, and its gradient by each trainable variable; no update."""
     stream = dataset.build_train(group.worker, seed=config.run.seed)
-    logits = _build_logits(config, dataset, stream, is_training=True)
+    classes = dataset.info.num_classes
+    logits = classify(config, stream.batch.images, num_classes=classes, is_training=True)
     losses = build_losses(config, logits, stream.batch)
     gradients = tf.gradients(losses.total, tf1.trainable_variables())
     return _create_target("Forward-backward", tf.linalg.global_norm(gradients), stream)

@@ -6,9 +6,8 @@ import tensorflow as tf
 
 from trainer.config import Config
 from trainer.distributed import Group
-from trainer.graph import images
 from trainer.graph.losses import build_cross_entropy
-from trainer.graph.network import build_logits
+from trainer.graph.network import classify
 from trainer.inputs.dataset import AnyDataset
 from trainer.inputs.pipeline import Stream
 
@@ -50,12 +49,7 @@ def build_evaluation_graph(config: Config, group: Group, dataset: AnyDataset) ->
     if stream.steps is None:
         raise ValueError("the stream of an evaluation must have an end")
     batch = stream.batch
-    logits = build_logits(
-        config.model,
-        images.normalize(batch.images, config.data),
-        num_classes=dataset.info.num_classes,
-        is_training=False,
-    )
+    logits = classify(config, batch.images, num_classes=dataset.info.num_classes)
     cross_entropy = build_cross_entropy(logits, tf.one_hot(batch.labels, logits.shape[-1]))
     right = [
         tf.cast(tf.nn.in_top_k(batch.labels, logits, min(k, logits.shape[-1])), tf.float32)

@@ -5,9 +5,10 @@ import tensorflow.compat.v1 as tf1
 
 import models
 from models.slim_compat import slim
-from trainer.config import ModelConfig
+from trainer.config import Config, ModelConfig
 from trainer.cpu_kernels import gradients
 from trainer.errors import ConfigError
+from trainer.graph import images as preprocessing
 from trainer.graph import precision
 
 
@@ -62,3 +63,21 @@ def build_logits(
             tf.cast(images, dtype), num_classes=num_classes, is_training=is_training
         )
     return tf.cast(logits, tf.float32)
+
+
+def classify(
+    config: Config, pixels: tf.Tensor, *, num_classes: int, is_training: bool = False
+) -> tf.Tensor:
+    """Adds the preprocessing of --preprocessing and the network.
+
+    Args:
+      config: the preprocessing, and what `build_logits` needs.
+      pixels: uint8 [batch, size, size, 3].
+      num_classes: number of logits for each image.
+      is_training: whether BN uses the batch's statistics.
+
+    Returns:
+      logits: float32 [batch, num_classes].
+    """
+    normalized = preprocessing.normalize(pixels, config.data)
+    return build_logits(config.model, normalized, num_classes=num_classes, is_training=is_training)

@@ -18,10 +18,8 @@ from trainer.run import outputs
 from trainer.run.evaluation import evaluate, write_scalars
 from trainer.safety.protection import watch
 from trainer.telemetry import tags
-from trainer.telemetry.pages.evaluation_views import (
-    create_evaluation_views,
-)
-from trainer.telemetry.writers.json_lines import newest_step
+from trainer.telemetry.pages.evaluation_views import create_evaluation_views
+from trainer.telemetry.writers import json_lines
 from trainer.telemetry.writers.run_writer import create_writer
 
 
@@ -78,4 +76,6 @@ def run(config: Config) -> int:
 
 def _latest_evaluation(logdir: str | None) -> int:
     """Returns the latest step of the run in `logdir` that was evaluated; -1 where none was."""
-    return -1 if logdir is None else newest_step(Path(logdir) / "metrics.jsonl", tags.EVAL_TOP1)
+    if logdir is None:
+        return -1
+    return json_lines.newest_step(Path(logdir) / json_lines.NAME, tags.EVAL_TOP1)

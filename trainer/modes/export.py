@@ -8,8 +8,7 @@ import tensorflow.compat.v1 as tf1
 from trainer.checkpoints import restore, search
 from trainer.config import Config
 from trainer.errors import UserError
-from trainer.graph.images import normalize
-from trainer.graph.network import build_logits
+from trainer.graph.network import classify
 from trainer.machine import session
 from trainer.process import files, launcher
 from trainer.run import outputs as results
@@ -25,12 +24,7 @@ def run(config: Config) -> int:
     size = config.data.image_size
     with tf.Graph().as_default():
         images = tf1.placeholder(tf.uint8, [None, size, size, 3], name="images")
-        logits = build_logits(
-            config.model,
-            normalize(images, config.data),
-            num_classes=num_classes,
-            is_training=False,
-        )
+        logits = classify(config, images, num_classes=num_classes)
         outputs = {
             "logits": logits,
             "probabilities": tf.nn.softmax(logits),

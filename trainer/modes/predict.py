@@ -15,8 +15,7 @@ from trainer.checkpoints import restore, search
 from trainer.config import Config
 from trainer.distributed import Worker
 from trainer.errors import ConfigError
-from trainer.graph.images import normalize
-from trainer.graph.network import build_logits
+from trainer.graph.network import classify
 from trainer.inputs.dataset import Dataset, DatasetInfo
 from trainer.inputs.images import encoded
 from trainer.inputs.source import BadImageError, Source
@@ -87,12 +86,7 @@ def _classify(config: Config, prefix: str, num_classes: int) -> dict[int, npt.ND
     found: dict[int, npt.NDArray[Any]] = {}
     with tf.Graph().as_default():
         stream = Dataset(data, files, info).build_evaluation(Worker())
-        logits = build_logits(
-            config.model,
-            normalize(stream.batch.images, data),
-            num_classes=num_classes,
-            is_training=False,
-        )
+        logits = classify(config, stream.batch.images, num_classes=num_classes)
         fetches = (tf.nn.softmax(logits), stream.batch.labels, stream.batch.weights)
         with tf1.Session(config=session.create_config()) as predict_session:
             restore.restore_weights(

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 
 from trainer.process import identity, launcher
 
-_PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# What asks a run to save and to stop.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def is_needed(environ: Mapping[str, str], parent: int) -> bool:
@@ -37,7 +38,7 @@ def stay_behind() -> None:
     worker = os.fork()
     if worker == 0:
         return
-    for number in _PASSED_ON:
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda number, _: os.kill(worker, number))
     status = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
     os._exit(status if status >= 0 else 128 - status)

@@ -7,10 +7,9 @@ import threading
 import time
 from collections.abc import Iterator
 
+from trainer.process.keeper import STOP_SIGNALS
 from trainer.safety import exit_status
 from trainer.safety.sudden_exit import SuddenExit
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 # A launcher may signal a process and its group: signals within this time are one request.
 _ONE_REQUEST_SEC = 0.5
@@ -49,7 +48,7 @@ class StopRequest:
         ours, interpreters = socket.socketpair()
         interpreters.setblocking(False)
         interrupt = signal.getsignal(signal.SIGINT)
-        for number in SIGNALS:
+        for number in STOP_SIGNALS:
             signal.signal(number, _do_nothing)
         descriptor = signal.set_wakeup_fd(interpreters.fileno(), warn_on_full_buffer=False)
         thread = threading.Thread(target=self._read, args=(ours,), name="signals", daemon=True)
@@ -61,9 +60,9 @@ class StopRequest:
             # The others are ignored from here on: launchers repeat SIGTERM, and a worker may get it
             # after all have stopped for another's. It must not change the exit status of one that
             # has saved; a handler would not do, since the interpreter drops it when it exits.
-            signal.signal(signal.SIGINT, interrupt)
-            for number in (signal.SIGTERM, signal.SIGUSR1):
+            for number in STOP_SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
+            signal.signal(signal.SIGINT, interrupt)
             interpreters.close()
             thread.join()
             ours.close()
@@ -71,7 +70,7 @@ class StopRequest:
     def _read(self, signals: socket.socket) -> None:
         while received := signals.recv(16):
             for number in received:
-                if number in SIGNALS:
+                if number in STOP_SIGNALS:
                     self._take(signal.Signals(number))
 
     def _take(self, number: signal.Signals) -> None:

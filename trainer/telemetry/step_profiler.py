@@ -70,9 +70,13 @@ class TraceWriter:
 
     def _start(self) -> None:
         folder = self._logdir / FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tf.profiler.experimental.start(str(self._temporary))
+        except (OSError, tf.errors.OpError) as error:
+            self._console.say(f"no trace of {self._name} ({error}); training goes on")
+            return
         self._group.start_timeline(str(folder / f"{self._name}.horovod.json"))
-        tf.profiler.experimental.start(str(self._temporary))
         self._is_running = True
 
     def close(self) -> None:

@@ -18,8 +18,7 @@ def check_devices(found: dict[str, Any]) -> Iterator[Finding]:
     if "error" in found:
         yield Finding("tensorflow", f"can't be loaded ({first_line(found['error'])})", AFRESH)
         return
-    model = re.search(r"^model name\s*:\s*(.+)$", read_text("/proc/cpuinfo"), re.MULTILINE)
-    yield Finding("CPU", f"{model[1] if model else 'unknown'}, {found['cores']} usable cores")
+    yield Finding("CPU", f"{found['cpu']}, {found['cores']} usable cores")
     yield Finding("threads", _describe_threads(found["cores"]))
     yield from check_settings(Config(), has_gpu=bool(found["gpus"]))
     if not found["gpus"]:

@@ -11,14 +11,18 @@ from trainer.process import start_up
 
 
 def tensorflow() -> dict[str, Any]:
-    """Returns the cores and GPUs that it sees, and which kernels take convolutions and BN."""
+    """Returns the CPU, its cores, the GPUs, and which kernels take convolutions and BN."""
     with start_up.without_keras():
         import tensorflow as tf
 
-    from trainer.machine import cores
+    from trainer.machine import cores, environment
 
-    gpus = len(tf.config.list_physical_devices("GPU"))
-    return {"cores": cores.available_cores(), "gpus": gpus, "kernels": _find_kernels()}
+    return {
+        "cpu": environment.cpu_name(),
+        "cores": cores.available_cores(),
+        "gpus": len(tf.config.list_physical_devices("GPU")),
+        "kernels": _find_kernels(),
+    }
 
 
 def _find_kernels() -> dict[str, Any]:

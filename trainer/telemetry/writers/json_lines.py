@@ -14,6 +14,9 @@ from trainer.process import files
 from trainer.telemetry.writers.growing_file import GrowingFile
 from trainer.telemetry.writers.protocol import Scalars
 
+# Within the log folder.
+NAME = "metrics.jsonl"
+
 
 class JsonLinesWriter:
     """Appends a line per step to a file: the step, and its scalars under their tags.
