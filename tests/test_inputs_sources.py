@@ -22,7 +22,7 @@ from input_data import (
 
 from trainer.distributed import Worker
 from trainer.errors import ConfigError, UserError
-from trainer.inputs import dataset, source
+from trainer.inputs import class_names, dataset, source
 from trainer.inputs.conversion import convert
 from trainer.inputs.images import reader
 from trainer.inputs.source import Source
@@ -184,7 +184,7 @@ def test_synthetic_data_is_one_batch_that_differs_between_workers():
     ],
 )
 def test_a_class_without_a_name_is_its_number(known, names):
-    assert dataset.name_classes(known, 3) == names
+    assert class_names.name_classes(known, 3) == names
     info = dataset.DatasetInfo("d", 1, 0, 3, known, "")
     assert info.names_of_classes == names
 

@@ -37,6 +37,11 @@ def test_a_result_that_can_not_be_written_is_one_line(tmp_path):
         (b'{"model": "\xff"}', "can't decode byte 0xff"),
         (b"[1]", "not an object"),
         (b'{"image_size": "32"}', "image_size is '32'"),
+        (b'{"image_size": true}', "image_size is True"),
+        (b'{"image_size": 0}', "must be at least 1"),
+        (b'{"class_names": "ab"}', "class_names is no list of texts"),
+        (b'{"class_names": [1]}', "class_names is no list of texts"),
+        (b"[" * 100_000, "maximum recursion depth"),
     ],
 )
 def test_a_damaged_description_of_the_model_is_one_line(tmp_path, content, reason):
@@ -44,7 +49,7 @@ def test_a_damaged_description_of_the_model_is_one_line(tmp_path, content, reaso
     with pytest.raises(UserError) as error:
         outputs.as_trained(Config(run=RunConfig(logdir=str(tmp_path))))
     message = str(error.value)
-    assert message.startswith(f"--logdir: {tmp_path}/model.json cannot be read (")
+    assert message.startswith(f"{tmp_path}/model.json: cannot be read (")
     assert reason in message
     assert "\n" not in message
 
@@ -54,5 +59,53 @@ def test_a_flag_that_is_given_needs_no_good_value_in_the_models_description(tmp_
     given = Config(
         run=RunConfig(logdir=str(tmp_path)), data=DataConfig(image_size=64), given=("image_size",)
     )
-    config = outputs.as_trained(given)
+    config = outputs.as_trained(given).config
     assert (config.data.image_size, config.model.model) == (64, "resnet_v2_101")
+
+
+def write_model(folder, **content):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.json").write_text(json.dumps(content))
+
+
+def test_a_checkpoint_is_described_by_the_file_beside_it(tmp_path, capfd):
+    """Of the best one also by the run's; --logdir's comes last."""
+    run, other, logs = tmp_path / "run", tmp_path / "other", tmp_path / "logs"
+
+    def image_size(checkpoint, logdir=None):
+        config = RunConfig(
+            init_checkpoint=checkpoint and f"{checkpoint}/model.ckpt-5", logdir=logdir
+        )
+        return outputs.as_trained(Config(run=config)).config.data.image_size
+
+    write_model(run, image_size=32)
+    write_model(logs, image_size=48)
+    assert image_size(run) == image_size(run / "best") == image_size(run, str(logs)) == 32
+    assert image_size(None, str(run / "best")) == 32
+    write_model(run / "best", image_size=64)
+    assert image_size(run / "best") == 64
+    assert image_size(other, str(logs)) == 48
+    assert capfd.readouterr() == ("", "")
+    assert image_size(other) == 224
+    said = capfd.readouterr().err
+    assert said.startswith(f"slim-horovod: {other} has no model.json: --model=resnet_v2_50 ")
+    assert " --image_size=224 " in said
+    assert said.count("\n") == 1
+
+
+def resume(folder, names, **flags):
+    config = Config(run=RunConfig(logdir=str(folder), **flags))
+    outputs.check_classes(config, Worker(), names)
+
+
+def test_a_run_goes_on_with_the_classes_that_it_began_with(tmp_path):
+    write_model(tmp_path, class_names=["a", "b"])
+    resume(tmp_path, ("b", "a"))  # It has saved no checkpoint.
+    (tmp_path / "model.ckpt-5.index").touch()
+    resume(tmp_path, ("a", "b"))
+    resume(tmp_path, None)
+    with pytest.raises(UserError, match=r"class 0 was 'a' and is 'b'.*--new_class_names"):
+        resume(tmp_path, ("b", "a"))
+    resume(tmp_path, ("b", "a"), new_class_names=True)
+    (tmp_path / "model.json").write_text("{")  # It will be written anew.
+    resume(tmp_path, ("b", "a"))

@@ -122,9 +122,16 @@ class TestRun:
         # The run's own model.json says which network, and at which size.
         flags = ["--mode=predict", f"--logdir={run}", "--crop_fraction=1"]
         target = tmp_path / "exported"
-        predicted, exported = trainers(
+        best = shutil.copytree(run / "best", tmp_path / "best copy")
+        weights = str(next(best.glob("*.index"))).removesuffix(".index")
+        predicted, exported, evaluated = trainers(
             [*flags, *files, f"--result_json={tmp_path}/p.json"],
             [*FLAGS, "--mode=export", f"--logdir={run}", f"--export_dir={target}"],
+            # What the best one needs lies beside it.
+            [
+                *("--mode=evaluate", "--dataset=tiny:dataset", f"--result_json={tmp_path}/b.json"),
+                f"--init_checkpoint={weights}",
+            ],
         )
         assert predicted.returncode == 1
         expected = f"{tmp_path}/no image.png: is not a JPEG or PNG that can be read"
@@ -136,6 +143,12 @@ class TestRun:
             assert {(guess["class"], guess["name"]) for guess in row["classes"]} == set(
                 enumerate(names)
             )
+
+        assert evaluated.returncode == 0, evaluated.stderr
+        assert "are assumed" not in evaluated.stderr
+        best_top1 = max(read_events(run)["eval/top1"].values())
+        top1 = read_json(tmp_path / "b.json")["result"]["top1"]
+        assert top1 == pytest.approx(best_top1, rel=1e-6)
 
         assert exported.returncode == 0, exported.stderr
         serve = tf.saved_model.load(str(target)).signatures["serving_default"]

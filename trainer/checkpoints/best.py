@@ -1,9 +1,11 @@
 """Keeps the best checkpoint of a run by top-1 in a folder of its own, within the log folder."""
 
+import contextlib
 from pathlib import Path
 
 from trainer.checkpoints import layout, manifest
 from trainer.checkpoints.manifest import Entry, Manifest
+from trainer.process import files
 
 
 def is_beaten(logdir: Path, *, top1: float) -> bool:
@@ -25,6 +27,8 @@ def replace(logdir: Path, entry: Entry, temporary: Path) -> None:
     """
     folder = logdir / layout.BEST
     folder.mkdir(exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        files.write_bytes(folder / layout.MODEL, (logdir / layout.MODEL).read_bytes())
     layout.move(temporary, folder)
     manifest.write(folder, Manifest((entry,)))
     layout.write_state(folder, [entry.step])

@@ -16,6 +16,8 @@ from trainer.process import files
 MANIFEST = "checkpoints.json"
 # Within the log folder: the folder of the best checkpoint by top-1.
 BEST = "best"
+# Beside the checkpoints of a run: what they do not say of its network.
+MODEL = "model.json"
 _STATE = "checkpoint"
 _NAME = "model.ckpt-"
 _INDEX = re.compile(rf"{re.escape(_NAME)}(\d+)\.index")

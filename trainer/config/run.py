@@ -28,6 +28,11 @@ class RunConfig(Checked):
         choices=("auto", "never", "must"),
         changes_training=False,
     )
+    new_class_names: bool = flag(
+        False,
+        "Go on with a run although the names of its classes, or their order, have changed.",
+        changes_training=False,
+    )
     init_checkpoint: str | None = flag(
         None,
         "Start from these weights (a tf.train.Saver prefix, slim's for instance), at step 0; "

@@ -11,6 +11,7 @@ from trainer.config import DataConfig
 from trainer.distributed import Worker
 from trainer.errors import ConfigError, UserError
 from trainer.inputs import synthetic
+from trainer.inputs.class_names import by_name, name_classes
 from trainer.inputs.pipeline import Stream, build_stream
 from trainer.inputs.rows import EvaluationRows, TrainRows
 from trainer.inputs.source import OpenFn, Source, Split
@@ -19,12 +20,6 @@ from trainer.inputs.sources.folder import open_folder
 from trainer.inputs.sources.shards import find_shards, open_tfrecord
 
 BUILT_IN: dict[str, OpenFn] = {"tfrecord": open_tfrecord, "folder": open_folder}
-
-
-def name_classes(known: Sequence[str] | None, num_classes: int) -> list[str]:
-    """Returns a name for every class of a network: its number, where it has no other."""
-    names = list(known or ())[:num_classes]
-    return names + [str(number) for number in range(len(names), num_classes)]
 
 
 class DatasetInfo(NamedTuple):
@@ -152,15 +147,22 @@ def _check_labels(source: Source, num_classes: int) -> None:
 AnyDataset = Dataset | SyntheticDataset
 
 
-def open_dataset(config: DataConfig, *, num_classes: int | None = None) -> AnyDataset:
+def open_dataset(
+    config: DataConfig,
+    *,
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+) -> AnyDataset:
     """Opens the data set that --dataset and --data_dir name. Adds nothing to a graph.
 
     Args:
       config: the data group of flags.
       num_classes: the number of classes of the network. None: as many as the data has.
+      class_names: the names of a trained network's classes. Where the data's classes have names,
+        too, labels are found by name, and the data may have fewer. None: not known.
 
     Raises:
-      UserError: the data set is missing or damaged, or has more classes than the network.
+      UserError: the data set is missing or damaged, or has a class that the network lacks.
     """
     try:
         if config.data_dir is not None and not storage.is_folder(config.data_dir):
@@ -171,6 +173,9 @@ def open_dataset(config: DataConfig, *, num_classes: int | None = None) -> AnyDa
         source = BUILT_IN[kind](config) if kind in BUILT_IN else _import_plug_in(kind)(config)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    if class_names is not None:
+        _check_labels(source, len(source.class_names or class_names))
+        source = by_name(source, class_names)
     splits = [split for split in (source.train, source.validation) if split is not None]
     classes = source.num_classes or max(int(split.labels.max()) for split in splits) + 1
     if num_classes is not None and num_classes < classes:

@@ -27,7 +27,7 @@ def run(config: Config) -> int:
     """Evaluates --init_checkpoint, or the newest good checkpoint in --logdir."""
     group = distributed.connect(config)
     with group.fail_together():
-        config = outputs.as_trained(config)
+        config, class_names = outputs.as_trained(config)
         prefix = search.choose(config.run)
     with group.explain_loss():
         # A run may save another checkpoint at this moment: rank 0's choice is everyone's.
@@ -35,7 +35,7 @@ def run(config: Config) -> int:
     with group.fail_together():
         outputs.check_places(config, group.worker)
         num_classes = config.model.num_classes or restore.count_classes(prefix)
-        dataset = open_dataset(config.data, num_classes=num_classes)
+        dataset = open_dataset(config.data, num_classes=num_classes, class_names=class_names)
         if not dataset.info.num_validation_examples:
             raise UserError(f"--data_dir: {dataset.info.name} has no validation examples")
         with tf.Graph().as_default():
@@ -57,7 +57,7 @@ def run(config: Config) -> int:
         watch(config.run, group.worker) as watchdog,
         contextlib.closing(create_writer(logdir, rank=group.worker.rank)) as writer,
     ):
-        names = outputs.class_names(config, num_classes)
+        names = dataset.info.names_of_classes
         views = create_evaluation_views(logdir, group.worker, writer, names)
         result = evaluate(session, graph, group, views, after_batch=watchdog.finish_step)
         step = search.step_of(prefix)

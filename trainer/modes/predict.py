@@ -16,6 +16,7 @@ from trainer.config import Config
 from trainer.distributed import Worker
 from trainer.errors import ConfigError
 from trainer.graph.network import classify
+from trainer.inputs.class_names import name_classes
 from trainer.inputs.dataset import Dataset, DatasetInfo
 from trainer.inputs.images import encoded
 from trainer.inputs.source import BadImageError, Source
@@ -52,11 +53,11 @@ def run(config: Config) -> int:
     if not config.files:
         raise ConfigError("--mode=predict: must be followed by image files, got none")
     launcher.refuse(config.mode)
-    config = outputs.as_trained(config)
+    config, known_names = outputs.as_trained(config)
     prefix = search.choose(config.run)
     outputs.check_places(config, Worker())
     num_classes = restore.count_classes(prefix)
-    names = outputs.class_names(config, num_classes)
+    names = name_classes(known_names, num_classes)
     found = _classify(config, prefix, num_classes)
     predictions = []
     lines = []

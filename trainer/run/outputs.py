@@ -2,18 +2,18 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from trainer.checkpoints import layout, model_file
 from trainer.config import Config
 from trainer.distributed import Worker
 from trainer.errors import UserError
-from trainer.inputs.dataset import name_classes
+from trainer.inputs import class_names
 from trainer.machine import environment
-from trainer.process import files
-
-_MODEL = "model.json"
+from trainer.process import files, launcher
 
 
 def check_places(config: Config, worker: Worker) -> None:
@@ -62,11 +62,15 @@ def _write(flag: str, path: str | Path, content: dict[str, Any]) -> None:
     try:
         files.write_text(path, json.dumps(content, indent=2) + "\n")
     except OSError as error:
-        raise UserError(f"--{flag}: {path} could not be written ({error.strerror})") from error
+        raise _unwritable(flag, path, error) from error
+
+
+def _unwritable(flag: str, path: str | Path, error: OSError) -> UserError:
+    return UserError(f"--{flag}: {path} could not be written ({error.strerror})")
 
 
 def write_model(config: Config, worker: Worker, names: Sequence[str] | None) -> None:
-    """Writes `<logdir>/model.json`: what a checkpoint does not say of its network and its input.
+    """Writes `<logdir>/model.json`; see `model_file`.
 
     Args:
       config: configuration of the run.
@@ -78,60 +82,63 @@ def write_model(config: Config, worker: Worker, names: Sequence[str] | None) -> 
     """
     if config.run.logdir is None or worker.rank != 0:
         return
-    fields = {flag.name: flag.value for flag in config.flags() if flag.statement.belongs_to_model}
-    content = {"class_names": names and list(names), **fields}
-    _write("logdir", Path(config.run.logdir) / _MODEL, content)
+    try:
+        model_file.write(Path(config.run.logdir), config, names)
+    except OSError as error:
+        raise _unwritable("logdir", Path(config.run.logdir) / layout.MODEL, error) from error
 
 
-def _read_model(config: Config) -> dict[str, Any]:
-    """Returns what `write_model` has written; empty where there is no such file.
+def check_classes(config: Config, worker: Worker, names: Sequence[str] | None) -> None:
+    """Compares the names of the classes with those of the run that is resumed; on rank 0.
+
+    Labels are the places of classes among their names: with another list of names, a network that
+    goes on learns other labels than it has learned.
 
     Raises:
-      UserError: the file can't be read, or holds something else.
+      UserError: they differ, and --new_class_names does not allow it.
     """
-    if config.run.logdir is None:
-        return {}
-    path = Path(config.run.logdir) / _MODEL
+    logdir = config.run.logdir
+    if worker.rank != 0 or logdir is None or names is None or config.run.new_class_names:
+        return
     try:
-        model = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(_unreadable(path, str(error))) from error
-    if not isinstance(model, dict):
-        raise UserError(_unreadable(path, "not an object"))
-    return model
+        before = model_file.read(Path(logdir))
+    except UserError:
+        return  # It is damaged, and will be written anew.
+    if before is None or before.class_names is None or not layout.steps_in(logdir):
+        return
+    difference = class_names.first_difference(before.class_names, names)
+    if difference is not None:
+        raise UserError(
+            f"--data_dir: its classes are not those that the run in {logdir} has learned: "
+            f"{difference}. Give the data that it began with or another --logdir, or "
+            "--new_class_names to go on with other labels"
+        )
 
 
-def _unreadable(path: Path, reason: str) -> str:
-    return (
-        f"--logdir: {path} cannot be read ({reason}). Remove it, and give the network's flags "
-        "(--model, --image_size, ...) on the command line"
-    )
+class Trained(NamedTuple):
+    """What is known of the checkpoint that a mode uses.
 
-
-def as_trained(config: Config) -> Config:
-    """Returns the configuration for using a trained network.
-
-    A flag that belongs to the network has the value that it had in the run in --logdir, unless the
-    command line gives it: a network that was trained on digits of 32 pixels must not get them at
-    224.
+    Attributes:
+      config: configuration with the network's own flags.
+      class_names: names of the classes, by label; None where they are not known.
     """
-    recorded = _read_model(config)
-    for flag in config.flags():
-        is_meant = flag.statement.belongs_to_model and flag.name not in config.given
-        if is_meant and flag.name in recorded:
-            group = getattr(config, flag.group)
-            try:
-                changed = dataclasses.replace(group, **{flag.name: recorded[flag.name]})
-            except TypeError as error:
-                reason = f"{flag.name} is {recorded[flag.name]!r}"
-                path = Path(str(config.run.logdir)) / _MODEL
-                raise UserError(_unreadable(path, reason)) from error
-            config = dataclasses.replace(config, **{flag.group: changed})
-    return config
+
+    config: Config
+    class_names: tuple[str, ...] | None
 
 
-def class_names(config: Config, num_classes: int) -> list[str]:
-    """Returns the names of the classes of the run in --logdir; a number where there is no name."""
-    return name_classes(_read_model(config).get("class_names"), num_classes)
+def as_trained(config: Config) -> Trained:
+    """Returns the configuration for using a trained network, by the model.json of its checkpoint.
+
+    Where there is none, a line on standard error says what is assumed.
+
+    Raises:
+      UserError: that file is damaged.
+    """
+    found = model_file.find(config.run)
+    if found is not None:
+        return Trained(model_file.apply(config, found), found.class_names)
+    assumed = model_file.describe_assumed(config)
+    if assumed is not None and launcher.is_first():
+        print(f"slim-horovod: {assumed}", file=sys.stderr, flush=True)
+    return Trained(config, None)

@@ -58,6 +58,7 @@ def set_up(config: Config, group: Group) -> Setup:
     if config.run.deterministic:
         tf.config.experimental.enable_op_determinism()
     dataset = open_dataset(config.data, num_classes=config.model.num_classes)
+    outputs.check_classes(config, group.worker, dataset.info.class_names)
     plan = create_plan(
         config.run,
         global_batch_size=config.data.batch_size

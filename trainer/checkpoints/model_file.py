@@ -1,0 +1,142 @@
+"""model.json: what a checkpoint does not say of its network, its input and its classes.
+
+A run writes the file beside its checkpoints, and beside its best one, so that either folder can be
+used, or copied, by itself.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.checkpoints import layout
+from trainer.config import Config, Flag, RunConfig
+from trainer.errors import ConfigError, UserError
+from trainer.process import files
+
+_CLASS_NAMES = "class_names"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFile:
+    """The content of a model.json.
+
+    Attributes:
+      path: the file.
+      flags: values of the flags that belong to a network, by name.
+      class_names: names of the classes, by label; None where they were not known.
+    """
+
+    path: Path
+    flags: Mapping[str, Any]
+    class_names: tuple[str, ...] | None
+
+
+def write(folder: Path, config: Config, class_names: Sequence[str] | None) -> None:
+    """Writes the file of a run into the folder of its checkpoints.
+
+    Raises:
+      OSError: it could not be written.
+    """
+    flags = {flag.name: flag.value for flag in list_flags(config)}
+    content = {_CLASS_NAMES: class_names and list(class_names), **flags}
+    files.write_text(folder / layout.MODEL, json.dumps(content, indent=2) + "\n")
+
+
+def list_flags(config: Config) -> list[Flag]:
+    """Returns the flags that belong to the network rather than to the run."""
+    return [flag for flag in config.flags() if flag.statement.belongs_to_model]
+
+
+def find(config: RunConfig) -> ModelFile | None:
+    """Returns the file that describes the checkpoint that a mode will use.
+
+    It is looked for beside --init_checkpoint, where that is given, and then in --logdir; for the
+    best checkpoint of a run also in the run's folder.
+
+    Raises:
+      UserError: the file can't be read, or holds something else.
+    """
+    for folder in _places(config):
+        found = read(folder)
+        if found is not None:
+            return found
+    return None
+
+
+def _places(config: RunConfig) -> list[Path]:
+    """Returns the folders in which the file may be, those that know best first."""
+    folders = [] if config.init_checkpoint is None else [Path(config.init_checkpoint).parent]
+    folders += [] if config.logdir is None else [Path(config.logdir)]
+    places = []
+    for folder in folders:
+        places += [folder, folder.parent] if folder.absolute().name == layout.BEST else [folder]
+    return places
+
+
+def read(folder: Path) -> ModelFile | None:
+    """Reads the file in a folder; returns None where there is none.
+
+    Raises:
+      UserError: the file can't be read, or holds something else.
+    """
+    path = folder / layout.MODEL
+    try:
+        model = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(path, str(error)) from error
+    if not isinstance(model, dict):
+        raise _unreadable(path, "not an object")
+    names = model.pop(_CLASS_NAMES, None)
+    if names is not None:
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise _unreadable(path, f"{_CLASS_NAMES} is no list of texts")
+        names = tuple(names)
+    return ModelFile(path, model, names)
+
+
+def _unreadable(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"{path}: cannot be read ({reason}). Remove it, and give the network's flags "
+        "(--model, --image_size, ...) on the command line"
+    )
+
+
+def apply(config: Config, found: ModelFile) -> Config:
+    """Returns a configuration with a network's own flags, but for those of the command line.
+
+    A network that was trained on digits of 32 pixels must not get them at 224.
+
+    Raises:
+      UserError: the file has a value that its flag cannot have.
+    """
+    for flag in list_flags(config):
+        if flag.name in config.given or flag.name not in found.flags:
+            continue
+        value = found.flags[flag.name]
+        reason = f"{flag.name} is {value!r}"
+        if type(value) is not type(flag.default) and not (
+            isinstance(flag.default, float) and type(value) is int
+        ):
+            raise _unreadable(found.path, reason)
+        try:
+            group = dataclasses.replace(getattr(config, flag.group), **{flag.name: value})
+        except ConfigError as error:
+            raise _unreadable(found.path, str(error)) from error
+        config = dataclasses.replace(config, **{flag.group: group})
+    return config
+
+
+def describe_assumed(config: Config) -> str | None:
+    """Returns a line about the flags of the network that were not given; None: all were."""
+    flags = [f"--{flag.name}={flag.value}" for flag in list_flags(config)]
+    assumed = [text for text in flags if text.split("=")[0][2:] not in config.given]
+    if not assumed:
+        return None
+    places = " and ".join(str(place) for place in _places(config.run)[:1])
+    return (
+        f"{places} has no {layout.MODEL}: {' '.join(assumed)} are assumed, and classes are numbers"
+    )
