@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from trainer.config import Config
 from trainer.distributed import Group
+from trainer.graph import accuracy
 from trainer.graph.losses import build_cross_entropy
 from trainer.graph.network import classify
 from trainer.inputs.dataset import AnyDataset
@@ -17,7 +18,7 @@ class Predictions(NamedTuple):
 
     Attributes:
       labels: int32 [batch].
-      classes: int32 [batch]: class with the highest logit.
+      classes: int32 [batch]: class that is predicted; see `accuracy`.
       weights: float32 [batch]: 1, or 0 for padding, which does not count.
     """
 
@@ -51,10 +52,7 @@ def build_evaluation_graph(config: Config, group: Group, dataset: AnyDataset) ->
     batch = stream.batch
     logits = classify(config, batch.images, num_classes=dataset.info.num_classes)
     cross_entropy = build_cross_entropy(logits, tf.one_hot(batch.labels, logits.shape[-1]))
-    right = [
-        tf.cast(tf.nn.in_top_k(batch.labels, logits, min(k, logits.shape[-1])), tf.float32)
-        for k in (1, 5)
-    ]
+    right = [accuracy.are_right(logits, batch.labels, among) for among in (1, 5)]
     rows = tf.stack([tf.ones_like(cross_entropy), *right, cross_entropy])
     # Padding counts nothing, not even where its cross-entropy is not finite.
     counted = tf.where(batch.weights > 0, rows, tf.zeros_like(rows))

@@ -9,7 +9,7 @@ import tensorflow.compat.v1 as tf1
 
 from trainer.config import Config
 from trainer.distributed import Group
-from trainer.graph import images, optimizers
+from trainer.graph import accuracy, images, optimizers
 from trainer.graph.accumulation import Accumulator
 from trainer.graph.loss_scale import LossScale
 from trainer.graph.losses import build_losses
@@ -121,8 +121,7 @@ def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> Trai
         is_training=True,
     )
     losses = build_losses(config, logits, batch)
-    right = tf.equal(tf.argmax(logits, 1, output_type=batch.labels.dtype), batch.labels)
-    top1 = tf.reduce_mean(tf.cast(right, tf.float32))
+    top1 = tf.reduce_mean(accuracy.are_right(logits, batch.labels))
 
     learning_rate = tf1.placeholder(tf.float32, [], name="learning_rate")
     request = tf1.placeholder_with_default(0.0, [], name="request")

@@ -61,8 +61,9 @@ def run(config: Config) -> int:
     found = _classify(config, prefix, num_classes)
     predictions = []
     lines = []
-    for number, probabilities in found.items():
-        best = [int(index) for index in np.argsort(-probabilities, kind="stable")[:_BEST]]
+    for number, (logits, probabilities) in found.items():
+        # By logits: different ones may have the same probability, as rounded.
+        best = [int(index) for index in np.argsort(-logits, kind="stable")[:_BEST]]
         likely = [
             {"class": index, "name": names[index], "probability": float(probabilities[index])}
             for index in best
@@ -79,24 +80,27 @@ def run(config: Config) -> int:
     return 1 if unread else 0
 
 
-def _classify(config: Config, prefix: str, num_classes: int) -> dict[int, npt.NDArray[Any]]:
-    """Returns the probabilities, float32 [num_classes], of each readable file, by its number."""
+def _classify(
+    config: Config, prefix: str, num_classes: int
+) -> dict[int, tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+    """Returns logits and probabilities, float32 [num_classes], of each readable file by number."""
     data = dataclasses.replace(config.data, max_bad_examples=len(config.files))
     files = Source("files", None, _Files(config.files), num_classes, None, "files")
     info = DatasetInfo("files", 0, len(config.files), num_classes, None, "files")
-    found: dict[int, npt.NDArray[Any]] = {}
+    found = {}
     with tf.Graph().as_default():
         stream = Dataset(data, files, info).build_evaluation(Worker())
         logits = classify(config, stream.batch.images, num_classes=num_classes)
-        fetches = (tf.nn.softmax(logits), stream.batch.labels, stream.batch.weights)
+        predictions = (logits, tf.nn.softmax(logits))
+        fetches = (predictions, stream.batch.labels, stream.batch.weights)
         with tf1.Session(config=session.create_config()) as predict_session:
             restore.restore_weights(
                 predict_session, prefix, restore.network_variables(), new_logits=False
             )
             predict_session.run(stream.initializer, {stream.start_step: 0})
             for _ in range(stream.steps or 0):
-                probabilities, numbers, weights = predict_session.run(fetches)
-                for row, number, weight in zip(probabilities, numbers, weights, strict=True):
+                predicted, numbers, weights = predict_session.run(fetches)
+                for *row, number, weight in zip(*predicted, numbers, weights, strict=True):
                     if weight > 0:
-                        found[int(number)] = row
+                        found[int(number)] = tuple(row)
     return dict(sorted(found.items()))
