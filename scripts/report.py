@@ -14,11 +14,12 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shared import program
 
 import numpy as np
+import numpy.typing as npt
 
 from trainer.errors import UserError
 
@@ -41,8 +42,8 @@ class Curve(NamedTuple):
       values: finite, float64 [n].
     """
 
-    steps: np.ndarray
-    values: np.ndarray
+    steps: npt.NDArray[Any]
+    values: npt.NDArray[Any]
 
 
 class Panel(NamedTuple):
