@@ -45,9 +45,12 @@ def _parse_arguments() -> argparse.Namespace:
         default=len(os.sched_getaffinity(0)),
         help="how many work at the same time; default: one per core",
     )
+    parser.add_argument(
+        "--follow_links", action="store_true", help="read what links out of the folder lead to"
+    )
     arguments = parser.parse_args()
-    if not 0 <= arguments.validation_fraction < 1:
-        parser.error("--validation_fraction: must be at least 0 and less than 1")
+    if not 0 <= arguments.validation_fraction <= 1:
+        parser.error("--validation_fraction: must be at least 0 and at most 1")
     return arguments
 
 
@@ -64,6 +67,7 @@ def main() -> None:
         seed=arguments.seed,
         max_bad=arguments.max_bad,
         processes=arguments.processes,
+        follow_links=arguments.follow_links,
     )
     for split, shards in described.splits.items():
         examples = sum(shard.examples for shard in shards)

@@ -30,10 +30,19 @@ def main() -> int:
         default=1,
         help="decode one image in so many; default: all",
     )
+    parser.add_argument(
+        "--follow_links", action="store_true", help="read what links out of the folder lead to"
+    )
     arguments = parser.parse_args()
     if not storage.is_folder(arguments.data_dir):
         raise UserError(f"--data_dir: must be a folder that exists, got {arguments.data_dir!r}")
-    verifier = Verifier(arguments.data_dir, decode_every=arguments.decode_every)
+    verifier = Verifier(
+        arguments.data_dir,
+        decode_every=arguments.decode_every,
+        follow_links=arguments.follow_links,
+    )
+    for remark in verifier.remarks:
+        print(remark)
     examples: collections.Counter[str] = collections.Counter()
     faults = 0
     for verdict in verifier.run(threads=len(os.sched_getaffinity(0))):

@@ -142,7 +142,7 @@ def test_no_two_formats_share_a_signature_or_a_suffix():
 
 def test_suffixes_of_formats_that_are_refused_are_those_of_images_too():
     assert encoded.image_suffixes() == (
-        *(".jpg", ".jpeg", ".png"),
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png"),
         *(".gif", ".bmp", ".webp", ".tif", ".tiff"),
     )
 

@@ -26,7 +26,7 @@ from trainer.inputs import class_names, dataset, source
 from trainer.inputs.conversion import convert
 from trainer.inputs.images import reader
 from trainer.inputs.source import Source
-from trainer.inputs.sources import folder, storage
+from trainer.inputs.sources import listing, storage
 from trainer.machine import memory
 
 
@@ -66,7 +66,7 @@ def test_one_level_is_split_by_classes_and_always_alike(tmp_path):
 @pytest.mark.parametrize("count", [10, 1797])
 def test_the_number_held_out_is_the_fraction_rounded_up(count):
     sizes = [count // 3, count // 2, count - count // 3 - count // 2]
-    counts = folder.split_counts(sizes, 0.2)
+    counts = listing.split_counts(sizes, 0.2)
     assert sum(counts) == -(-count // 5)
     assert all(abs(n - 0.2 * size) < 1 for n, size in zip(counts, sizes, strict=True))
 

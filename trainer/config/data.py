@@ -43,9 +43,15 @@ class DataConfig(Checked):
     )
     validation_fraction: float = flag(
         0.0,
-        "Share of every class to hold out where a folder of images has no train/ and validation/.",
+        "Share of every class to hold out where a folder of images has no train/ and validation/. "
+        "1: all of it is validation data, for --mode=evaluate.",
         minimum=0.0,
-        below=1.0,
+        maximum=1.0,
+    )
+    follow_links: bool = flag(
+        False,
+        "Read what links in a folder of images lead to, also out of it; they are refused else.",
+        changes_training=False,
     )
     preprocessing: str = flag(
         "inception",

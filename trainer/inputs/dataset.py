@@ -1,5 +1,6 @@
 """Opens a data set and checks that it fits the run, before any graph is built."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -48,10 +49,16 @@ class DatasetInfo(NamedTuple):
 
 
 class Dataset:
-    """Images and labels from files, or from a plug-in."""
+    """Images and labels from files, or from a plug-in.
+
+    Attributes:
+      info: what a run has to know of them.
+      remarks: lines for the user, such as what is left out.
+    """
 
     def __init__(self, config: DataConfig, source: Source, info: DatasetInfo) -> None:
         self.info = info
+        self.remarks = source.remarks
         self._config = config
         self._source = source
 
@@ -81,15 +88,17 @@ class Dataset:
 class SyntheticDataset:
     """A data set of one random batch, which every step gets, and no validation examples."""
 
+    remarks: tuple[str, ...] = ()
+
     def __init__(self, config: DataConfig, num_classes: int) -> None:
         self._config = config
         self.info = DatasetInfo(
-            name="synthetic",
+            name=synthetic.NAME,
             num_train_examples=synthetic.NUM_EXAMPLES,
             num_validation_examples=0,
             num_classes=num_classes,
             class_names=None,
-            fingerprint="synthetic",
+            fingerprint=synthetic.NAME,
         )
 
     def build_train(self, worker: Worker, *, seed: int) -> Stream:
@@ -109,9 +118,9 @@ def _kind(config: DataConfig) -> str:
     if config.dataset is not None:
         return config.dataset
     if config.data_dir is None:
-        return "synthetic"
+        return synthetic.NAME
     holds_shards = manifest.FILE_NAME in storage.list_folder(config.data_dir)
-    return "tfrecord" if holds_shards or find_shards(config.data_dir) else "folder"
+    return "tfrecord" if holds_shards or find_shards(config.data_dir).splits else "folder"
 
 
 def _import_plug_in(name: str) -> OpenFn:
@@ -165,10 +174,15 @@ def open_dataset(
       UserError: the data set is missing or damaged, or has a class that the network lacks.
     """
     try:
-        if config.data_dir is not None and not storage.is_folder(config.data_dir):
-            raise ConfigError(f"--data_dir: must be a folder that exists, got {config.data_dir!r}")
+        if config.data_dir is not None:
+            if not storage.is_folder(config.data_dir):
+                raise ConfigError(
+                    f"--data_dir: must be a folder that exists, got {config.data_dir!r}"
+                )
+            # So that `D`, `D/` and `./D` are the same data in the same order.
+            config = dataclasses.replace(config, data_dir=storage.normalize(config.data_dir))
         kind = _kind(config)
-        if kind == "synthetic":
+        if kind == synthetic.NAME:
             return SyntheticDataset(config, num_classes or synthetic.DEFAULT_CLASSES)
         source = BUILT_IN[kind](config) if kind in BUILT_IN else _import_plug_in(kind)(config)
     except OSError as error:

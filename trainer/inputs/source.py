@@ -59,6 +59,7 @@ class Source(NamedTuple):
       num_classes: the number of classes. None: one more than the largest label.
       class_names: the names of the classes, by label. None: not known.
       fingerprint: a text that changes when the data set does.
+      remarks: lines for the user, such as what is left out.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Source(NamedTuple):
     num_classes: int | None
     class_names: tuple[str, ...] | None
     fingerprint: str
+    remarks: tuple[str, ...] = ()
 
 
 OpenFn = Callable[[DataConfig], Source]

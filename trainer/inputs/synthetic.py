@@ -6,6 +6,7 @@ from trainer.config import DataConfig
 from trainer.distributed import Worker
 from trainer.inputs.pipeline import Batch, Stream
 
+NAME = "synthetic"
 DEFAULT_CLASSES = 1000
 NUM_EXAMPLES = 1_281_167  # As in ImageNet's training set: an epoch is as long.
 

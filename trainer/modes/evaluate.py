@@ -37,7 +37,13 @@ def run(config: Config) -> int:
         num_classes = config.model.num_classes or restore.count_classes(prefix)
         dataset = open_dataset(config.data, num_classes=num_classes, class_names=class_names)
         if not dataset.info.num_validation_examples:
-            raise UserError(f"--data_dir: {dataset.info.name} has no validation examples")
+            raise UserError(
+                f"--data_dir: {config.data.data_dir or dataset.info.name} has no validation "
+                "examples. They belong into validation/, shards validation-*, or are all that is "
+                "in a folder of classes with --validation_fraction=1"
+            )
+        for text in dataset.remarks:
+            outputs.remark(text)
         with tf.Graph().as_default():
             graph = build_evaluation_graph(config, group, dataset)
             session = tf1.Session(

@@ -139,6 +139,12 @@ def as_trained(config: Config) -> Trained:
     if found is not None:
         return Trained(model_file.apply(config, found), found.class_names)
     assumed = model_file.describe_assumed(config)
-    if assumed is not None and launcher.is_first():
-        print(f"slim-horovod: {assumed}", file=sys.stderr, flush=True)
+    if assumed is not None:
+        remark(assumed)
     return Trained(config, None)
+
+
+def remark(text: str) -> None:
+    """Prints a line on standard error, as the first of a host's workers alone."""
+    if launcher.is_first():
+        print(f"slim-horovod: {text}", file=sys.stderr, flush=True)

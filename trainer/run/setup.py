@@ -13,7 +13,8 @@ from trainer.cpu_kernels import library
 from trainer.distributed import Group
 from trainer.graph import train_step
 from trainer.graph.evaluation import EvaluationGraph, build_evaluation_graph
-from trainer.inputs.dataset import DatasetInfo, open_dataset
+from trainer.inputs import synthetic
+from trainer.inputs.dataset import AnyDataset, DatasetInfo, open_dataset
 from trainer.machine import environment
 from trainer.machine.session import create_config
 from trainer.plan import Plan, create_plan
@@ -33,7 +34,7 @@ class Setup(NamedTuple):
       evaluation: graph that evaluates a batch; None where there is nothing to evaluate on.
       samples: first images of the training data, for TensorBoard.
       store: store of the checkpoints.
-      messages: messages about what was restored.
+      messages: messages about the data, and about what was restored.
       policy: policy of --on_nonfinite.
       session: session that has the variables.
       mllog: log of --mllog.
@@ -59,17 +60,17 @@ def set_up(config: Config, group: Group) -> Setup:
         tf.config.experimental.enable_op_determinism()
     dataset = open_dataset(config.data, num_classes=config.model.num_classes)
     outputs.check_classes(config, group.worker, dataset.info.class_names)
-    plan = create_plan(
-        config.run,
-        global_batch_size=config.data.batch_size
-        * config.optimizer.accumulate_steps
-        * group.worker.size,
-        train_examples=dataset.info.num_train_examples,
-        validation_examples=dataset.info.num_validation_examples,
-    )
     with tf.Graph().as_default() as main_graph:
         tf1.set_random_seed(config.run.seed)
         train = train_step.build_train_graph(config, group, dataset)
+        plan = create_plan(
+            config.run,
+            global_batch_size=config.data.batch_size
+            * config.optimizer.accumulate_steps
+            * group.worker.size,
+            train_examples=dataset.info.num_train_examples,
+            validation_examples=dataset.info.num_validation_examples,
+        )
         evaluation = None
         if plan.evaluate_every is not None:
             evaluation = build_evaluation_graph(config, group, dataset)
@@ -104,11 +105,19 @@ def set_up(config: Config, group: Group) -> Setup:
         evaluation=evaluation,
         samples=samples,
         store=store,
-        messages=store.restore(session),
+        messages=(*_describe_data(dataset), *store.restore(session)),
         policy=nonfinite.Policy(config.run.on_nonfinite),
         session=session,
         mllog=mllog,
     )
+
+
+def _describe_data(dataset: AnyDataset) -> tuple[str, ...]:
+    """Returns what the user has to be told of the data."""
+    info = dataset.info
+    if info.num_validation_examples or info.name == synthetic.NAME:
+        return dataset.remarks
+    return (*dataset.remarks, "there are no validation examples: nothing is evaluated")
 
 
 def _create_facts(config: Config, group: Group, info: DatasetInfo, plan: Plan) -> RunFacts:

@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import re
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import tqdm
@@ -28,7 +28,7 @@ from trainer.inputs.conversion.shard_writer import (
     find_receipt,
     receipt_path,
 )
-from trainer.inputs.sources import folder, manifest, storage
+from trainer.inputs.sources import listing, manifest, storage
 from trainer.process.files import sweep
 
 REPORT_NAME = "unreadable.txt"
@@ -58,7 +58,7 @@ def _split_tasks(
         for label, (name, paths) in enumerate(files.items())
         for path in paths
     ]
-    images.sort(key=lambda image: folder.name_digest(image[0], source, seed))
+    images.sort(key=lambda image: listing.name_digest(image[0], source, seed))
     total_bytes = sum(_state(image[0])[0] for image in images)
     count = min(len(images), max(1, round(total_bytes / shard_bytes)))
     ends = [len(images) * (number + 1) // count for number in range(count)]
@@ -155,11 +155,13 @@ def convert(
     seed: int = 0,
     max_bad: int = 0,
     processes: int = 1,
+    follow_links: bool = False,
+    say: Callable[[str], object] = print,
 ) -> manifest.Manifest:
     """Writes the shards that are missing, and then the manifest.
 
     Args:
-      source: the folder of images, as `folder.list_images` reads it.
+      source: the folder of images, as `listing.list_images` reads it.
       out: the folder of the shards.
       validation_fraction: the share of every class to hold out, where the source has no folders
         train and validation.
@@ -167,12 +169,17 @@ def convert(
       seed: the seed of the order of the images.
       max_bad: the number of unreadable files that are left out without failing.
       processes: the number of processes that work at the same time.
+      follow_links: whether links may lead out of the source.
+      say: the function that gets lines about what is left out.
 
     Raises:
       UserError: the source or the output folder is not fit, or too many files are unreadable.
     """
     source, out = os.path.abspath(source), os.path.abspath(out)
-    splits = folder.list_images(source, validation_fraction)
+    images = listing.list_images(source, validation_fraction, follow_links=follow_links)
+    for remark in images.remarks:
+        say(remark)
+    splits = images.splits
     tasks = {
         split: _split_tasks(files, split, source, out, shard_bytes, seed)
         for split, files in splits.items()
@@ -188,7 +195,7 @@ def convert(
         _remove_others(out, described, everything)
         receipts = _convert_all(everything, processes)
         _report(out, receipts, max_bad)
-        described = _describe(plan, tuple(splits["train"]), tasks, receipts)
+        described = _describe(plan, tuple(next(iter(splits.values()))), tasks, receipts)
         manifest.write_manifest(out, described)
         for task in everything:
             os.unlink(receipt_path(task.path))

@@ -12,7 +12,7 @@ import tqdm
 from trainer.inputs.images.decoder import Decoder
 from trainer.inputs.images.encoded import read_header
 from trainer.inputs.source import BadImageError
-from trainer.inputs.sources import folder, index, manifest, shards, storage, tfrecord
+from trainer.inputs.sources import index, listing, manifest, shards, storage, tfrecord
 
 
 class Verdict(NamedTuple):
@@ -30,34 +30,43 @@ class Verdict(NamedTuple):
 
 
 class Verifier:
-    """A verifier of one data set. Several threads may call its methods."""
+    """A verifier of one data set. Several threads may call its methods.
 
-    def __init__(self, data_dir: str, *, decode_every: int = 1) -> None:
+    Attributes:
+      remarks: lines about what of the folder is not read.
+    """
+
+    def __init__(self, data_dir: str, *, decode_every: int = 1, follow_links: bool = False) -> None:
         """Opens the data set.
 
         Args:
           data_dir: the folder of shards, with or without a manifest, or of images.
           decode_every: decode one image in this many.
+          follow_links: whether links may lead out of a folder of images.
 
         Raises:
           UserError: the data set is incomplete, or is none.
         """
+        data_dir = storage.normalize(data_dir)
         self._data_dir = data_dir
         self._decode_every = decode_every
         self._decoder = Decoder()
         self._manifest = manifest.read_manifest(data_dir)
-        self._shards = shards.find_shards(data_dir)
+        self._shards, self.remarks = shards.find_shards(data_dir)
+        self._images: dict[str, dict[str, list[str]]] = {}
+        if not self._shards:
+            images = listing.list_images(data_dir, 0.0, follow_links=follow_links)
+            self._images, self.remarks = images.splits, images.remarks
 
     def run(self, threads: int) -> Iterator[Verdict]:
         """Yields the verdict on each shard, or on each class of a folder, in order."""
         units: list[Callable[[], Verdict]] = []
         for split, paths in self._shards.items():
             units += [functools.partial(self.verify_shard, split, path) for path in paths]
-        if not units:
-            for split, classes in folder.list_images(self._data_dir, 0.0).items():
-                units += [
-                    functools.partial(self.verify_files, split, files) for files in classes.values()
-                ]
+        for split, classes in self._images.items():
+            units += [
+                functools.partial(self.verify_files, split, files) for files in classes.values()
+            ]
         yield from self._missing_shards()
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
             verdicts = pool.map(lambda unit: unit(), units)

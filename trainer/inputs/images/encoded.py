@@ -107,7 +107,13 @@ def _decode_png(contents: "tf.Tensor", window: "tf.Tensor") -> "tf.Tensor":
 
 # A format's place is its number in the graph, which compares in this order: most frequent first.
 FORMATS = (
-    Format("JPEG", (b"\xff\xd8\xff",), (".jpg", ".jpeg"), _read_jpeg_size, _decode_jpeg),
+    Format(
+        "JPEG",
+        (b"\xff\xd8\xff",),
+        (".jpg", ".jpeg", ".jpe", ".jfif"),
+        _read_jpeg_size,
+        _decode_jpeg,
+    ),
     Format("PNG", (b"\x89PNG\r\n\x1a\n",), (".png",), _read_png_size, _decode_png),
 )
 

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,18 @@ from trainer.config import DataConfig
 from trainer.errors import UserError
 from trainer.inputs.source import Source
 from trainer.inputs.sources import index, manifest, storage, tfrecord
+from trainer.inputs.sources.left_out import LeftOut, is_hidden
+from trainer.inputs.sources.listing import SPLITS
 
-# Such names as flowers_train_00000-of-00005.tfrecord, too: other scripts of tf-slim write them.
-_SHARD_NAME = re.compile(r"(?:^|.*[-_])(train|validation)[-_](\d{5})-of-(\d{5})(?:\.tfrecords?)?$")
+# Such names as flowers_train_00000-of-00005.tfrecord, too, which other scripts of tf-slim write,
+# and imagenet2012-train.tfrecord-00000-of-01024, which TensorFlow Datasets writes.
+_SHARD_NAME = re.compile(
+    r"(?:^|.*[-_])(train|validation|valid|val)(?:\.tfrecords?)?[-_](\d{5})-of-(\d{5})"
+    r"(?:\.tfrecords?)?$"
+)
+_SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
+# What else may be shards of a data set.
+_LIKE_SHARDS = re.compile(r"\d+-of-\d+|\.tfrecords?($|[-.])")
 
 
 class ShardSplit:
@@ -56,27 +65,39 @@ class ShardSplit:
         return data[start : start + length]
 
 
-def find_shards(folder: str) -> dict[str, list[str]]:
-    """Finds the complete set of shards of each split, in order.
+class Shards(NamedTuple):
+    """The shards in a folder.
 
-    Shards are looked for in the folder itself and in its subfolders `train` and `validation`.
+    Attributes:
+      splits: the paths of the complete set of shards of each split, in order.
+      remarks: lines about what looks like shards and is not read.
+    """
+
+    splits: dict[str, list[str]]
+    remarks: tuple[str, ...]
+
+
+def find_shards(folder: str) -> Shards:
+    """Finds the shards of each split.
+
+    They are looked for in the folder itself and in its subfolders `train`, `validation`, `val` and
+    `valid`.
 
     Raises:
       UserError: a shard is missing, or shards of two sets are mixed.
     """
     found: dict[str, dict[int, str]] = {}
     totals: dict[str, set[int]] = {}
-    subfolders = [name for name in ("train", "validation") if name in storage.list_folder(folder)]
+    left_out = LeftOut()
+    subfolders = [name for name in _SPLIT_OF if name in storage.list_folder(folder)]
     for place in (folder, *(os.path.join(folder, name) for name in subfolders)):
         for name in storage.list_folder(place) if storage.is_folder(place) else ():
             match = _SHARD_NAME.match(name)
             if match is None:
+                if _LIKE_SHARDS.search(name) and not is_hidden(name):
+                    left_out.add(os.path.join(place, name), "of another split or name")
                 continue
-            split, number, total = (
-                match.group(1),
-                int(match.group(2)),
-                int(match.group(3)),
-            )
+            split, number, total = _SPLIT_OF[match[1]], int(match[2]), int(match[3])
             if number in found.setdefault(split, {}):
                 raise UserError(f"{folder}: holds shard {number} of {split} twice. Remove one.")
             found[split][number] = os.path.join(place, name)
@@ -93,7 +114,9 @@ def find_shards(folder: str) -> dict[str, list[str]]:
                 f"{folder}: {len(missing)} of {max(counts)} {split} shards are missing, "
                 f"first number {missing[0]}. Copy them again."
             )
-    return {split: [shards[i] for i in sorted(shards)] for split, shards in found.items()}
+    splits = {split: [shards[i] for i in sorted(shards)] for split, shards in found.items()}
+    remark = left_out.describe()
+    return Shards(splits, (remark,) if remark else ())
 
 
 def _check_against_manifest(
@@ -148,10 +171,11 @@ def open_tfrecord(config: DataConfig) -> Source:
     """Opens the shards in `--data_dir`; scans them where no index is cached."""
     folder = config.data_dir or ""
     described = manifest.read_manifest(folder)
-    paths = find_shards(folder)
+    paths, remarks = find_shards(folder)
     if not paths:
+        more = f" ({remarks[0]})" if remarks else ""
         raise UserError(
-            f"--data_dir: {folder} has no shards named like train-00000-of-01024. "
+            f"--data_dir: {folder} has no shards named like train-00000-of-01024{more}. "
             "scripts/make_tfrecords.py makes them from a folder of images."
         )
     indices = {split: index.load_index(paths[split], split=split) for split in sorted(paths)}
@@ -181,4 +205,5 @@ def open_tfrecord(config: DataConfig) -> Source:
         num_classes=len(described.classes) if described else None,
         class_names=described.classes if described else None,
         fingerprint=digest.hexdigest()[:16],
+        remarks=remarks,
     )

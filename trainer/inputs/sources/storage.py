@@ -8,7 +8,7 @@ import mmap
 import os
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from trainer.process import files
 
@@ -32,6 +32,15 @@ def _gfile(path: str) -> Iterator[Any]:
         raise OSError(error.error_code, error.message, path) from error
 
 
+def normalize(path: str) -> str:
+    """Returns one path for all ways to write it: with a slash at its end, with `./` before it."""
+    if is_remote(path):
+        return path.rstrip("/")
+    # Not what `..` stands for: that depends on links.
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    return ("/" if path.startswith("/") else "") + "/".join(parts) or "."
+
+
 def is_folder(path: str) -> bool:
     """Returns whether there is a folder at this path."""
     if not is_remote(path):
@@ -46,6 +55,47 @@ def list_folder(path: str) -> list[str]:
         return sorted(os.listdir(path))
     with _gfile(path) as gfile:
         return sorted(name.rstrip("/") for name in gfile.listdir(path))
+
+
+class Entry(NamedTuple):
+    """A name in a folder.
+
+    Attributes:
+      name: the name, without a slash.
+      is_folder: whether it is a folder, or a link to one.
+      is_link: whether it is a link.
+    """
+
+    name: str
+    is_folder: bool
+    is_link: bool
+
+
+def list_entries(path: str, *, file_suffixes: tuple[str, ...] = ()) -> list[Entry]:
+    """Lists a folder, sorted by name.
+
+    Args:
+      path: the path of the folder.
+      file_suffixes: the ends, in lower case, of names that are taken for files' in remote folders,
+        where it takes a request to find out.
+    """
+    if not is_remote(path):
+        with os.scandir(path) as found:
+            return sorted(Entry(e.name, e.is_dir(), e.is_symlink()) for e in found)
+    with _gfile(path) as gfile:
+        names = gfile.listdir(path)
+        return sorted(
+            Entry(
+                name.rstrip("/"),
+                name.endswith("/")
+                or (
+                    not name.lower().endswith(file_suffixes)
+                    and gfile.isdir(os.path.join(path, name))
+                ),
+                False,
+            )
+            for name in names
+        )
 
 
 def file_state(path: str) -> tuple[int, int]:

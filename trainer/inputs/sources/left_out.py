@@ -1,0 +1,74 @@
+"""What of a data set's folder is not read, so that nothing is left out without a word."""
+
+import os
+from collections.abc import Iterator
+
+from trainer.inputs.sources import storage
+
+# Folders that systems and their tools make wherever they go.
+_OF_SYSTEMS = (
+    "#recycle",
+    "$RECYCLE.BIN",
+    "@eaDir",
+    "System Volume Information",
+    "__MACOSX",
+    "lost+found",
+)
+_LONGEST_SUFFIX = 8  # Characters with the dot: what follows a dot may be part of a name.
+
+
+def is_hidden(name: str) -> bool:
+    """Returns whether a file or folder is a system's or a tool's, by its name."""
+    return name.startswith(".") or name in _OF_SYSTEMS
+
+
+class LeftOut:
+    """A count of files that are not read, by reason."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._firsts: dict[str, str] = {}
+
+    @property
+    def count(self) -> int:
+        """How many files there are in all."""
+        return sum(self._counts.values())
+
+    def add(self, path: str, reason: str | None = None) -> None:
+        """Adds a file.
+
+        Args:
+          path: the path of the file.
+          reason: where it lies, as the end of "3 files ...". None: it has another format.
+        """
+        if reason is None:
+            suffix = os.path.splitext(path)[1].lower()
+            is_known = 1 < len(suffix) <= _LONGEST_SUFFIX
+            reason = f"named {'*' + suffix if is_known else 'without a suffix'}"
+        self._counts[reason] = self._counts.get(reason, 0) + 1
+        self._firsts.setdefault(reason, path)
+
+    def add_folder(self, path: str, reason: str) -> None:
+        """Adds every file below a folder."""
+        for file in _walk(path):
+            self.add(file, reason)
+
+    def describe(self) -> str | None:
+        """Returns one line that names every reason, with the first file; None: there is no file."""
+        if not self._counts:
+            return None
+        parts = [
+            f"{count} {reason} ({self._firsts[reason]}{', ...' if count > 1 else ''})"
+            for reason, count in sorted(self._counts.items(), key=lambda item: -item[1])
+        ]
+        return f"{self.count} files are left out: {'; '.join(parts)}"
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Yields the path of every file below a folder; links to folders count as files."""
+    for entry in storage.list_entries(folder):
+        path = os.path.join(folder, entry.name)
+        if entry.is_folder and not entry.is_link:
+            yield from _walk(path)
+        else:
+            yield path
