@@ -102,3 +102,15 @@ def read_evaluation(data, *, worker=None):
 def labels_of(batches):
     """The labels of batches, one after the other: int32 [examples]."""
     return np.concatenate([batch.labels for batch in batches])
+
+
+def _feature(values):
+    kinds = {bytes: "bytes_list", int: "int64_list", float: "float_list"}
+    kind = kinds[type(values[0]) if values else int]
+    return tf.train.Feature(**{kind: getattr(tf.train, f"{kind[:-5].title()}List")(value=values)})
+
+
+def example(features=None, **more):
+    """A serialized `tf.train.Example` of lists of bytes, integers or floats."""
+    named = {name: _feature(values) for name, values in {**(features or {}), **more}.items()}
+    return tf.train.Example(features=tf.train.Features(feature=named)).SerializeToString()

@@ -7,7 +7,15 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
-from input_data import create_config, encode, labels_of, noise, read_evaluation, read_train
+from input_data import (
+    create_config,
+    encode,
+    example,
+    labels_of,
+    noise,
+    read_evaluation,
+    read_train,
+)
 from PIL import Image
 
 from trainer.errors import ConfigError, UserError
@@ -189,3 +197,101 @@ def test_records_that_are_no_images_are_refused(tmp_path):
     config = create_config(data_dir=str(tmp_path))
     with pytest.raises(UserError, match=r"train-00000-of-00001: byte 0: not a labelled image"):
         dataset.open_dataset(config)
+
+
+def test_a_damaged_memory_of_the_scan_is_not_believed(slim_folder, tmp_path, caplog):
+    """80 of them: bytes changed, cut off, more; each is told, and the labels stay right."""
+    folder = tmp_path / "copy"
+    shutil.copytree(slim_folder, folder)
+    config = create_config(data_dir=str(folder), label_offset=1)
+    labels = dataset.open_dataset(config)._source.train.labels.tolist()
+    memory = folder / ".train.index.npz"
+    good = memory.read_bytes()
+    rng = np.random.default_rng(0)
+    paths = sorted(str(path) for path in folder.glob("train-*"))
+    for number in range(80):
+        bad = bytearray(good)
+        if number % 4 == 0:
+            bad = bad[: rng.integers(len(bad))]
+        elif number % 4 == 1:
+            bad += b"x"
+        else:
+            place = rng.integers(len(bad))
+            bad[place] ^= 1 + rng.integers(255)
+        memory.write_bytes(bytes(bad))
+        caplog.clear()
+        found = index.load_index(paths, split="train")
+        assert np.concatenate([shard.labels for shard in found]).tolist() == [n + 1 for n in labels]
+        assert caplog.text.count(f"{memory}: is damaged, or of an earlier version") == 1
+    assert memory.read_bytes() == good
+
+
+def test_without_a_home_the_index_is_only_beside_the_data(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(index.os.path, "expanduser", lambda path: path)  # No home is known.
+    assert index._cache_paths(["/data/train-0"], "train") == ["/data/.train.index.npz"]
+    assert index._cache_paths(["gs://data/train-0"], "train") == []
+
+
+def write_records(path, *records, compression=""):
+    with tf.io.TFRecordWriter(str(path), compression) as writer:
+        for record in records:
+            writer.write(record)
+
+
+def test_shards_of_tensorflow_datasets_are_read(tmp_path):
+    """Of its image classification data sets, whose features are called `image` and `label`."""
+    for split, labels in (("train", (0, 2, 1)), ("validation", (1,))):
+        records = [example(image=[encode(noise(n))], label=[n], file_name=[b"x"]) for n in labels]
+        write_records(tmp_path / f"imagenet2012-{split}.tfrecord-00000-of-00001", *records)
+    data = dataset.open_dataset(create_config(data_dir=str(tmp_path)))
+    assert data.info[:4] == ("tfrecord", 3, 1, 3)
+    assert data._source.train.labels.tolist() == [0, 2, 1]
+    assert data._source.train.read(1) == encode(noise(2))
+    verdicts = list(Verifier(str(tmp_path)).run(1))
+    assert [verdict.faults for verdict in verdicts] == [(), ()]
+
+
+@pytest.mark.parametrize(
+    ("features", "fault"),
+    [
+        (
+            {"image/encoded": [b"x"], "image/class/label": [b"cat"]},
+            "label: bytes values, where integer ones",
+        ),
+        (
+            {"image/encoded": [b"x"], "image/class/label": [1.0]},
+            "label: float values, where integer ones",
+        ),
+        ({"image/encoded": [b"x"], "image/class/label": []}, "label: no integer value"),
+        ({"image/encoded": [b"x"], "image/class/label": [1, 2]}, "label: 2 integer values"),
+        (
+            {"image/encoded": [5], "image/class/label": [1]},
+            "encoded: integer values, where bytes ones",
+        ),
+        ({"jpeg": [b"x"], "target": [1]}, "no feature image/class/label; its features: jpeg, targ"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_other_records_are_refused_with_what_they_hold(tmp_path, features, fault):
+    write_records(tmp_path / "train-00000-of-00001", example(features))
+    with pytest.raises(UserError) as error:
+        dataset.open_dataset(create_config(data_dir=str(tmp_path)))
+    message = str(error.value)
+    assert fault in message
+    assert "Restore" not in message
+    assert "scripts/make_tfrecords.py writes such" in message
+
+
+@pytest.mark.parametrize("compression", ["GZIP", "ZLIB"])
+def test_compressed_shards_are_called_so(tmp_path, compression):
+    record = example(image=[encode(noise(0))], label=[0])
+    write_records(tmp_path / "train-00000-of-00001", record, compression=compression)
+    with pytest.raises(UserError, match=r"byte 0: a compressed shard\. Write it anew without"):
+        dataset.open_dataset(create_config(data_dir=str(tmp_path)))
+
+
+def test_what_looks_like_shards_is_named_where_there_are_none(tmp_path):
+    write_records(tmp_path / "flowers.tfrecord", b"x")
+    with pytest.raises(UserError, match=r"no shards named like train-.*flowers\.tfrecord"):
+        dataset.open_dataset(create_config(data_dir=str(tmp_path), dataset="tfrecord"))

@@ -7,23 +7,13 @@ import struct
 import numpy as np
 import pytest
 import tensorflow as tf
-from input_data import encode, noise
+from input_data import encode, example, noise
 from PIL import Image
 
 from trainer.inputs.images import encoded
 from trainer.inputs.images.encoded import read_header
 from trainer.inputs.source import BadImageError
 from trainer.inputs.sources import example_proto, tfrecord
-
-
-def feature(value):
-    kind = {bytes: "bytes_list", int: "int64_list", float: "float_list"}[type(value[0])]
-    return tf.train.Feature(**{kind: getattr(tf.train, f"{kind[:-5].title()}List")(value=value)})
-
-
-def example(**features):
-    named = {name: feature(value) for name, value in features.items()}
-    return tf.train.Example(features=tf.train.Features(feature=named)).SerializeToString()
 
 
 def test_an_example_is_what_tensorflow_reads():
@@ -36,7 +26,7 @@ def test_an_example_is_what_tensorflow_reads():
 
 @pytest.mark.parametrize("label", [0, 1, 127, 128, 2**40, -1])
 def test_features_of_tensorflows_examples_are_found(label):
-    data = example(other=[1.5, 2.5], label=[label, 7], box=[0.0] * 9, image=[b"abc" * 100, b"d"])
+    data = example(other=[1.5, 2.5], label=[label], box=[0.0] * 9, image=[b"abc" * 100])
     view = memoryview(data)
     found = example_proto.find_features(view, ("label", "image", "absent"))
     assert set(found) == {"label", "image"}
@@ -50,13 +40,43 @@ def test_an_unpacked_list_of_integers_is_read():
     assert example_proto.read_int64(memoryview(b"\x1a\x02\x08\x05"), example_proto.Span(0, 4)) == 5
 
 
-def test_features_of_another_type_or_without_values_are_refused():
-    view = memoryview(example(label=[b"text"], image=[5]))
+@pytest.mark.parametrize(
+    ("label", "image", "of_label", "of_image"),
+    [
+        ([b"text"], [5], "bytes values, where integer ones", "integer values, where bytes ones"),
+        ([1.5], [1.5], "float values, where integer ones", "float values, where bytes ones"),
+        ([], [], "no integer value", "integer values, where bytes ones"),
+        ([1, 2, 3], [b"a", b"b"], "3 integer values, where one", "2 bytes values, where one"),
+    ],
+    ids=str,
+)
+def test_features_of_another_type_or_number_of_values_are_refused(label, image, of_label, of_image):
+    view = memoryview(example(label=label, image=image))
     found = example_proto.find_features(view, ("label", "image"))
-    with pytest.raises(ValueError, match=r"no integer value"):
+    with pytest.raises(ValueError, match=of_label):
         example_proto.read_int64(view, found["label"])
-    with pytest.raises(ValueError, match=r"no bytes value"):
+    with pytest.raises(ValueError, match=of_image):
         example_proto.find_bytes(view, found["image"])
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        # Field 3 (Int64List) with field 1, a packed list, that is empty; a 7 comes behind it.
+        (b"\x1a\x02\x0a\x00\x07", "no integer value"),
+        # A list whose only integer goes on behind its end.
+        (b"\x1a\x03\x0a\x01\x80\x01", "it ends within an integer"),
+        # A plain integer that does.
+        (b"\x1a\x02\x08\x80\x01", "it ends within an integer"),
+        # Two of them: packed, and plain.
+        (b"\x1a\x04\x0a\x02\x01\x02", "2 integer values"),
+        (b"\x1a\x04\x08\x01\x08\x02", "2 integer values"),
+    ],
+)
+def test_nothing_is_read_behind_a_messages_end(data, fault):
+    end = 2 + data[1]
+    with pytest.raises(ValueError, match=fault):
+        example_proto.read_int64(memoryview(data), example_proto.Span(0, end))
 
 
 def test_any_bytes_are_an_example_or_a_value_error():

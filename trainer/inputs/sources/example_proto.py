@@ -7,10 +7,14 @@ A walk over the bytes finds a label without touching the pages of a memory map t
 image, says where the image lies, and lets programs start without importing TensorFlow.
 """
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+# What a Feature's lists hold, by the number of their field.
+_KINDS = {1: "bytes", 2: "float", 3: "integer"}
 
 
 class Span(NamedTuple):
@@ -20,10 +24,12 @@ class Span(NamedTuple):
     end: int
 
 
-def _read_varint(buffer: memoryview, position: int) -> tuple[int, int]:
-    """Returns the integer at `position` and the position behind it."""
+def _read_varint(buffer: memoryview, position: int, end: int) -> tuple[int, int]:
+    """Returns the integer at `position`, of a message up to `end`, and the position behind it."""
     value = shift = 0
     while True:
+        if position >= end:
+            raise ValueError("it ends within an integer")
         byte = buffer[position]
         position += 1
         value |= (byte & 0x7F) << shift
@@ -38,14 +44,14 @@ def _fields(buffer: memoryview, span: Span) -> Iterator[tuple[int, int | Span]]:
     """Yields (field number, value) of one message; a value is an integer or a span of bytes."""
     position, end = span
     while position < end:
-        tag, position = _read_varint(buffer, position)
+        tag, position = _read_varint(buffer, position, end)
         wire_type = tag & 7
         if wire_type == _VARINT:
-            value, position = _read_varint(buffer, position)
+            value, position = _read_varint(buffer, position, end)
             yield tag >> 3, value
             continue
         if wire_type == _BYTES:
-            length, position = _read_varint(buffer, position)
+            length, position = _read_varint(buffer, position, end)
         elif wire_type in (_FIXED32, _FIXED64):
             length = 4 if wire_type == _FIXED32 else 8
         else:
@@ -65,52 +71,81 @@ def _messages(buffer: memoryview, span: Span, number: int) -> Iterator[Span]:
             yield value
 
 
+def _entries(example: memoryview) -> Iterator[tuple[bytes, Span]]:
+    """Yields the name of every feature of an Example, and the Feature."""
+    nothing = Span(0, 0)
+    for features in _messages(example, Span(0, len(example)), 1):
+        for entry in _messages(example, features, 1):
+            start, end = next(_messages(example, entry, 1), nothing)
+            yield bytes(example[start:end]), next(_messages(example, entry, 2), nothing)
+
+
 def find_features(example: memoryview, names: Collection[str]) -> dict[str, Span]:
     """Finds the Features with some names in a serialized Example; absent ones are left out.
 
     Raises:
       ValueError: the bytes are not an Example.
     """
-    found = {}
     wanted = {name.encode(): name for name in names}
-    nothing = Span(0, 0)
-    try:
-        for features in _messages(example, Span(0, len(example)), 1):
-            for entry in _messages(example, features, 1):
-                start, end = next(_messages(example, entry, 1), nothing)
-                name = wanted.get(bytes(example[start:end]))
-                if name is not None:
-                    found[name] = next(_messages(example, entry, 2), nothing)
-    except IndexError as error:
-        raise ValueError("it ends within an integer") from error
-    return found
+    return {wanted[name]: feature for name, feature in _entries(example) if name in wanted}
+
+
+def list_features(example: memoryview) -> list[str]:
+    """Returns the names of all features of a serialized Example.
+
+    Raises:
+      ValueError: the bytes are not an Example.
+    """
+    return [name.decode(errors="replace") for name, _ in _entries(example)]
+
+
+def _only(values: Sequence[T], kind: str, feature: Span, example: memoryview) -> T:
+    """Returns the only one of a feature's values; raises ValueError where there are others."""
+    if len(values) == 1:
+        return values[0]
+    if values:
+        raise ValueError(f"{len(values)} {kind} values, where one belongs")
+    kinds = {number: name for number, name in _KINDS.items() if name != kind}
+    other = next((kinds[n] for n, _ in _fields(example, feature) if n in kinds), None)
+    raise ValueError(f"{other} values, where {kind} ones belong" if other else f"no {kind} value")
 
 
 def find_bytes(example: memoryview, feature: Span) -> Span:
-    """Finds the first value of a feature of bytes.
+    """Finds the value of a feature of bytes.
 
     Raises:
-      ValueError: it holds no bytes.
+      ValueError: it has none, or several.
     """
-    for values in _messages(example, feature, 1):
-        for value in _messages(example, values, 1):
-            return value
-    raise ValueError("no bytes value")
+    lists = _messages(example, feature, 1)
+    found = [value for values in lists for value in _messages(example, values, 1)]
+    return _only(found, "bytes", feature, example)
 
 
 def read_int64(example: memoryview, feature: Span) -> int:
-    """Reads the first value of a feature of integers.
+    """Reads the value of a feature of integers.
 
     Raises:
-      ValueError: it holds no integer.
+      ValueError: it has none, or several.
     """
+    found: list[int] = []
     for values in _messages(example, feature, 3):
         for number, value in _fields(example, values):
-            if number == 1:
-                # Packed, as today's writers have it, or a plain integer, as some earlier ones had.
-                unsigned = value if isinstance(value, int) else _read_varint(example, value[0])[0]
-                return unsigned - (1 << 64) if unsigned >= 1 << 63 else unsigned
-    raise ValueError("no integer value")
+            if number != 1:
+                continue
+            if isinstance(value, int):  # As some earlier writers had it; today's pack them.
+                found.append(value)
+            else:
+                found += _packed(example, value)
+    unsigned = _only(found, "integer", feature, example)
+    return unsigned - (1 << 64) if unsigned >= 1 << 63 else unsigned
+
+
+def _packed(buffer: memoryview, span: Span) -> Iterator[int]:
+    """Yields the integers of a packed list."""
+    position = span.start
+    while position < span.end:
+        value, position = _read_varint(buffer, position, span.end)
+        yield value
 
 
 def _varint(value: int) -> bytes:

@@ -8,21 +8,25 @@ cannot be written, in the user's cache folder, and used as long as no shard chan
 import contextlib
 import fcntl
 import hashlib
+import io
 import os
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import tqdm
+from absl import logging
 
 from trainer.inputs.sources import example_proto, storage, tfrecord
 from trainer.process import files
 
-LABEL_FEATURE = "image/class/label"
-IMAGE_FEATURE = "image/encoded"
+# In ImageNet's form, and as TensorFlow Datasets writes them.
+_LABEL_FEATURES = ("image/class/label", "label")
+_IMAGE_FEATURES = ("image/encoded", "image")
 _VERSION = 1
+_DIGEST_BYTES = hashlib.sha256().digest_size
+_NAMES_SHOWN = 8
 
 
 class ShardIndex(NamedTuple):
@@ -54,7 +58,13 @@ def scan_shard(path: str) -> ShardIndex:
         try:
             start, length, label = find_image(data)
         except ValueError as error:
-            raise tfrecord.ShardError(path, offset, f"not a labelled image: {error}") from error
+            raise tfrecord.ShardError(
+                path,
+                offset,
+                f"not a labelled image: {error}",
+                remedy="Shards must have Examples in ImageNet's form, with encoded images and "
+                "integer labels; scripts/make_tfrecords.py writes such.",
+            ) from error
         images.append((tfrecord.HEADER_BYTES + start, length))
         labels.append(label)
     if not offsets:
@@ -75,13 +85,22 @@ def find_image(data: memoryview) -> tuple[int, int, int]:
     Raises:
       ValueError: the bytes are not an Example, or one without a label.
     """
-    features = example_proto.find_features(data, (IMAGE_FEATURE, LABEL_FEATURE))
-    if LABEL_FEATURE not in features:
-        raise ValueError(f"it has no feature {LABEL_FEATURE}")
-    label = example_proto.read_int64(data, features[LABEL_FEATURE])
-    if IMAGE_FEATURE not in features:
+    features = example_proto.find_features(data, (*_IMAGE_FEATURES, *_LABEL_FEATURES))
+    label_name = next((name for name in _LABEL_FEATURES if name in features), None)
+    if label_name is None:
+        there = ", ".join(sorted(example_proto.list_features(data))[:_NAMES_SHOWN]) or "none"
+        raise ValueError(f"it has no feature {_LABEL_FEATURES[0]}; its features: {there}")
+    try:
+        label = example_proto.read_int64(data, features[label_name])
+    except ValueError as error:
+        raise ValueError(f"{label_name}: {error}") from error
+    image_name = next((name for name in _IMAGE_FEATURES if name in features), None)
+    if image_name is None:
         return 0, 0, label
-    start, end = example_proto.find_bytes(data, features[IMAGE_FEATURE])
+    try:
+        start, end = example_proto.find_bytes(data, features[image_name])
+    except ValueError as error:
+        raise ValueError(f"{image_name}: {error}") from error
     return start, end - start, label
 
 
@@ -95,24 +114,37 @@ def _state(paths: Sequence[str]) -> str:
 
 def _cache_paths(paths: Sequence[str], split: str) -> list[str]:
     """Returns the paths where the index of these shards may be cached, best first."""
+    places = []
+    if not storage.is_remote(paths[0]):
+        places.append(os.path.join(os.path.dirname(paths[0]), f".{split}.index.npz"))
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    name = hashlib.sha256(os.path.abspath(paths[0]).encode()).hexdigest()[:16]
-    in_cache = os.path.join(cache, "slim-horovod", "index", f"{name}.npz")
-    if storage.is_remote(paths[0]):
-        return [in_cache]
-    return [os.path.join(os.path.dirname(paths[0]), f".{split}.index.npz"), in_cache]
+    if not cache.startswith("~"):  # There is a home.
+        path = os.fsencode(os.path.abspath(paths[0]))
+        name = hashlib.sha256(path).hexdigest()[:16]
+        places.append(os.path.join(cache, "slim-horovod", "index", f"{name}.npz"))
+    return places
 
 
-def _read_cached(path: str, state: str, num_shards: int) -> list[ShardIndex] | None:
-    """Reads a cached index; returns None where it is absent, unreadable or of other shards."""
+def _read_cached(
+    path: str, state: str, num_shards: int, say: Callable[[str], object]
+) -> list[ShardIndex] | None:
+    """Reads a cached index; returns None where it is absent, damaged or of other shards."""
     try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            if str(file["state"]) != state:
-                return None
-            sizes, offsets = file["sizes"], file["offsets"]
-            images, labels = file["images"], file["labels"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError:
         return None
+    # Whatever a damaged archive says would be taken for the places and the labels of images.
+    content, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() != digest:
+        say(f"{path}: is damaged, or of an earlier version: the shards are scanned anew")
+        return None
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        if str(arrays["state"]) != state:
+            say(f"{path}: is of other shards than there are now: these are scanned anew")
+            return None
+        sizes, offsets = arrays["sizes"], arrays["offsets"]
+        images, labels = arrays["images"], arrays["labels"]
     ends = np.cumsum(sizes)
     if len(sizes) != num_shards or len(labels) != ends[-1] or len(offsets) != ends[-1] + num_shards:
         return None
@@ -123,26 +155,30 @@ def _read_cached(path: str, state: str, num_shards: int) -> list[ShardIndex] | N
 
 
 def _write_cached(candidates: Sequence[str], state: str, shards: Sequence[ShardIndex]) -> None:
-    """Caches the index in the first place that can be written, if there is one."""
+    """Caches the index, and its digest, in the first place that can be written, if there is one."""
+    archive = io.BytesIO()
+    np.savez(
+        archive,
+        state=np.array(state),
+        sizes=np.array([len(shard.labels) for shard in shards], np.int64),
+        offsets=np.concatenate([shard.offsets for shard in shards]),
+        images=np.concatenate([shard.images for shard in shards]),
+        labels=np.concatenate([shard.labels for shard in shards]),
+    )
+    content = archive.getvalue()
     for path in candidates:
         with contextlib.suppress(OSError):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
             files.sweep_beside(path)
-            with files.replacing(path) as temporary, open(temporary, "wb") as file:
-                np.savez(
-                    file,
-                    state=np.array(state),
-                    sizes=np.array([len(shard.labels) for shard in shards], np.int64),
-                    offsets=np.concatenate([shard.offsets for shard in shards]),
-                    images=np.concatenate([shard.images for shard in shards]),
-                    labels=np.concatenate([shard.labels for shard in shards]),
-                )
+            files.write_bytes(path, content + hashlib.sha256(content).digest())
             return
 
 
 @contextlib.contextmanager
-def _one_process_at_a_time(path: str) -> Iterator[None]:
+def _one_process_at_a_time(path: str | None) -> Iterator[None]:
     """Holds a lock, so that one of a host's workers scans while the others wait for its index."""
+    if path is None:
+        yield
+        return
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         file = open(f"{path}.lock", "w")  # noqa: SIM115 - closed below, which unlocks it
@@ -164,15 +200,15 @@ def load_index(paths: Sequence[str], *, split: str) -> list[ShardIndex]:
     candidates = _cache_paths(paths, split)
     state = _state(paths)
 
-    def read_cached() -> list[ShardIndex] | None:
-        cached = (_read_cached(path, state, len(paths)) for path in candidates)
+    def read_cached(say: Callable[[str], object]) -> list[ShardIndex] | None:
+        cached = (_read_cached(path, state, len(paths), say) for path in candidates)
         return next((shards for shards in cached if shards is not None), None)
 
-    shards = read_cached()
+    shards = read_cached(logging.warning)
     if shards is not None:
         return shards
-    with _one_process_at_a_time(candidates[-1]):
-        shards = read_cached()
+    with _one_process_at_a_time(candidates[-1] if candidates else None):
+        shards = read_cached(logging.debug)  # It has been said already.
         if shards is None:
             # A progress bar only on a terminal, and only where it takes longer than a second.
             progress = tqdm.tqdm(

@@ -18,19 +18,21 @@ _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
 
 
+_RESTORE = "Restore the file from where it came from; scripts/verify_dataset.py lists every fault."
+# The first bytes of what TFRecordWriter makes with its options GZIP and ZLIB.
+_COMPRESSED = (b"\x1f\x8b", b"x\x01", b"x^", b"x\x9c", b"x\xda")
+
+
 class ShardError(UserError):
-    """A damaged shard.
+    """A shard that is damaged, or is none that can be read.
 
     Attributes:
       fault: file, offset and fault: the message without what to do.
     """
 
-    def __init__(self, path: str, offset: int, fault: str) -> None:
+    def __init__(self, path: str, offset: int, fault: str, *, remedy: str = _RESTORE) -> None:
         self.fault = f"{path}: byte {offset}: {fault}"
-        super().__init__(
-            f"{self.fault}. Restore the file from where it came from; "
-            "scripts/verify_dataset.py lists every fault."
-        )
+        super().__init__(f"{self.fault}. {remedy}")
 
 
 def _masked_crc(data: bytes | memoryview) -> int:
@@ -58,6 +60,10 @@ def _length(buffer: memoryview, position: int, path: str, offset: int) -> int:
         raise ShardError(path, offset, "the file ends within a record's header")
     length, crc = _HEADER.unpack_from(buffer, position)
     if crc != _masked_crc(buffer[position : position + 8]):
+        if offset == 0 and bytes(buffer[:2]) in _COMPRESSED:
+            raise ShardError(
+                path, offset, "a compressed shard", remedy="Write it anew without compression."
+            )
         raise ShardError(path, offset, "the checksum of a record's length does not match")
     return length
 
