@@ -31,6 +31,12 @@ def main() -> int:
         help="decode one image in so many; default: all",
     )
     parser.add_argument(
+        "--thorough",
+        action="store_true",
+        help="find JPEGs that were cut off and closed, too, whose rest decodes to grey: twice the "
+        "time",
+    )
+    parser.add_argument(
         "--follow_links", action="store_true", help="read what links out of the folder lead to"
     )
     arguments = parser.parse_args()
@@ -39,6 +45,7 @@ def main() -> int:
     verifier = Verifier(
         arguments.data_dir,
         decode_every=arguments.decode_every,
+        thorough=arguments.thorough,
         follow_links=arguments.follow_links,
     )
     for remark in verifier.remarks:

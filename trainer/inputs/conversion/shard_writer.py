@@ -6,12 +6,19 @@ import json
 import os
 
 import google_crc32c
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from trainer.inputs.conversion.judge import load_decoder
 from trainer.inputs.images import encoded
 from trainer.inputs.source import BadImageError
 from trainer.inputs.sources import example_proto, storage, tfrecord
 from trainer.process import files
+
+# Modes of Pillow whose pixels become 8 bits of red, green and blue by themselves.
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
+# 16 bits of grey.
+_DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 # `encoded.MAX_PIXELS` takes the place of Pillow's own limit, which at first only warns.
 Image.MAX_IMAGE_PIXELS = None
@@ -57,25 +64,57 @@ class Receipt:
 def _as_readable(data: bytes) -> tuple[bytes, encoded.ImageHeader]:
     """Returns an image in a format that training reads: as it is where it has one, else as PNG.
 
+    Whether it is good is for training's own decoder to say, since others take other images.
+
     Raises:
       BadImageError: it cannot be decoded.
     """
     if encoded.is_readable(data):
-        encoded.read_header(data)  # An image that is too large is refused before it is decoded.
+        try:
+            header = encoded.read_header(data)
+        except encoded.UndecodableKindError as error:
+            try:
+                data = _convert_to_png(data)
+            except BadImageError:
+                raise error from None
+        else:
+            load_decoder().decode(data, header)
+            return data, header
+    else:
+        data = _convert_to_png(data)
+    return data, encoded.read_header(data)
+
+
+def _convert_to_png(data: bytes) -> bytes:
+    """Returns the first frame of an image as PNG: 8 bits, red, green and blue.
+
+    Raises:
+      BadImageError: it cannot be decoded, or its pixels have no range that could be scaled.
+    """
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > encoded.MAX_PIXELS:
                 raise BadImageError(f"{image.width} x {image.height} pixels")
             image.load()  # To the last byte, so that a truncated image is found.
-            if not encoded.is_readable(data):
-                out = io.BytesIO()
-                image.convert("RGB").save(out, "PNG")  # Changes no pixel of the first frame.
-                data = out.getvalue()
+            if image.mode in _DEEP_MODES:
+                levels = np.asarray(image).astype(np.uint32)
+                grey = (levels * 255 + 65535 // 2) // 65535
+                pixels = Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+            elif image.mode in _MODES:
+                pixels = image.convert("RGB")
+            else:
+                raise BadImageError(
+                    f"pixels of Pillow's mode {image.mode}, which cannot be turned into 8 bits "
+                    "without knowing their range. Save it with 8 bits"
+                )
+            out = io.BytesIO()
+            # Pixels alone: a profile of other colours would be a warning at each decoding.
+            Image.fromarray(np.asarray(pixels)).save(out, "PNG")
     except UnidentifiedImageError as error:
         raise BadImageError("not an image") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise BadImageError(str(error)) from error
-    return data, encoded.read_header(data)
+    return out.getvalue()
 
 
 def _record(image: tuple[str, str, int, str]) -> tuple[bytes, encoded.ImageHeader]:

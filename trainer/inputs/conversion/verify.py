@@ -4,15 +4,21 @@ import concurrent.futures
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import google_crc32c
+import numpy as np
+import numpy.typing as npt
 import tqdm
 
-from trainer.inputs.images.decoder import Decoder
-from trainer.inputs.images.encoded import read_header
+from trainer.inputs.conversion.judge import load_decoder
+from trainer.inputs.images.encoded import ImageHeader, read_header
 from trainer.inputs.source import BadImageError
 from trainer.inputs.sources import index, listing, manifest, shards, storage, tfrecord
+
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+# Without 0xFF, which would begin a marker.
+_MORE_DATA = np.random.default_rng(0).integers(0xFF, size=256, dtype=np.uint8).tobytes()
 
 
 class Verdict(NamedTuple):
@@ -36,12 +42,21 @@ class Verifier:
       remarks: lines about what of the folder is not read.
     """
 
-    def __init__(self, data_dir: str, *, decode_every: int = 1, follow_links: bool = False) -> None:
+    def __init__(
+        self,
+        data_dir: str,
+        *,
+        decode_every: int = 1,
+        thorough: bool = False,
+        follow_links: bool = False,
+    ) -> None:
         """Opens the data set.
 
         Args:
           data_dir: the folder of shards, with or without a manifest, or of images.
           decode_every: decode one image in this many.
+          thorough: look for JPEGs that are cut off and have an end all the same, which takes twice
+            the time.
           follow_links: whether links may lead out of a folder of images.
 
         Raises:
@@ -50,7 +65,8 @@ class Verifier:
         data_dir = storage.normalize(data_dir)
         self._data_dir = data_dir
         self._decode_every = decode_every
-        self._decoder = Decoder()
+        self._thorough = thorough
+        self._decoder = load_decoder()
         self._manifest = manifest.read_manifest(data_dir)
         self._shards, self.remarks = shards.find_shards(data_dir)
         self._images: dict[str, dict[str, list[str]]] = {}
@@ -93,8 +109,30 @@ class Verifier:
 
     def _verify_image(self, data: bytes, number: int) -> None:
         header = read_header(data)
-        if number % self._decode_every == 0:
-            self._decoder.decode(data, header)
+        if number % self._decode_every != 0:
+            return
+        pixels = self._decoder.decode(data, header)
+        if self._thorough and data.startswith(_JPEG_START):
+            self._find_missing_rows(data, header, pixels)
+
+    def _find_missing_rows(
+        self, data: bytes, header: ImageHeader, pixels: npt.NDArray[Any]
+    ) -> None:
+        """Raises BadImageError for a JPEG whose data end before its last row.
+
+        The decoder fills such rows with grey, and only warns. But it would take more data, if there
+        were any, and other rows would come of them; while nothing comes of data behind a whole
+        image's.
+        """
+        end = data.rfind(_JPEG_END)
+        if end < 0:
+            return
+        longer = data[:end] + _MORE_DATA + data[end:]
+        changed = np.any(self._decoder.decode(longer, header) != pixels, axis=(1, 2))
+        if changed.any():
+            raise BadImageError(
+                f"a JPEG whose data end at about row {int(np.argmax(changed))} of {header.height}"
+            )
 
     def verify_shard(self, split: str, path: str) -> Verdict:
         """Verifies one shard: checksums, labels, images, and agreement with the manifest."""

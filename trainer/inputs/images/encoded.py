@@ -21,8 +21,14 @@ MAX_PIXELS = 100_000_000
 # In place of a format's number: the pixels themselves, uint8, row after row.
 RAW = -1
 
-# Start-of-frame markers: 0xC0 to 0xCF without tables (C4, CC) and the reserved C8.
+# Start-of-frame markers (ITU-T T.81, B.1): 0xC0 to 0xCF without tables (C4, CC), reserved is C8.
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Of those that the decoder knows: baseline, extended and progressive, Huffman or arithmetic coding.
+_DECODABLE_FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
+_LOSSLESS_FRAMES = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
+# Markers that stand alone: TEM, and RST0 to RST7.
+_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
+_JPEG_BITS = 8
 
 
 class Format(NamedTuple):
@@ -67,21 +73,47 @@ def crop(pixels: "tf.Tensor", window: "tf.Tensor") -> "tf.Tensor":
     return tf.slice(pixels, [top, left, 0], [height, width, 3])
 
 
+class UndecodableKindError(BadImageError):
+    """A good image of a kind of its format that training's decoder does not know."""
+
+
 def _read_jpeg_size(data: bytes) -> tuple[int, int]:
-    """Reads height and width from the first start-of-frame segment."""
+    """Reads height and width from the first start-of-frame segment.
+
+    Bytes between segments are passed over, as the decoder does.
+    """
     position = 2
     try:
         while True:
-            if data[position] != 0xFF:
-                raise BadImageError("a damaged JPEG header")
+            position = data.index(b"\xff", position)
             while data[position] == 0xFF:
                 position += 1
             marker = data[position]
+            position += 1
             if marker in _START_OF_FRAME:
-                return struct.unpack_from(">HH", data, position + 4)
-            position += 1 + int.from_bytes(data[position + 1 : position + 3], "big")
-    except (IndexError, struct.error) as error:
+                depth, height, width = struct.unpack_from(">BHH", data, position + 2)
+                _check_kind(marker, depth)
+                return height, width
+            if marker and marker not in _WITHOUT_LENGTH:
+                position += struct.unpack_from(">H", data, position)[0]
+    except (IndexError, ValueError, struct.error) as error:
         raise BadImageError("a JPEG that ends within its header") from error
+
+
+def _check_kind(marker: int, depth: int) -> None:
+    """Raises UndecodableKindError for JPEGs that the decoder does not know."""
+    if marker in _LOSSLESS_FRAMES:
+        kind = "a lossless JPEG"
+    elif depth != _JPEG_BITS:
+        kind = f"a JPEG of {depth} bits"
+    elif marker not in _DECODABLE_FRAMES:
+        kind = "a hierarchical JPEG"
+    else:
+        return
+    raise UndecodableKindError(
+        f"{kind}, where training reads those of {_JPEG_BITS} bits that are baseline or "
+        "progressive. Save it as PNG"
+    )
 
 
 def _decode_jpeg(contents: "tf.Tensor", window: "tf.Tensor") -> "tf.Tensor":
@@ -109,7 +141,7 @@ def _decode_png(contents: "tf.Tensor", window: "tf.Tensor") -> "tf.Tensor":
 FORMATS = (
     Format(
         "JPEG",
-        (b"\xff\xd8\xff",),
+        (b"\xff\xd8",),
         (".jpg", ".jpeg", ".jpe", ".jfif"),
         _read_jpeg_size,
         _decode_jpeg,

@@ -1,0 +1,183 @@
+"""Kinds of images beyond the usual: modes, depths and codings, in shards and in verification."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from input_data import encode, noise
+from PIL import Image
+
+from trainer.inputs.conversion import shard_writer
+from trainer.inputs.conversion.verify import Verifier
+from trainer.inputs.images import encoded
+from trainer.inputs.images.decoder import Decoder
+from trainer.inputs.source import BadImageError
+
+HEIGHT, WIDTH = 20, 30
+
+
+def ramp(bands, dtype=np.uint8):
+    """A smooth picture over the whole range of `dtype`, with `bands` bands."""
+    largest = 1 if dtype == np.float32 else np.iinfo(dtype).max
+    rows, columns = np.meshgrid(np.linspace(0, 1, HEIGHT), np.linspace(0, 1, WIDTH), indexing="ij")
+    parts = [rows, columns, (rows + columns) / 2, 1 - rows][:bands]
+    values = np.stack(parts, axis=-1) * largest
+    values = values.astype(dtype)
+    return values[..., 0] if bands == 1 else values
+
+
+def tiff(pixels, mode):
+    """A TIFF whose pixels Pillow knows by this mode."""
+    if mode in ("1", "P"):
+        image = Image.fromarray(pixels).convert(mode)
+    elif mode == "RGBX":
+        image = Image.frombytes(mode, (WIDTH, HEIGHT), pixels.tobytes())
+    else:
+        image = Image.fromarray(pixels, None if mode == "I;16" else mode)
+    out = io.BytesIO()
+    image.save(out, "TIFF")
+    return out.getvalue()
+
+
+def of_cmyk(pixels):
+    ink, black = pixels[..., :3].astype(float), pixels[..., 3:].astype(float)
+    return (255 - ink) * (255 - black) / 255
+
+
+def of_ycbcr(pixels):
+    """ITU-R BT.601, as JFIF has it."""
+    y, blue, red = (pixels[..., band].astype(float) for band in range(3))
+    blue, red = blue - 128, red - 128
+    rgb = (y + 1.402 * red, y - 0.344136 * blue - 0.714136 * red, y + 1.772 * blue)
+    return np.clip(np.stack(rgb, axis=-1), 0, 255)
+
+
+def of_grey(pixels):
+    return np.repeat(pixels.astype(float)[..., None], 3, axis=-1)
+
+
+RIGHT = {
+    "1": (ramp(1), None),
+    "L": (ramp(1), of_grey),
+    "LA": (ramp(2), lambda pixels: of_grey(pixels[..., 0])),
+    "P": (ramp(1), of_grey),
+    "RGB": (ramp(3), lambda pixels: pixels),
+    "RGBA": (ramp(4), lambda pixels: pixels[..., :3]),
+    "RGBX": (ramp(4), lambda pixels: pixels[..., :3]),
+    "CMYK": (ramp(4), of_cmyk),
+    "YCbCr": (ramp(3), of_ycbcr),
+    "I;16": (ramp(1, np.uint16), lambda pixels: of_grey(pixels / 257)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*mode.*:DeprecationWarning")
+@pytest.mark.parametrize("mode", RIGHT)
+def test_pixels_in_shards_are_right(mode):
+    pixels, to_rgb = RIGHT[mode]
+    data, header = shard_writer._as_readable(tiff(pixels, mode))
+    assert (header.height, header.width) == (HEIGHT, WIDTH)
+    found = tf.io.decode_png(data, channels=3).numpy().astype(float)
+    if to_rgb is None:  # Dithered: right on the whole.
+        assert set(np.unique(found)) == {0, 255}
+        assert abs(found.mean() - pixels.mean()) < 16
+    else:
+        assert np.abs(found - to_rgb(pixels)).max() <= 3
+
+
+@pytest.mark.filterwarnings("ignore:.*mode.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("mode", "pixels"),
+    [("I", ramp(1, np.int32)), ("F", ramp(1, np.float32)), ("LAB", ramp(3))],
+)
+def test_pixels_without_a_range_are_refused_by_name(mode, pixels):
+    with pytest.raises(BadImageError, match=f"mode {mode}, which cannot be turned into 8 bits"):
+        shard_writer._as_readable(tiff(pixels, mode))
+
+
+def test_no_profile_of_other_colours_goes_into_shards():
+    out = io.BytesIO()
+    Image.fromarray(noise(0)).save(out, "TIFF", icc_profile=b"some profile" * 20)
+    data, _ = shard_writer._as_readable(out.getvalue())
+    assert b"iCCP" not in data
+
+
+def segments(data):
+    """The segments of a JPEG up to its pixels, and the rest."""
+    parts, position = [data[:2]], 2
+    while data[position + 1] != 0xDA:
+        length = 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        parts.append(data[position : position + length])
+        position += length
+    return parts, data[position:]
+
+
+@pytest.mark.parametrize("between", [b"\0", b"garbage", b"\xff\xff", b"\xff\0x", b"\x01\xff\x00"])
+def test_bytes_between_segments_are_passed_over_as_the_decoder_does(between):
+    parts, rest = segments(encode(noise(0, 30, 70), "JPEG"))
+    data = parts[0] + between.join(parts[1:]) + between + rest
+    header = encoded.read_header(data)
+    assert (header.height, header.width) == (30, 70)
+    np.testing.assert_array_equal(
+        Decoder().decode(data, header), tf.io.decode_jpeg(data, channels=3).numpy()
+    )
+
+
+def with_frame(marker, depth):
+    """A JPEG whose start-of-frame segment says that it is of another kind."""
+    data = bytearray(encode(noise(0, 30, 70), "JPEG"))
+    place = data.index(b"\xff\xc0")
+    data[place + 1], data[place + 4] = marker, depth
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("marker", "depth", "kind"),
+    [
+        (0xC3, 8, "a lossless JPEG"),
+        (0xC3, 12, "a lossless JPEG"),
+        (0xC1, 12, "a JPEG of 12 bits"),
+        (0xC5, 8, "a hierarchical JPEG"),
+    ],
+)
+def test_kinds_of_jpegs_that_the_decoder_does_not_know_are_named(marker, depth, kind):
+    with pytest.raises(BadImageError, match=rf"^{kind}, .* Save it as PNG"):
+        encoded.read_header(with_frame(marker, depth))
+
+
+def test_what_training_can_not_decode_is_not_put_into_shards():
+    """Here nobody can: its kind is told, and no other reason."""
+    with pytest.raises(BadImageError, match=r"^a lossless JPEG"):
+        shard_writer._as_readable(with_frame(0xC3, 8))
+    cut = encode(noise(0, 64, 64), "JPEG")[:1500]
+    with pytest.raises(BadImageError, match="damaged or cut off"):
+        shard_writer._as_readable(cut)
+
+
+WHOLE = {
+    "baseline": {},
+    "progressive": {"progressive": True},
+    "restart markers": {"restart_marker_blocks": 2},
+    "full colour": {"subsampling": 0},
+    "grey": {},
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_rows_that_are_missing_behind_an_early_end_are_found(tmp_path, name):
+    pixels = noise(0, 96, 64)
+    data = encode(pixels[..., 0] if name == "grey" else pixels, "JPEG", **WHOLE[name])
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "whole.jpg").write_bytes(data)
+    (tmp_path / "a" / "trailing.jpg").write_bytes(data + b"more \xff\xd9")
+    assert verdict(tmp_path, thorough=True) == ()
+    cut = data[: len(data) // 2].rstrip(b"\xff") + b"\xff\xd9"
+    (tmp_path / "a" / "cut.jpg").write_bytes(cut)
+    assert verdict(tmp_path, thorough=False) == ()
+    (fault,) = verdict(tmp_path, thorough=True)
+    assert fault.startswith(f"{tmp_path}/a/cut.jpg: a JPEG whose data end at about row ")
+
+
+def verdict(folder, *, thorough):
+    (found,) = Verifier(str(folder), thorough=thorough).run(1)
+    return found.faults

@@ -1,0 +1,22 @@
+"""Loads TensorFlow into this process; nothing in this module needs it before."""
+
+import contextlib
+import importlib
+import os
+
+from trainer.config import Config
+from trainer.process import settings, start_up
+
+
+def load_tensorflow(config: Config) -> None:
+    """Loads TensorFlow with its settings, without its notes and without Keras.
+
+    Args:
+      config: the configuration of this run, on which some settings depend.
+    """
+    with contextlib.ExitStack() as contexts:
+        if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
+            contexts.enter_context(start_up.without_notes())
+        settings.apply(settings.Moment.TENSORFLOW, config, has_gpu=settings.has_gpu())
+        contexts.enter_context(start_up.without_keras())
+        importlib.import_module("tensorflow")
