@@ -172,6 +172,10 @@ phase "pinned packages" "$venv/bin/python" -m pip install "${requirements[@]/#/-
 phase "Horovod for this TensorFlow ($mode)" "$venv/bin/python" "${build[@]}"
 phase "slim-horovod itself" "$venv/bin/python" -m pip install --no-deps --no-build-isolation \
   --editable "$repository"
+# `python -m trainer` would run a file trainer.py of the current folder: this comes before.
+cat >"$venv/lib/python$version/site-packages/slim_horovod.pth" <<'END'
+import sys; [__import__("trainer") for option, name in zip(sys.orig_argv, sys.orig_argv[1:]) if option == "-m" and name.split(".")[0] == "trainer"]
+END
 cd "$repository" # Python looks for `trainer` in the current folder first.
 phase "proof: doctor, with a two-process all-reduce" "$venv/bin/python" -m trainer --mode=doctor
 

@@ -20,12 +20,12 @@ def environment(**extra):
     }
 
 
-def run(command, *, timeout_sec=300, **extra):
-    """Runs a command from the checkout and returns what came of it."""
+def run(command, *, timeout_sec=300, cwd=ROOT, env=None, **extra):
+    """Runs a command, from the checkout if nothing else is said, and returns what came of it."""
     return subprocess.run(
         command,
-        cwd=ROOT,
-        env=environment(**extra),
+        cwd=cwd,
+        env=env or environment(**extra),
         capture_output=True,
         text=True,
         timeout=timeout_sec,

@@ -2,13 +2,15 @@
 
 import json
 import shutil
+import sys
+from pathlib import Path
 
 import fixed_tags
 import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from processes import horovodrun, trainer, trainers
+from processes import ROOT, environment, horovodrun, run, trainer, trainers
 from tensorboard.backend.event_processing import event_accumulator
 
 FLAGS = tiny.FLAGS
@@ -225,6 +227,35 @@ def test_a_resumed_run_shows_each_step_once_and_ends_as_a_straight_one(tmp_path)
     theirs = tf.train.load_checkpoint(f"{straight}/model.ckpt-20")
     for name in theirs.get_variable_to_shape_map():
         np.testing.assert_array_equal(ours.get_tensor(name), theirs.get_tensor(name), err_msg=name)
+
+
+OF_OTHERS = ("flags.py", "trainer.py", "models/__init__.py", "tensorflow_hub/notes.txt")
+
+
+@pytest.mark.processes
+def test_what_is_in_the_current_folder_is_not_taken_for_this_program(tmp_path):
+    """But plug-ins there are found, under every launcher."""
+    for name in OF_OTHERS:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("raise SystemExit('of another program')\n")
+    source = Path(tiny.__file__).read_text(encoding="utf-8")
+    (tmp_path / "my_nets.py").write_text(source, encoding="utf-8")
+    flags = [flag.replace("tiny:", "my_nets:") for flag in FLAGS]
+    python = [sys.executable, "-m", "trainer"]
+    env = {name: value for name, value in environment().items() if name != "PYTHONPATH"}
+    supervise = [sys.executable, str(ROOT / "scripts" / "supervise.py"), "--max_restarts=0", "--"]
+    logdir = f"--logdir={tmp_path}/log"
+    for command in (
+        [*python, "--mode=describe", *flags],
+        ["slim-horovod", "--mode=describe", *flags],
+        ["horovodrun", "-np", "2", *python, *flags, "--steps=2", logdir],
+        [*python, "--mode=evaluate", *flags, logdir],
+        [*supervise, *python, *flags, "--steps=3", logdir],
+    ):
+        done = run(command, cwd=tmp_path, env=env)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+        assert "of another program" not in done.stdout + done.stderr
+    assert read_json(tmp_path / "log" / "status.json")["state"] == "finished"
 
 
 @pytest.mark.processes

@@ -7,6 +7,8 @@
 The modes: train, evaluate, benchmark, export, predict FILE..., describe, doctor.
 """
 
+import contextlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -26,8 +28,17 @@ except ModuleNotFoundError as error:
 def main() -> None:
     """Runs this process's command line, as the console script, and exits with its status."""
     settings.restart_with_settings()
+    _find_plug_ins_here()
     keeper.stay_behind()
     QuickExit().exit(run(sys.argv))
+
+
+def _find_plug_ins_here() -> None:
+    """Adds the current folder, where plug-ins may be: to the console script's search path, too."""
+    is_wanted = not getattr(sys.flags, "safe_path", False)
+    with contextlib.suppress(FileNotFoundError):  # The folder has been removed.
+        if is_wanted and os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
 
 
 def run(argv: Sequence[str]) -> int:
