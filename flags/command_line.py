@@ -5,6 +5,7 @@ fields become absl's flags, and absl's errors become one line.
 """
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from types import UnionType
 from typing import Any, get_args
@@ -79,6 +80,13 @@ def usage(values: absl_flags.FlagValues = absl_flags.FLAGS) -> str:
     return "\n".join(values.module_help(group) for group in ("mode", *GROUPS))
 
 
+def _value(field: dataclasses.Field[Any], values: absl_flags.FlagValues) -> Any:
+    """Returns the value of a field's flag; of a path with the home folder, which shells leave."""
+    value: Any = values[field.name].value
+    is_path = value is not None and statement_of(field).path is not None
+    return os.path.expanduser(value) if is_path else value
+
+
 def parse(
     argv: Sequence[str], values: absl_flags.FlagValues = absl_flags.FLAGS
 ) -> config_lib.Config:
@@ -115,7 +123,7 @@ def parse(
             f"argument {rest[0]!r}: --mode={mode} takes flags only, of the form --name=value"
         )
     groups = {
-        name: group_type(**{f.name: values[f.name].value for f in dataclasses.fields(group_type)})
+        name: group_type(**{f.name: _value(f, values) for f in dataclasses.fields(group_type)})
         for name, group_type in GROUPS.items()
     }
     given = [

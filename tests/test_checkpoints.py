@@ -54,6 +54,33 @@ def test_tensorflows_own_tools_read_them(logdir):
     assert tf.train.load_variable(f"{logdir}/model.ckpt-2", "w")[5, 5] == 2
 
 
+@pytest.mark.parametrize(
+    ("given", "step"),
+    [
+        ("model.ckpt-2", 2),
+        ("model.ckpt-2.index", 2),
+        ("model.ckpt-2.data-00000-of-00001", 2),
+        ("model.ckpt-2.meta", 2),
+        ("checkpoint", 3),
+        ("", 3),
+    ],
+)
+def test_what_people_give_for_a_checkpoint_is_taken_for_what_it_means(logdir, given, step):
+    found = search.choose(RunConfig(init_checkpoint=f"{logdir}/{given}"))
+    assert found == f"{logdir}/model.ckpt-{step}"
+
+
+def test_what_is_no_checkpoint_is_told(tmp_path):
+    (tmp_path / "resnet_v2_50.ckpt").write_bytes(b"format V1")
+    with pytest.raises(UserError, match=r"resnet_v2_50\.ckpt is one file, as .* format V1 are"):
+        search.choose(RunConfig(init_checkpoint=f"{tmp_path}/resnet_v2_50.ckpt"))
+    with pytest.raises(UserError, match=rf"--init_checkpoint: {tmp_path} has no checkpoint"):
+        search.choose(RunConfig(init_checkpoint=str(tmp_path)))
+    (tmp_path / "model.ckpt-7.index").write_text("damaged")
+    with pytest.raises(UserError, match=r"--init_checkpoint: no checkpoint in .* can be read"):
+        search.choose(RunConfig(init_checkpoint=str(tmp_path)))
+
+
 def test_the_newest_is_found(logdir):
     assert search.find_newest(str(logdir)) == search.Found(f"{logdir}/model.ckpt-3", 3, ())
 

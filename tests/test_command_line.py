@@ -9,6 +9,7 @@ from absl import flags as absl_flags
 
 from flags import command_line
 from trainer.config import Config, DataConfig, OptimizerConfig, RunConfig
+from trainer.config.statement import PathKind
 from trainer.errors import UserError
 
 
@@ -136,3 +137,33 @@ def test_only_the_first_worker_of_a_job_complains_of_a_flag(monkeypatch):
         )
         assert done.returncode == 1
         assert len(done.stderr.splitlines()) == lines
+
+
+PATHS = {flag.name: flag.statement.path for flag in Config().flags() if flag.statement.path}
+
+
+def test_the_flags_that_are_paths():
+    remote = {name for name, kind in PATHS.items() if kind is PathKind.LOCAL_OR_REMOTE}
+    assert set(PATHS) == {
+        *("logdir", "init_checkpoint", "result_json", "result_csv", "export_dir", "mllog"),
+        "data_dir",
+    }
+    assert remote == {"data_dir"}
+    described = {
+        flag.name: flag.statement.help for flag in Config().flags() if flag.default is None
+    }
+    named = {n for n, text in described.items() if any(w in text for w in ("Folder", "File "))}
+    assert named <= set(PATHS)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_path_may_begin_with_the_home_folder(name, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    given = {flag.name: flag.value for flag in parse(f"--{name}=~/place").flags()}
+    assert given[name] == "/home/somebody/place"
+
+
+@pytest.mark.parametrize("name", sorted(set(PATHS) - {"data_dir"}))
+def test_a_remote_path_is_refused_where_files_are_written(name):
+    with pytest.raises(UserError, match=f"--{name}: must be in a local .*, got 'gs://bucket/x'"):
+        parse(f"--{name}=gs://bucket/x")

@@ -18,8 +18,10 @@ MANIFEST = "checkpoints.json"
 BEST = "best"
 # Beside the checkpoints of a run: what they do not say of its network.
 MODEL = "model.json"
-_STATE = "checkpoint"
+STATE = "checkpoint"
 _NAME = "model.ckpt-"
+# What the names of a checkpoint's files have behind its prefix; the last is of its graph.
+FILE_ENDING = re.compile(r"\.(index|data-\d{5}-of-\d{5}|meta)$")
 _INDEX = re.compile(rf"{re.escape(_NAME)}(\d+)\.index")
 
 
@@ -87,4 +89,4 @@ def write_state(folder: Path, steps: Sequence[int]) -> None:
     lines = [f'model_checkpoint_path: "{names[-1]}"']
     lines += [f'all_model_checkpoint_paths: "{name}"' for name in names]
     with contextlib.suppress(OSError):  # This program does not read it.
-        files.write_text(folder / _STATE, "\n".join(lines) + "\n")
+        files.write_text(folder / STATE, "\n".join(lines) + "\n")

@@ -67,7 +67,10 @@ def find(config: RunConfig) -> ModelFile | None:
 
 def _places(config: RunConfig) -> list[Path]:
     """Returns the folders in which the file may be, those that know best first."""
-    folders = [] if config.init_checkpoint is None else [Path(config.init_checkpoint).parent]
+    folders = []
+    if config.init_checkpoint is not None:
+        given = Path(config.init_checkpoint)
+        folders.append(given if given.is_dir() else given.parent)
     folders += [] if config.logdir is None else [Path(config.logdir)]
     places = []
     for folder in folders:

@@ -39,6 +39,7 @@ def initialize(
     """Loads a network's variables from --init_checkpoint, if given; returns messages about it."""
     if prefix is None:
         return ()
+    prefix = search.resolve(prefix)
     left = restore_weights(session, prefix, variables, new_logits=True)
     lines = (f"started from the weights of {prefix}",)
     return (*lines, f"initialized afresh: {', '.join(left)}") if left else lines

@@ -41,7 +41,7 @@ def damage(prefix: str) -> str | None:
     return None
 
 
-def find_newest(logdir: str) -> Found:
+def find_newest(logdir: str, *, flag: str = "logdir") -> Found:
     """Finds the newest checkpoint that verifies.
 
     Its files are compared with the manifest; a checkpoint that is not in the manifest is read
@@ -62,7 +62,7 @@ def find_newest(logdir: str) -> Found:
         skipped.append(f"{prefix} is damaged ({reason})")
     if steps:
         raise UserError(
-            f"--logdir: no checkpoint in {logdir} can be read; the newest: {skipped[-len(steps)]}. "
+            f"--{flag}: no checkpoint in {logdir} can be read; the newest: {skipped[-len(steps)]}. "
             "Bring back a good one, or choose another folder"
         )
     return Found(None, 0, tuple(skipped))
@@ -77,6 +77,31 @@ def _steps_with_files(folder: Path, manifest: Manifest) -> list[int]:
     ]
 
 
+def resolve(given: str) -> str:
+    """Returns the prefix of the checkpoint that a value of --init_checkpoint means.
+
+    Besides a prefix this can be one of a checkpoint's files, a folder, or the file `checkpoint` in
+    it: then it is the newest good checkpoint there.
+
+    Raises:
+      UserError: that folder has no checkpoint, or the file is one of TensorFlow's format V1.
+    """
+    path = Path(given)
+    if path.is_dir() or path.name == layout.STATE:
+        folder = path if path.is_dir() else path.parent
+        found = find_newest(str(folder), flag="init_checkpoint")
+        if found.prefix is None:
+            raise UserError(f"--init_checkpoint: {folder} has no checkpoint model.ckpt-*")
+        return found.prefix
+    prefix = layout.FILE_ENDING.sub("", given)
+    if path.is_file() and prefix == given:
+        raise UserError(
+            f"--init_checkpoint: {given} is one file, as checkpoints of TensorFlow's format V1 "
+            "are, which is not read. Load it and save it again with a tf.compat.v1.train.Saver"
+        )
+    return prefix
+
+
 def choose(config: RunConfig) -> str:
     """Returns the prefix of the checkpoint to use: --init_checkpoint, or the newest in --logdir.
 
@@ -84,7 +109,7 @@ def choose(config: RunConfig) -> str:
       UserError: there is no checkpoint.
     """
     if config.init_checkpoint is not None:
-        return config.init_checkpoint
+        return resolve(config.init_checkpoint)
     if config.logdir is None:
         raise UserError("--logdir: must be given, or --init_checkpoint, got neither")
     found = find_newest(config.logdir)

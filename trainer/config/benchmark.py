@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from trainer.config.statement import Checked, flag
+from trainer.config.statement import Checked, PathKind, flag
 from trainer.errors import ConfigError
 
 PASSES = ("forward", "forward_backward", "train_step", "input", "allreduce")
@@ -31,6 +31,7 @@ class BenchmarkConfig(Checked):
     )
     result_csv: str | None = flag(
         None, "File to append a row per pass and batch size to.", changes_training=False
+        path=PathKind.LOCAL,
     )
 
     def __post_init__(self) -> None:

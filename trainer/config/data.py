@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from trainer.config.statement import Checked, flag
+from trainer.config.statement import Checked, PathKind, flag
 from trainer.errors import ConfigError
 
 
@@ -19,6 +19,7 @@ class DataConfig(Checked):
         None,
         "Folder of the data set.",
         changes_training=False,
+        path=PathKind.LOCAL_OR_REMOTE,
     )
     image_size: int = flag(
         224,

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from trainer.config.statement import Checked, flag
+from trainer.config.statement import Checked, PathKind, flag
 from trainer.errors import ConfigError
 
 
@@ -20,6 +20,7 @@ class RunConfig(Checked):
         None,
         "Folder of checkpoints, TensorBoard events and status.json. Default: nothing is kept.",
         changes_training=False,
+        path=PathKind.LOCAL,
     )
     resume: str = flag(
         "auto",
@@ -38,6 +39,7 @@ class RunConfig(Checked):
         "Start from these weights (a tf.train.Saver prefix, slim's for instance), at step 0; "
         "logits of another number of classes are left as initialized. To evaluate, export or "
         "predict: the checkpoint to use instead of --logdir's newest.",
+        path=PathKind.LOCAL,
     )
     log_every: int = flag(
         10,
@@ -79,6 +81,7 @@ class RunConfig(Checked):
         None,
         "File for configuration, environment and result, written at the end by rank 0.",
         changes_training=False,
+        path=PathKind.LOCAL,
     )
 
     on_nonfinite: str = flag(
@@ -99,6 +102,7 @@ class RunConfig(Checked):
         None,
         "Folder that --mode=export makes.",
         changes_training=False,
+        path=PathKind.LOCAL,
     )
 
     def __post_init__(self) -> None:
@@ -137,6 +141,7 @@ class TelemetryConfig(Checked):
         None,
         "File for MLPerf's log of the run, written anew by rank 0.",
         changes_training=False,
+        path=PathKind.LOCAL,
     )
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ comparison with the run that made a checkpoint, and in model.json.
 """
 
 import dataclasses
+import enum
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -15,6 +16,13 @@ from trainer.errors import ConfigError
 T = TypeVar("T")
 
 _KEY = "flag"
+
+
+class PathKind(enum.Enum):
+    """Where what a flag names may be."""
+
+    LOCAL = enum.auto()
+    LOCAL_OR_REMOTE = enum.auto()
 
 
 class Statement(NamedTuple):
@@ -30,6 +38,7 @@ class Statement(NamedTuple):
         is then reported.
       belongs_to_model: whether the flag is written to model.json, since whoever uses the trained
         network has to have the same value.
+      path: kind of a file or folder that the flag names; None: it names none.
     """
 
     help: str
@@ -41,6 +50,7 @@ class Statement(NamedTuple):
     is_hparam: bool
     changes_training: bool
     belongs_to_model: bool
+    path: PathKind | None
 
 
 def flag(
@@ -55,13 +65,14 @@ def flag(
     is_hparam: bool = False,
     changes_training: bool = True,
     belongs_to_model: bool = False,
+    path: PathKind | None = None,
 ) -> T:
     """Returns a dataclass field that is also a flag.
 
     Args:
       default: value where the flag is not given. None: the help says what happens then.
-      help, minimum, above, maximum, below, choices, is_hparam, changes_training, belongs_to_model:
-        see `Statement`.
+      help, minimum, above, maximum, below, choices, is_hparam, changes_training, belongs_to_model,
+        path: see `Statement`.
     """
     statement = Statement(
         help,
@@ -73,6 +84,7 @@ def flag(
         is_hparam,
         changes_training,
         belongs_to_model,
+        path,
     )
     return dataclasses.field(default=default, metadata={_KEY: statement})
 
@@ -114,6 +126,8 @@ def _broken_rule(value: Any, statement: Statement) -> str | None:
     """Returns the rule that `value` breaks, in words, or None."""
     if statement.choices is not None and value not in statement.choices:
         return f"must be one of {', '.join(statement.choices)}"
+    if statement.path is PathKind.LOCAL and "://" in value:
+        return "must be in a local or mounted folder, as only --data_dir may be remote"
     if isinstance(value, float) and not math.isfinite(value):
         return "must be a finite number"
     if statement.minimum is not None and value < statement.minimum:
