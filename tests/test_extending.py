@@ -3,13 +3,13 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 
 import pytest
-from processes import ROOT, environment
+from processes import ROOT, run
 
 PAGE = ROOT / "docs" / "extending.md"
+TRAIN = [sys.executable, "-m", "trainer"]
 FLAGS = [
     "--model=my_nets:small_net",
     "--dataset=my_data:open_squares",
@@ -43,33 +43,42 @@ def apply(root, block):
     path.write_text(text.replace(before, after), encoding="utf-8")
 
 
+def write_modules(folder, *, plug_ins_only=False):
+    """Writes the page's modules of code into a folder: plug-ins, and those of the program."""
+    for above, code in blocks("python"):
+        name = above.strip("`:")
+        if not plug_ins_only or "/" not in name:
+            (folder / name).write_text(code, encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory):
     """A copy of the code with all changes of the page, and a run that uses them."""
     root = tmp_path_factory.mktemp("extended")
     for package in ("flags", "models", "trainer"):
         shutil.copytree(ROOT / package, root / package)
-    for above, code in blocks("python"):
-        (root / above.strip("`:")).write_text(code, encoding="utf-8")
+    write_modules(root)
+    # Images in the format that one of the changes adds.
+    data = root / "my_data.py"
+    data.write_text(data.read_text(encoding="utf-8").replace('"PNG"', '"BMP"'), encoding="utf-8")
     for _, block in blocks("diff"):
         apply(root, block)
     (root / "result").mkdir()
-    command = [sys.executable, "-m", "trainer", *FLAGS]
-    command += ["--logdir=run", "--mirror_dir=mirror", "--result_json=result/result.json"]
-    done = subprocess.run(
-        command,
-        cwd=root,
-        env=environment(PYTHONPATH=str(root)),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    flags = ["--logdir=run", "--mirror_dir=mirror", "--result_json=result/result.json"]
+    done = run([*TRAIN, *FLAGS, *flags], cwd=root, PYTHONPATH=str(root))
     assert done.returncode == 0, done.stdout + done.stderr
     return root
 
 
 pytestmark = pytest.mark.processes
+
+
+def test_a_network_and_a_data_set_need_no_change_of_the_code(tmp_path):
+    write_modules(tmp_path, plug_ins_only=True)
+    flags = [flag for flag in FLAGS if not re.match("--(optimizer|adam_epsilon)=", flag)]
+    done = run([*TRAIN, *flags, "--steps=2"], cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "step 2/2" in done.stdout
 
 
 def test_network_data_set_format_and_optimizer_train(extended):

@@ -1,10 +1,12 @@
 """What a run leaves for programs."""
 
+import dataclasses
 import json
 import math
 
 import pytest
 
+from trainer.checkpoints import model_file
 from trainer.config import Config, DataConfig, RunConfig
 from trainer.distributed import Worker
 from trainer.errors import UserError
@@ -68,7 +70,7 @@ def write_model(folder, **content):
     (folder / "model.json").write_text(json.dumps(content))
 
 
-def test_a_checkpoint_is_described_by_the_file_beside_it(tmp_path, capfd):
+def test_a_checkpoint_is_described_by_the_file_beside_it(tmp_path):
     """Of the best one also by the run's; --logdir's comes last."""
     run, other, logs = tmp_path / "run", tmp_path / "other", tmp_path / "logs"
 
@@ -85,12 +87,19 @@ def test_a_checkpoint_is_described_by_the_file_beside_it(tmp_path, capfd):
     write_model(run / "best", image_size=64)
     assert image_size(run / "best") == 64
     assert image_size(other, str(logs)) == 48
-    assert capfd.readouterr() == ("", "")
     assert image_size(other) == 224
-    said = capfd.readouterr().err
-    assert said.startswith(f"slim-horovod: {other} has no model.json: --model=resnet_v2_50 ")
+
+
+def test_what_is_assumed_without_such_a_file_is_told(tmp_path):
+    config = Config(run=RunConfig(init_checkpoint=f"{tmp_path}/model.ckpt-5"))
+    (said,) = outputs.as_trained(config).remarks
+    assert said.startswith(f"{tmp_path} has no model.json; assumed are --model=resnet_v2_50 ")
     assert " --image_size=224 " in said
-    assert said.count("\n") == 1
+    given = tuple(flag.name for flag in model_file.list_flags(config))
+    assert outputs.as_trained(dataclasses.replace(config, given=given)).remarks == ()
+    write_model(tmp_path, image_size=32)
+    assert outputs.as_trained(config).remarks == ()
+    assert outputs.as_trained(Config()).remarks == ()
 
 
 def resume(folder, names, **flags):

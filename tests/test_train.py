@@ -147,7 +147,7 @@ class TestRun:
             )
 
         assert evaluated.returncode == 0, evaluated.stderr
-        assert "are assumed" not in evaluated.stderr
+        assert "assumed" not in evaluated.stderr
         best_top1 = max(read_events(run)["eval/top1"].values())
         top1 = read_json(tmp_path / "b.json")["result"]["top1"]
         assert top1 == pytest.approx(best_top1, rel=1e-6)

@@ -137,9 +137,9 @@ def describe_assumed(config: Config) -> str | None:
     """Returns a line about the flags of the network that were not given; None: all were."""
     flags = [f"--{flag.name}={flag.value}" for flag in list_flags(config)]
     assumed = [text for text in flags if text.split("=")[0][2:] not in config.given]
-    if not assumed:
+    if not assumed or not _places(config.run):
         return None
-    places = " and ".join(str(place) for place in _places(config.run)[:1])
+    place = _places(config.run)[0]
     return (
-        f"{places} has no {layout.MODEL}: {' '.join(assumed)} are assumed, and classes are numbers"
+        f"{place} has no {layout.MODEL}; assumed are {' '.join(assumed)}, and numbers for classes"
     )

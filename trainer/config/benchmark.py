@@ -30,7 +30,9 @@ class BenchmarkConfig(Checked):
         changes_training=False,
     )
     result_csv: str | None = flag(
-        None, "File to append a row per pass and batch size to.", changes_training=False
+        None,
+        "File to append a row per pass and batch size to.",
+        changes_training=False,
         path=PathKind.LOCAL,
     )
 

@@ -27,7 +27,7 @@ def run(config: Config) -> int:
     """Evaluates --init_checkpoint, or the newest good checkpoint in --logdir."""
     group = distributed.connect(config)
     with group.fail_together():
-        config, class_names = outputs.as_trained(config)
+        config, class_names, remarks = outputs.as_trained(config)
         prefix = search.choose(config.run)
     with group.explain_loss():
         # A run may save another checkpoint at this moment: rank 0's choice is everyone's.
@@ -42,8 +42,7 @@ def run(config: Config) -> int:
                 "examples. They belong into validation/, shards validation-*, or are all that is "
                 "in a folder of classes with --validation_fraction=1"
             )
-        for text in dataset.remarks:
-            outputs.remark(text)
+        outputs.remark(*remarks, *dataset.remarks)
         with tf.Graph().as_default():
             graph = build_evaluation_graph(config, group, dataset)
             session = tf1.Session(

@@ -16,11 +16,12 @@ from trainer.run import outputs as results
 
 def run(config: Config) -> int:
     """Writes the SavedModel of a checkpoint to --export_dir, whole or not at all."""
-    config = results.as_trained(config).config
+    config, _, remarks = results.as_trained(config)
     launcher.refuse(config.mode)
     prefix = search.choose(config.run)
     target = _find_target(config)
     num_classes = restore.count_classes(prefix)
+    results.remark(*remarks)
     size = config.data.image_size
     with tf.Graph().as_default():
         images = tf1.placeholder(tf.uint8, [None, size, size, 3], name="images")

@@ -53,11 +53,12 @@ def run(config: Config) -> int:
     if not config.files:
         raise ConfigError("--mode=predict: must be followed by image files, got none")
     launcher.refuse(config.mode)
-    config, known_names = outputs.as_trained(config)
+    config, known_names, remarks = outputs.as_trained(config)
     prefix = search.choose(config.run)
     outputs.check_places(config, Worker())
     num_classes = restore.count_classes(prefix)
     names = name_classes(known_names, num_classes)
+    outputs.remark(*remarks)
     found = _classify(config, prefix, num_classes)
     predictions = []
     lines = []

@@ -121,30 +121,29 @@ class Trained(NamedTuple):
     Attributes:
       config: configuration with the network's own flags.
       class_names: names of the classes, by label; None where they are not known.
+      remarks: a line about what is assumed, where there is no model.json.
     """
 
     config: Config
     class_names: tuple[str, ...] | None
+    remarks: tuple[str, ...]
 
 
 def as_trained(config: Config) -> Trained:
     """Returns the configuration for using a trained network, by the model.json of its checkpoint.
-
-    Where there is none, a line on standard error says what is assumed.
 
     Raises:
       UserError: that file is damaged.
     """
     found = model_file.find(config.run)
     if found is not None:
-        return Trained(model_file.apply(config, found), found.class_names)
+        return Trained(model_file.apply(config, found), found.class_names, ())
     assumed = model_file.describe_assumed(config)
-    if assumed is not None:
-        remark(assumed)
-    return Trained(config, None)
+    return Trained(config, None, () if assumed is None else (assumed,))
 
 
-def remark(text: str) -> None:
-    """Prints a line on standard error, as the first of a host's workers alone."""
+def remark(*lines: str) -> None:
+    """Prints lines on standard error, as the first of a run's workers alone."""
     if launcher.is_first():
-        print(f"slim-horovod: {text}", file=sys.stderr, flush=True)
+        for text in lines:
+            print(f"slim-horovod: {text}", file=sys.stderr, flush=True)
