@@ -11,6 +11,7 @@ from trainer.config import Config, DataConfig, RunConfig
 from trainer.distributed import Worker
 from trainer.errors import UserError
 from trainer.run import outputs
+from trainer.safety.status import Status
 
 
 def test_the_result_is_json_where_a_run_has_diverged(tmp_path):
@@ -118,3 +119,20 @@ def test_a_run_goes_on_with_the_classes_that_it_began_with(tmp_path):
     resume(tmp_path, ("b", "a"), new_class_names=True)
     (tmp_path / "model.json").write_text("{")  # It will be written anew.
     resume(tmp_path, ("b", "a"))
+
+
+@pytest.mark.parametrize(
+    "content", ['{"state": "finished", "step": 9}', '{"state": "running"}', "["]
+)
+def test_a_start_that_is_refused_changes_nothing_of_a_run_that_is_complete(tmp_path, content):
+    path = tmp_path / "status.json"
+    path.write_text(content)
+    Status(str(tmp_path), rank=0).set("failed", reason="refused")
+    if "finished" in content:
+        assert path.read_text() == content
+    else:
+        assert json.loads(path.read_text())["reason"] == "refused"
+    begun = Status(str(tmp_path), rank=0)
+    begun.set("running", step=9)
+    begun.set("failed", reason="ended")
+    assert json.loads(path.read_text()) == {"state": "failed", "step": 9, "reason": "ended"}

@@ -97,7 +97,7 @@ def resolve(given: str) -> str:
     if path.is_file() and prefix == given:
         raise UserError(
             f"--init_checkpoint: {given} is one file, as checkpoints of TensorFlow's format V1 "
-            "are, which is not read. Load it and save it again with a tf.compat.v1.train.Saver"
+            "are, which is not read: convert it as docs/recovery.md tells (Resume)"
         )
     return prefix
 

@@ -17,7 +17,17 @@ class Status:
     def __init__(self, logdir: str | None, *, rank: int) -> None:
         self._path = Path(logdir) / FILE_NAME if logdir and rank == 0 else None
         self._step = 0
+        self._has_begun = False
         self._lock = threading.Lock()  # The watchdog's thread sets it, too.
+
+    def _is_finished(self) -> bool:
+        """Returns whether an earlier start of the run has finished it."""
+        if self._path is None:
+            return False
+        try:
+            return json.loads(self._path.read_text(encoding="utf-8"))["state"] == "finished"
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
 
     def set(self, state: str, *, step: int | None = None, reason: str | None = None) -> None:
         """Replaces the status. Where it can't be written, the run goes on.
@@ -28,6 +38,9 @@ class Status:
           reason: why the run is in this state, in one line.
         """
         with self._lock:
+            self._has_begun = self._has_begun or state != "failed"
+            if not self._has_begun and self._is_finished():
+                return  # A start that is refused changes nothing of a run that is complete.
             if step is not None:
                 self._step = step
             if self._path is None:
