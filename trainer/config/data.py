@@ -38,9 +38,12 @@ class DataConfig(Checked):
     )
     label_offset: int | None = flag(
         None,
-        "Subtracted from the labels of TFRecords: 1 where they start at 1, as in tf-slim's and "
-        "TPU's ImageNet. Default: what dataset.json says; without one, 0 if a label is 0.",
-        minimum=0,
+        "Subtracted from the labels: 1 where those of TFRecords start at 1, as in tf-slim's and "
+        "TPU's ImageNet; -1 where the network has a class for the background before those of the "
+        "data, as slim's of 1001 classes. Default: what dataset.json says; without one, 0 if a "
+        "label is 0.",
+        minimum=-1,
+        read_by=("tfrecord", "folder"),
     )
     validation_fraction: float = flag(
         0.0,
@@ -48,11 +51,13 @@ class DataConfig(Checked):
         "1: all of it is validation data, for --mode=evaluate.",
         minimum=0.0,
         maximum=1.0,
+        read_by=("folder",),
     )
     follow_links: bool = flag(
         False,
         "Read what links in a folder of images lead to, also out of it; they are refused else.",
         changes_training=False,
+        read_by=("folder",),
     )
     preprocessing: str = flag(
         "inception",
@@ -69,26 +74,34 @@ class DataConfig(Checked):
         "rand: these and RandAugment (arXiv:1909.13719).",
         choices=("none", "shift", "standard", "rand"),
         is_hparam=True,
+        read_by=("tfrecord", "folder"),
     )
     crop_min_area: float = flag(
         0.08,
         "Smallest share of an image that a random resized crop takes.",
         above=0.0,
         maximum=1.0,
+        read_by=("tfrecord", "folder"),
     )
-    flip: bool = flag(True, "Mirror half of the training images; not with --augment=none or shift.")
+    flip: bool = flag(
+        True,
+        "Mirror half of the training images; not with --augment=none or shift.",
+        read_by=("tfrecord", "folder"),
+    )
     color_jitter: float = flag(
         0.0,
         "Brightness, contrast and colour of training images change by up to this share.",
         minimum=0.0,
         maximum=1.0,
         is_hparam=True,
+        read_by=("tfrecord", "folder"),
     )
     mixup: float = flag(
         0.0,
         "Alpha of mixup: training images and their labels are blended (arXiv:1710.09412); 0: off.",
         minimum=0.0,
         is_hparam=True,
+        read_by=("tfrecord", "folder"),
     )
     cutmix: float = flag(
         0.0,
@@ -96,6 +109,7 @@ class DataConfig(Checked):
         "(arXiv:1905.04899); 0: off. With --mixup, each example gets one of the two.",
         minimum=0.0,
         is_hparam=True,
+        read_by=("tfrecord", "folder"),
     )
     crop_fraction: float = flag(
         0.875,
@@ -103,12 +117,14 @@ class DataConfig(Checked):
         above=0.0,
         maximum=1.0,
         belongs_to_model=True,
+        read_by=("tfrecord", "folder"),
     )
     shuffle_block: int | None = flag(
         None,
         "Neighbouring examples that the shuffle keeps together, so that a spinning or remote disk "
         "is read in larger pieces. Default: 1 for local files, 16 for remote ones.",
         minimum=1,
+        read_by=("tfrecord", "folder"),
     )
     cache: str = flag(
         "none",
@@ -116,12 +132,14 @@ class DataConfig(Checked):
         "ones. Refused where memory does not suffice.",
         choices=("none", "encoded", "decoded"),
         changes_training=False,
+        read_by=("tfrecord", "folder"),
     )
     max_bad_examples: int = flag(
         0,
         "Images that a worker may fail to decode before it stops. In training the next good one "
         "takes the place of a bad one; in evaluation it is left out of the count.",
         minimum=0,
+        read_by=("tfrecord", "folder"),
     )
 
     def __post_init__(self) -> None:

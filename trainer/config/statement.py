@@ -39,6 +39,7 @@ class Statement(NamedTuple):
       belongs_to_model: whether the flag is written to model.json, since whoever uses the trained
         network has to have the same value.
       path: kind of a file or folder that the flag names; None: it names none.
+      read_by: kinds of data sets that read the flag; None: all. A plug-in may read any.
     """
 
     help: str
@@ -51,6 +52,7 @@ class Statement(NamedTuple):
     changes_training: bool
     belongs_to_model: bool
     path: PathKind | None
+    read_by: Sequence[str] | None
 
 
 def flag(
@@ -66,13 +68,14 @@ def flag(
     changes_training: bool = True,
     belongs_to_model: bool = False,
     path: PathKind | None = None,
+    read_by: Sequence[str] | None = None,
 ) -> T:
     """Returns a dataclass field that is also a flag.
 
     Args:
       default: value where the flag is not given. None: the help says what happens then.
       help, minimum, above, maximum, below, choices, is_hparam, changes_training, belongs_to_model,
-        path: see `Statement`.
+        path, read_by: see `Statement`.
     """
     statement = Statement(
         help,
@@ -85,6 +88,7 @@ def flag(
         changes_training,
         belongs_to_model,
         path,
+        read_by,
     )
     return dataclasses.field(default=default, metadata={_KEY: statement})
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from models import plug_in
 from trainer.config import DataConfig
+from trainer.config.statement import statement_of
 from trainer.distributed import Worker
 from trainer.errors import ConfigError, UserError
 from trainer.inputs import synthetic
@@ -88,9 +89,8 @@ class Dataset:
 class SyntheticDataset:
     """A data set of one random batch, which every step gets, and no validation examples."""
 
-    remarks: tuple[str, ...] = ()
-
-    def __init__(self, config: DataConfig, num_classes: int) -> None:
+    def __init__(self, config: DataConfig, num_classes: int, remarks: tuple[str, ...] = ()) -> None:
+        self.remarks = remarks
         self._config = config
         self.info = DatasetInfo(
             name=synthetic.NAME,
@@ -153,6 +153,51 @@ def _check_labels(source: Source, num_classes: int) -> None:
             )
 
 
+def _check_flags(config: DataConfig, kind: str) -> tuple[str, ...]:
+    """Returns a line about flags that have a value and that synthetic data does not read.
+
+    Such data takes the place of others in trials, with whatever their flags are.
+
+    Raises:
+      ConfigError: another kind does not read such a flag.
+    """
+    unread = [
+        field
+        for field in dataclasses.fields(config)
+        if (read_by := statement_of(field).read_by) is not None
+        and kind in (*BUILT_IN, synthetic.NAME)
+        and kind not in read_by
+        and getattr(config, field.name) != field.default
+    ]
+    if unread and kind != synthetic.NAME:
+        raise ConfigError(
+            f"--{unread[0].name}: must not be given with --dataset={kind}, which does not read it, "
+            f"got {getattr(config, unread[0].name)!r}"
+        )
+    names = ", ".join(f"--{field.name}" for field in unread)
+    return (f"synthetic data does not read {names}",) if names else ()
+
+
+def _check_background(
+    config: DataConfig, source: Source, classes: int, num_classes: int | None
+) -> Source:
+    """Returns the data set for a network of another program, which may have a background class.
+
+    Raises:
+      ConfigError: the network has one class more than the data, and no flag says where.
+    """
+    if num_classes != classes + 1:
+        return source
+    text = (
+        f"the network has {num_classes} classes and the data {classes}, from label 0 on: where the "
+        "network's first class is the background, as in slim's of 1001 classes, --label_offset has "
+        f"to be {(config.label_offset or 0) - 1}"
+    )
+    if config.label_offset is None:
+        raise ConfigError(f"--label_offset: must be given, since {text}, else 0")
+    return source._replace(remarks=(*source.remarks, text))
+
+
 AnyDataset = Dataset | SyntheticDataset
 
 
@@ -161,6 +206,7 @@ def open_dataset(
     *,
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
+    is_network_foreign: bool = False,
 ) -> AnyDataset:
     """Opens the data set that --dataset and --data_dir name. Adds nothing to a graph.
 
@@ -169,6 +215,7 @@ def open_dataset(
       num_classes: the number of classes of the network. None: as many as the data has.
       class_names: the names of a trained network's classes. Where the data's classes have names,
         too, labels are found by name, and the data may have fewer. None: not known.
+      is_network_foreign: whether the network may have been trained by another program.
 
     Raises:
       UserError: the data set is missing or damaged, or has a class that the network lacks.
@@ -182,8 +229,9 @@ def open_dataset(
             # So that `D`, `D/` and `./D` are the same data in the same order.
             config = dataclasses.replace(config, data_dir=storage.normalize(config.data_dir))
         kind = _kind(config)
+        remarks = _check_flags(config, kind)
         if kind == synthetic.NAME:
-            return SyntheticDataset(config, num_classes or synthetic.DEFAULT_CLASSES)
+            return SyntheticDataset(config, num_classes or synthetic.DEFAULT_CLASSES, remarks)
         source = BUILT_IN[kind](config) if kind in BUILT_IN else _import_plug_in(kind)(config)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
@@ -196,6 +244,8 @@ def open_dataset(
         raise ConfigError(
             f"--num_classes: must be at least {classes}, as many as the data has, got {num_classes}"
         )
+    if is_network_foreign:
+        source = _check_background(config, source, classes, num_classes)
     classes = num_classes or classes
     _check_labels(source, classes)
     info = DatasetInfo(

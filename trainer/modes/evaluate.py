@@ -27,7 +27,7 @@ def run(config: Config) -> int:
     """Evaluates --init_checkpoint, or the newest good checkpoint in --logdir."""
     group = distributed.connect(config)
     with group.fail_together():
-        config, class_names, remarks = outputs.as_trained(config)
+        config, is_described, class_names, remarks = outputs.as_trained(config)
         prefix = search.choose(config.run)
     with group.explain_loss():
         # A run may save another checkpoint at this moment: rank 0's choice is everyone's.
@@ -35,7 +35,12 @@ def run(config: Config) -> int:
     with group.fail_together():
         outputs.check_places(config, group.worker)
         num_classes = config.model.num_classes or restore.count_classes(prefix)
-        dataset = open_dataset(config.data, num_classes=num_classes, class_names=class_names)
+        dataset = open_dataset(
+            config.data,
+            num_classes=num_classes,
+            class_names=class_names,
+            is_network_foreign=not is_described,
+        )
         if not dataset.info.num_validation_examples:
             raise UserError(
                 f"--data_dir: {config.data.data_dir or dataset.info.name} has no validation "

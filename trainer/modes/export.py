@@ -16,7 +16,7 @@ from trainer.run import outputs as results
 
 def run(config: Config) -> int:
     """Writes the SavedModel of a checkpoint to --export_dir, whole or not at all."""
-    config, _, remarks = results.as_trained(config)
+    config, *_, remarks = results.as_trained(config)
     launcher.refuse(config.mode)
     prefix = search.choose(config.run)
     target = _find_target(config)

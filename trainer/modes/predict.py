@@ -53,7 +53,7 @@ def run(config: Config) -> int:
     if not config.files:
         raise ConfigError("--mode=predict: must be followed by image files, got none")
     launcher.refuse(config.mode)
-    config, known_names, remarks = outputs.as_trained(config)
+    config, _, known_names, remarks = outputs.as_trained(config)
     prefix = search.choose(config.run)
     outputs.check_places(config, Worker())
     num_classes = restore.count_classes(prefix)

@@ -120,11 +120,13 @@ class Trained(NamedTuple):
 
     Attributes:
       config: configuration with the network's own flags.
+      is_described: whether it has a model.json.
       class_names: names of the classes, by label; None where they are not known.
       remarks: a line about what is assumed, where there is no model.json.
     """
 
     config: Config
+    is_described: bool
     class_names: tuple[str, ...] | None
     remarks: tuple[str, ...]
 
@@ -137,9 +139,9 @@ def as_trained(config: Config) -> Trained:
     """
     found = model_file.find(config.run)
     if found is not None:
-        return Trained(model_file.apply(config, found), found.class_names, ())
+        return Trained(model_file.apply(config, found), True, found.class_names, ())
     assumed = model_file.describe_assumed(config)
-    return Trained(config, None, () if assumed is None else (assumed,))
+    return Trained(config, False, None, () if assumed is None else (assumed,))
 
 
 def remark(*lines: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.config import DataConfig
+from trainer.inputs.class_names import names_of_background
 from trainer.inputs.source import BadImageError, Source
 from trainer.inputs.sources import listing, storage
 
@@ -37,20 +38,21 @@ def open_folder(config: DataConfig) -> Source:
     )
     splits = images.splits
     classes = tuple(next(iter(splits.values())))
+    background = names_of_background(config.label_offset, 0)
     digest = hashlib.sha256()
     opened = {}
     for split, files in splits.items():
         paths = [path for name in classes for path in files[name]]
         labels = np.repeat(np.arange(len(classes)), [len(files[name]) for name in classes])
-        opened[split] = FolderSplit(paths, labels.astype(np.int64))
+        opened[split] = FolderSplit(paths, labels.astype(np.int64) + len(background))
         names = "\0".join(path[len(folder) :] for path in paths)
         digest.update(f"{split}\0{names}\0".encode(errors="surrogateescape"))
     return Source(
         name="folder",
         train=opened.get("train"),
         validation=opened.get("validation"),
-        num_classes=len(classes),
-        class_names=classes,
+        num_classes=len(background) + len(classes),
+        class_names=(*background, *classes),
         fingerprint=digest.hexdigest()[:16],
         remarks=images.remarks,
     )

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from trainer.config import DataConfig
 from trainer.errors import UserError
+from trainer.inputs.class_names import names_of_background
 from trainer.inputs.source import Source
 from trainer.inputs.sources import index, manifest, storage, tfrecord
 from trainer.inputs.sources.left_out import LeftOut, is_hidden
@@ -151,12 +152,8 @@ def _label_offset(
 ) -> int:
     """Returns the number that has to be subtracted from the stored labels."""
     if described is not None:
-        if config.label_offset not in (None, described.label_offset):
-            raise UserError(
-                f"--label_offset: {config.data_dir}/{manifest.FILE_NAME} says "
-                f"{described.label_offset}, got {config.label_offset}"
-            )
-        return described.label_offset
+        background = names_of_background(config.label_offset, described.label_offset)
+        return described.label_offset - len(background)
     smallest = int(stored.min())
     if config.label_offset is None and smallest != 0:
         raise UserError(
@@ -198,12 +195,18 @@ def open_tfrecord(config: DataConfig) -> Source:
         for path, shard in zip(paths[split], shards, strict=True):
             digest.update(os.path.basename(path).encode())
             digest.update(shard.offsets.tobytes() + shard.labels.tobytes())
+    names = None
+    if described is not None:
+        names = (
+            *names_of_background(config.label_offset, described.label_offset),
+            *described.classes,
+        )
     return Source(
         name="tfrecord",
         train=splits.get("train"),
         validation=splits.get("validation"),
-        num_classes=len(described.classes) if described else None,
-        class_names=described.classes if described else None,
+        num_classes=len(names) if names else None,
+        class_names=names,
         fingerprint=digest.hexdigest()[:16],
         remarks=remarks,
     )

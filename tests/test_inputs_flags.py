@@ -1,0 +1,95 @@
+"""Which flags of the data each kind of data set reads, and that the others are not left unsaid."""
+
+import dataclasses
+
+import pytest
+from input_data import Numbered, write_folder
+
+from trainer.config import DataConfig
+from trainer.config.statement import statement_of
+from trainer.errors import ConfigError
+from trainer.inputs import dataset
+from trainer.inputs.conversion import convert
+from trainer.inputs.source import Source
+
+KINDS = ("synthetic", "folder", "tfrecord", "plug-in")
+# Of each flag that has another value than its default: a value that is allowed by itself.
+OTHERS = {
+    "image_size": 16,
+    "batch_size": 2,
+    "label_offset": -1,
+    "validation_fraction": 0.5,
+    "follow_links": True,
+    "preprocessing": "imagenet",
+    "augment": "shift",
+    "crop_min_area": 0.5,
+    "flip": False,
+    "color_jitter": 0.5,
+    "mixup": 0.2,
+    "cutmix": 0.2,
+    "crop_fraction": 0.5,
+    "shuffle_block": 2,
+    "cache": "encoded",
+    "max_bad_examples": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    root = tmp_path_factory.mktemp("places")
+    write_folder(root / "folder", {"a": 4, "b": 4})
+    convert.convert(str(root / "folder"), str(root / "tfrecord"), say=lambda _: None)
+    return root
+
+
+def config_of(kind, places, **fields):
+    if kind == "synthetic":
+        return DataConfig(**fields)
+    if kind == "plug-in":
+        return DataConfig(dataset="test_inputs_flags:open_numbered", **fields)
+    return DataConfig(dataset=kind, data_dir=str(places / kind), **fields)
+
+
+def open_numbered(config):
+    del config
+    return Source("numbered", Numbered(4), None, 4, None, "1")
+
+
+def test_every_flag_of_the_data_is_in_this_matrix():
+    fields = {field.name for field in dataclasses.fields(DataConfig)}
+    assert fields == {*OTHERS, "dataset", "data_dir"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", OTHERS)
+def test_each_flag_is_read_or_refused_or_told(places, kind, name):
+    config = config_of(kind, places, **{name: OTHERS[name]})
+    (field,) = (field for field in dataclasses.fields(config) if field.name == name)
+    read_by = statement_of(field).read_by
+    if read_by is None or kind in read_by or kind == "plug-in":
+        assert dataset.open_dataset(config).remarks == ()
+    elif kind == "synthetic":
+        told = dataset.open_dataset(config).remarks
+        assert told == (f"synthetic data does not read --{name}",)
+    else:
+        with pytest.raises(ConfigError, match=f"--{name}: must not be given with --dataset={kind}"):
+            dataset.open_dataset(config)
+
+
+@pytest.mark.parametrize("kind", ["folder", "tfrecord"])
+def test_a_network_with_a_background_class_gets_labels_from_one_on(places, kind):
+    with pytest.raises(ConfigError, match=r"--label_offset: must be given.* has to be -1, else 0"):
+        dataset.open_dataset(config_of(kind, places), num_classes=3, is_network_foreign=True)
+    with_background = config_of(kind, places, label_offset=-1)
+    data = dataset.open_dataset(with_background, num_classes=3, is_network_foreign=True)
+    assert set(data._source.train.labels) == {1, 2}
+    assert data.info.class_names == ("background", "a", "b")
+    assert data.remarks == ()
+    without = config_of(kind, places, label_offset=0)
+    data = dataset.open_dataset(without, num_classes=3, is_network_foreign=True)
+    assert set(data._source.train.labels) == {0, 1}
+    assert "has to be -1" in data.remarks[0]
+    # A network of this program has learned its labels from such data.
+    assert dataset.open_dataset(config_of(kind, places), num_classes=3).remarks == ()
+    with pytest.raises(ConfigError, match="--label_offset: must be 0 for this data, or -1 "):
+        dataset.open_dataset(config_of(kind, places, label_offset=1))
