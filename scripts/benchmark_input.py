@@ -141,7 +141,9 @@ def main() -> None:
         default=4.0,
         help="of each turn; %(default)s",
     )
-    parser.add_argument("--data_dir", help="shards to use instead of making some")
+    parser.add_argument(
+        "--data_dir", type=os.path.expanduser, help="shards to use instead of making some"
+    )
     arguments = parser.parse_args()
     if arguments.data_dir:
         compare(arguments.data_dir, arguments.rounds, arguments.seconds)

@@ -177,8 +177,8 @@ def parse_arguments() -> argparse.Namespace:
         "--rounds", type=program.at_least(1), help="turns of each (quick: 2, else 10)"
     )
     parser.add_argument("--steps", type=program.at_least(1), help="steps per turn (2; on a GPU 20)")
-    parser.add_argument("--out", type=Path, default=_ROOT / "runs" / "compare_peers")
-    parser.add_argument("--venv", type=Path, default=_ROOT / ".venv-peers")
+    parser.add_argument("--out", type=program.path, default=_ROOT / "runs" / "compare_peers")
+    parser.add_argument("--venv", type=program.path, default=_ROOT / ".venv-peers")
     return parser.parse_args()
 
 

@@ -24,8 +24,10 @@ def _parse_arguments() -> argparse.Namespace:
         description=__doc__.format(formats=encoded.format_names("and")),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--images", required=True, help="folder of images")
-    parser.add_argument("--out", required=True, help="folder for the shards")
+    parser.add_argument("--images", type=os.path.expanduser, required=True, help="folder of images")
+    parser.add_argument(
+        "--out", type=os.path.expanduser, required=True, help="folder for the shards"
+    )
     parser.add_argument(
         "--validation_fraction", type=float, default=0.0, help="share of every class to hold out"
     )

@@ -50,7 +50,12 @@ def prepare(out: str) -> manifest.Manifest:
 def main() -> None:
     """Prepares the folder that the command line names, and prints what it holds."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", default=_DEFAULT_OUT, help="folder to write to; %(default)s")
+    parser.add_argument(
+        "--out",
+        type=os.path.expanduser,
+        default=_DEFAULT_OUT,
+        help="folder to write to; %(default)s",
+    )
     out = parser.parse_args().out
     train, validation = (
         sum(shard.examples for shard in prepare(out).splits[split])

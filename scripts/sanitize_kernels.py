@@ -180,7 +180,11 @@ def main() -> int:
     )
     parser.add_argument("--emulate", action="store_true", help="the instructions in plain C++")
     parser.add_argument("--plain", action="store_true", help="without the sanitizers")
-    parser.add_argument("--folder", help="keep the library there; default: a temporary folder")
+    parser.add_argument(
+        "--folder",
+        type=os.path.expanduser,
+        help="keep the library there; default: a temporary folder",
+    )
     arguments, of_pytest = parser.parse_known_args()
     if platform.machine() != "x86_64":
         raise UserError(f"the kernels are for x86-64, this machine is {platform.machine()}")

@@ -147,7 +147,7 @@ def main() -> int:
         default=60.0,
         help="between two kills; %(default)s",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for both runs; new")
+    parser.add_argument("--out", type=program.path, required=True, help="folder for both runs; new")
     parser.add_argument("command", nargs="+", help="what to run, after --; without --logdir")
     arguments = parser.parse_args()
     if not shutil.which(arguments.command[0]):

@@ -237,7 +237,7 @@ def main() -> int:
     )
     parser.add_argument("command", nargs="+", help="what to run, after --")
     arguments = parser.parse_args()
-    logdir = find_logdir(arguments.command)
+    logdir = os.path.expanduser(find_logdir(arguments.command) or "")
     if not logdir:
         _fail("the command must have --logdir: what is not saved can't be taken up again")
     check_flags(arguments.command)

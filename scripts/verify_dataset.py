@@ -23,7 +23,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data_dir", required=True, help="folder of the data set")
+    parser.add_argument(
+        "--data_dir", type=os.path.expanduser, required=True, help="folder of the data set"
+    )
     parser.add_argument(
         "--decode_every",
         type=program.at_least(1),

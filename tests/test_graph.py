@@ -1,6 +1,7 @@
 """The training step against numpy: BN's moving statistics, weight decay, losses, precision."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import tiny
 
 from trainer.config import Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig
 from trainer.distributed import Group
-from trainer.graph import train_step
+from trainer.graph import moving_statistics, train_step
 from trainer.graph.losses import build_cross_entropy
 from trainer.inputs.dataset import open_dataset
 from trainer.machine.session import create_config
@@ -59,6 +60,28 @@ def test_moving_statistics_are_numpys(stepped):
         variance = DECAY * variance + (1 - DECAY) * rows.var(axis=0, ddof=1)
     np.testing.assert_allclose(final["conv1/BatchNorm/moving_mean"], mean, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(final["conv1/BatchNorm/moving_variance"], variance, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("decay", "steps", "said"),
+    [
+        (0.997, 270, "leaves 44% .* after 270 steps.* give at most 0.983$"),
+        (0.997, 1, "leaves 100% .* give at most 0.01$"),
+        (0.9, 30, "leaves 4% .* give at most 0.857$"),
+        (0.9, 270, None),
+        (0.997, 2000, None),
+        (0.0, 1, None),
+    ],
+)
+def test_a_run_too_short_for_them_is_told(decay, steps, said):
+    names = ["conv1/weights", "conv1/BatchNorm/moving_variance"]
+    lines = moving_statistics.describe_start(decay, steps, names)
+    assert len(lines) == (said is not None)
+    assert not lines or re.search(said, lines[0])
+    assert moving_statistics.describe_start(decay, steps, names[:1]) == ()
+    if said:
+        (fitting,) = re.findall(r"give at most ([\d.]+)", lines[0])
+        assert float(fitting) ** steps <= 0.01
 
 
 def test_without_the_update_ops_they_stay(monkeypatch):

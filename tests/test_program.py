@@ -101,3 +101,9 @@ def test_an_interrupted_script_ends_as_a_shell_expects(capsys):
         program.run(interrupted)
     assert end.value.code == 130
     assert capsys.readouterr().err == "test_program.py: interrupted\n"
+
+
+def test_a_path_may_begin_with_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert str(program.path("~/runs")) == "/home/somebody/runs"
+    assert str(program.path("runs/~")) == "runs/~"

@@ -27,6 +27,14 @@ def at_least(minimum: float, kind: Callable[[str], float] = int) -> Callable[[st
     return parse
 
 
+def path(text: str) -> Path:
+    """Returns a path with the home folder, which shells leave where a `~` follows an `=`.
+
+    For argparse.
+    """
+    return Path(text).expanduser()
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Runs a script and exits with what it returns; what stands in its way is one line."""
     name = Path(main.__code__.co_filename).name

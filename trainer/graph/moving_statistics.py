@@ -1,11 +1,38 @@
 """BN's moving statistics: the same on all workers after every step, and always finite."""
 
+import math
 from collections.abc import Sequence
 
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
 from trainer.distributed import URGENT, Group
+
+# Share of their initial values that may be left in the statistics at the end of a run.
+_MOST_LEFT = 0.01
+
+
+def describe_start(decay: float, steps: int, variables: Sequence[str]) -> tuple[str, ...]:
+    """Returns a line where a run ends before its statistics have left their initial values behind.
+
+    They begin at mean 0 and variance 1, of which decay ** n is left after n steps. An evaluation
+    with such statistics may be at chance however well the network has learned.
+
+    Args:
+      decay: the value of --batch_norm_decay.
+      steps: number of steps of the run.
+      variables: names of the network's variables.
+    """
+    left = decay**steps
+    has_statistics = any(name.endswith("/moving_variance") for name in variables)
+    if not has_statistics or left <= _MOST_LEFT:
+        return ()
+    fitting = math.floor(1000 * _MOST_LEFT ** (1 / steps)) / 1000
+    return (
+        f"--batch_norm_decay={decay:g} leaves {left:.0%} of BN's moving statistics at their "
+        f"initial values after {steps} steps, and evaluations far from right: give at most "
+        f"{fitting:g}",
+    )
 
 
 class Statistics:

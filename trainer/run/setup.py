@@ -11,7 +11,7 @@ from trainer.checkpoints.store import Store, create_store
 from trainer.config import Config
 from trainer.cpu_kernels import library
 from trainer.distributed import Group
-from trainer.graph import train_step
+from trainer.graph import moving_statistics, train_step
 from trainer.graph.evaluation import EvaluationGraph, build_evaluation_graph
 from trainer.inputs import synthetic
 from trainer.inputs.dataset import AnyDataset, DatasetInfo, open_dataset
@@ -86,6 +86,7 @@ def set_up(config: Config, group: Group) -> Setup:
             variables=tf1.global_variables(),
             facts=_create_facts(config, group, dataset.info, plan),
         )
+        variables = [variable.op.name for variable in tf1.global_variables()]
         initializer = tf1.global_variables_initializer()
         main_graph.finalize()
     session = tf1.Session(
@@ -105,7 +106,13 @@ def set_up(config: Config, group: Group) -> Setup:
         evaluation=evaluation,
         samples=samples,
         store=store,
-        messages=(*_describe_data(dataset), *store.restore(session)),
+        messages=(
+            *_describe_data(dataset),
+            *moving_statistics.describe_start(
+                config.model.batch_norm_decay, plan.total_steps, variables
+            ),
+            *store.restore(session),
+        ),
         policy=nonfinite.Policy(config.run.on_nonfinite),
         session=session,
         mllog=mllog,
