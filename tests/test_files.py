@@ -1,5 +1,6 @@
 """Files are there whole or not at all; what a killed process has left half written is removed."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -169,3 +170,41 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == []
     write(None)
     assert files_in(tmp_path) == ["export/inner/file"]
+
+
+@pytest.fixture
+def incapable(monkeypatch):
+    """A file system that has neither locks nor a way to flush folders."""
+
+    def fail(code):
+        def raise_error(*_):
+            raise OSError(code, os.strerror(code))
+
+        return raise_error
+
+    files._tell_once.cache_clear()
+    monkeypatch.setattr(files.os, "fsync", fail(errno.EINVAL))
+    monkeypatch.setattr(files.fcntl, "flock", fail(errno.ENOLCK))
+
+
+@pytest.mark.usefixtures("incapable")
+def test_what_a_file_system_can_not_do_is_told_once(tmp_path, capfd):
+    for number in range(3):
+        files.write_text(tmp_path / "file", str(number))
+        with open(tmp_path / "lock", "w") as file:
+            files.lock(file, tmp_path / "lock", wait=False)
+    assert (tmp_path / "file").read_text() == "2"
+    flushed, folders, locks = capfd.readouterr().err.splitlines()
+    assert flushed.startswith(f"slim-horovod: {tmp_path}: this file system does not flush files (")
+    assert "does not flush folders (Invalid argument)" in folders
+    assert locks.startswith(f"slim-horovod: {tmp_path}: this file system has no locks (No locks av")
+
+
+def test_other_errors_of_a_disk_are_not_passed_over(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(files.os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        files.write_text(tmp_path / "file", "text")
+    assert list(tmp_path.iterdir()) == []

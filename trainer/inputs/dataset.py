@@ -234,7 +234,9 @@ def open_dataset(
             return SyntheticDataset(config, num_classes or synthetic.DEFAULT_CLASSES, remarks)
         source = BUILT_IN[kind](config) if kind in BUILT_IN else _import_plug_in(kind)(config)
     except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+        raise UserError(
+            f"{error.filename or config.data_dir}: cannot be read ({error.strerror})"
+        ) from error
     if class_names is not None:
         _check_labels(source, len(source.class_names or class_names))
         source = by_name(source, class_names)

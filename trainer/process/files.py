@@ -5,24 +5,39 @@ that a killed process left can be told from one that another process is writing.
 """
 
 import contextlib
+import errno
+import fcntl
 import functools
 import glob
 import hashlib
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 from trainer.errors import UserError
 from trainer.process import identity
 from trainer.process.identity import Process
 
 SUFFIX = ".partial"
+# What file systems answer to what they do not have.
+_UNSUPPORTED = frozenset(
+    {errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+)
 _TEMPORARY = re.compile(rf"\..+\.(\d+)-(\d+)-([0-9a-f]{{8}}){re.escape(SUFFIX)}")
 # Longer than anything takes to be written, and than two hosts' clocks differ.
 _DAY_SEC = 24 * 3600.0
+
+
+class SupportsFileno(Protocol):
+    """An open file."""
+
+    def fileno(self) -> int:
+        """Returns its descriptor."""
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -150,12 +165,53 @@ def remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flushes a file's content, or the names in a folder, to disk: a power cut spares it then."""
+    """Flushes a file's content, or the names in a folder, to disk: a power cut spares it then.
+
+    Where the file system cannot do that, it is told once.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        _tell_once(
+            f"{path.parent}: this file system does not flush {'folders' * path.is_dir() or 'files'}"
+            f" ({error.strerror}): a power cut may take what was written last"
+        )
     finally:
         os.close(descriptor)
+
+
+def lock(file: SupportsFileno | int, path: str | os.PathLike[str], *, wait: bool) -> None:
+    """Locks an open file or folder against other processes, until it is closed.
+
+    Where the file system has no locks, it is told once.
+
+    Args:
+      file: the open file.
+      path: its path, for the message.
+      wait: whether to wait for another process that has it.
+
+    Raises:
+      BlockingIOError: another process has it, and this one does not wait.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        _tell_once(
+            f"{os.path.dirname(path)}: this file system has no locks ({error.strerror}): keep "
+            "other processes from writing there at the same time"
+        )
+
+
+@functools.cache
+def _tell_once(text: str) -> None:
+    print(f"slim-horovod: {text}", file=sys.stderr, flush=True)
 
 
 def check_writable(path: str | os.PathLike[str], flag_name: str, *, is_folder: bool) -> None:

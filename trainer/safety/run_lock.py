@@ -1,7 +1,6 @@
 """Allows one run at a time in a folder, also where several hosts share it."""
 
 import contextlib
-import fcntl
 import os
 import sys
 import threading
@@ -204,7 +203,7 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            files.lock(descriptor, folder / FILE_NAME, wait=True)
         yield
     finally:
         os.close(descriptor)

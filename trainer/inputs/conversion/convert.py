@@ -8,7 +8,6 @@ with the shards that have no receipt, and the result is the same to the bit.
 import concurrent.futures
 import contextlib
 import dataclasses
-import fcntl
 import glob
 import hashlib
 import multiprocessing
@@ -29,7 +28,7 @@ from trainer.inputs.conversion.shard_writer import (
     receipt_path,
 )
 from trainer.inputs.sources import listing, manifest, storage
-from trainer.process.files import sweep
+from trainer.process import files
 
 REPORT_NAME = "unreadable.txt"
 # The temporary files of killed converters of earlier versions.
@@ -89,10 +88,10 @@ def _alone_in(out: str) -> Iterator[None]:
     os.makedirs(out, exist_ok=True)
     with open(os.path.join(out, ".lock"), "w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files.lock(lock, lock.name, wait=False)
         except BlockingIOError as error:
             raise UserError(f"--out: another converter is writing to {out}") from error
-        sweep(Path(out), earlier=_OF_EARLIER_VERSIONS)
+        files.sweep(Path(out), earlier=_OF_EARLIER_VERSIONS)
         yield
 
 

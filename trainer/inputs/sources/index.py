@@ -6,7 +6,6 @@ cannot be written, in the user's cache folder, and used as long as no shard chan
 """
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import os
@@ -186,7 +185,7 @@ def _one_process_at_a_time(path: str | None) -> Iterator[None]:
         yield
         return
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        files.lock(file, path, wait=True)
         yield
 
 
