@@ -11,7 +11,6 @@ with the `report` extra of setup.py, and with scripts/setup.sh.
 import argparse
 import html
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.errors import UserError
+from trainer.telemetry.writers import metrics_lines
 
 if TYPE_CHECKING:  # At run time it is imported where it is needed, and may be missing.
     from matplotlib.axes import Axes
@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # At run time it is imported where it is needed, and may be m
 # Of a curve, at most: each is the median, or another percentile, of its steps; of a time, of ten
 # steps at least, or its percentiles would be one.
 _POINTS = 200
+_LARGEST = 1e300
 _LEAST_STEPS = 10
 _FORMATS = (".png", ".html")
 
@@ -91,20 +92,16 @@ def read_curves(folder: Path) -> dict[str, Curve]:
     """
     points: dict[str, list[tuple[int, float]]] = {}
     try:
-        text = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
+        text = (folder / metrics_lines.NAME).read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(
             f"{folder}/metrics.jsonl cannot be read ({error.strerror}): give the --logdir of a run"
         ) from error
     for line in text.splitlines():
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue  # The last one, of a run that goes on or was cut off.
-        step = values.pop("step")
+        values = metrics_lines.parse_line(line)
         for tag, value in values.items():
-            if value is not None:
-                points.setdefault(tag, []).append((step, value))
+            if tag != "step" and isinstance(value, int | float) and abs(value) < _LARGEST:
+                points.setdefault(tag, []).append((values["step"], float(value)))
     if "perf/step_time_ms" not in points:
         raise UserError(f"{folder}/metrics.jsonl has no training steps")
     return {

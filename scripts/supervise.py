@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import datetime
 import itertools
-import json
 import os
 import signal
 import sys
@@ -30,8 +29,7 @@ from shared.launch import Launch
 from flags import command_line
 from trainer.checkpoints import manifest
 from trainer.errors import UserError
-from trainer.safety import exit_status, lock_holder
-from trainer.safety.status import FILE_NAME, Status
+from trainer.safety import exit_status, lock_holder, status
 
 # Ends of a launcher that nobody has asked for. Its workers save then, and call it a preemption.
 _CRASHES = ("SIGKILL", "SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL")
@@ -112,17 +110,10 @@ def _examples(logdir: Path) -> int:
     return max((entry.examples for entry in entries), default=-1)
 
 
-def _read_status(logdir: Path) -> dict[str, object]:
-    try:
-        return dict(json.loads((logdir / FILE_NAME).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
 def _status_time(logdir: Path) -> int:
     """The time at which status.json was written, ns; 0: never."""
     try:
-        return (logdir / FILE_NAME).stat().st_mtime_ns
+        return (logdir / status.FILE_NAME).stat().st_mtime_ns
     except OSError:
         return 0
 
@@ -138,8 +129,8 @@ def supervise(launch: Launch, failures: Failures, logdir: Path, log: Log) -> int
         code = launch.run()
         _clear_up(log)
         is_told = _status_time(logdir) != before
-        status = _read_status(logdir) if is_told else {}
-        state, reason = status.get("state"), status.get("reason")
+        told = status.read(logdir) if is_told else status.Content()
+        state, reason = told.state, told.reason
         if code == 0 and state in (None, "finished"):
             log.tell("finished")
             return 0
@@ -156,7 +147,7 @@ def supervise(launch: Launch, failures: Failures, logdir: Path, log: Log) -> int
             return 1
         log.tell(f"{what}; failure {failures.in_a_row} without progress; again in {pause_sec:g} s")
         launch.wait(pause_sec)
-    log.tell(f"stopped by {asked.name}; status.json says {_read_status(logdir)}")
+    log.tell(f"stopped by {asked.name}; status.json says {status.read(logdir)._asdict()}")
     return exit_status.PREEMPTED
 
 
@@ -174,10 +165,8 @@ def _give_up(logdir: Path, log: Log, failures: Failures, what: str) -> None:
     log.tell(reason)
     if lock_holder.find_alive(logdir) is not None:
         return  # The status is of another run, which has the folder.
-    step = _read_status(logdir).get("step")
-    Status(str(logdir), rank=0).set(
-        "failed", step=step if isinstance(step, int) else 0, reason=reason
-    )
+    step = status.read(logdir).step
+    status.Status(str(logdir), rank=0).set("failed", step=step, reason=reason)
 
 
 def find_logdir(command: Sequence[str]) -> str | None:

@@ -7,7 +7,7 @@ import time
 
 from tensorboard.backend.event_processing import event_accumulator, event_file_loader
 
-from trainer.telemetry.writers import background, json_lines, protocol
+from trainer.telemetry.writers import background, json_lines, metrics_lines, protocol
 from trainer.telemetry.writers.run_writer import create_writer
 
 
@@ -120,11 +120,11 @@ def test_who_has_nothing_to_write_makes_no_file(tmp_path):
 
 def test_the_newest_evaluation_is_found_among_torn_lines(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    assert json_lines.newest_step(path, "eval/top1") == -1
+    assert metrics_lines.newest_step(path, "eval/top1") == -1
     path.write_text(
         '{"step": 9, "train/top1": 1}\n{"step": 5, "eval/top1": 1}\n{"step": 8, "eval/top1": 0.'
     )
-    assert json_lines.newest_step(path, "eval/top1") == 5
+    assert metrics_lines.newest_step(path, "eval/top1") == 5
 
 
 def test_events_come_after_those_of_a_clock_that_was_fast(tmp_path):

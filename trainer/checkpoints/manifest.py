@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import google_crc32c
 
 from trainer.checkpoints import layout
-from trainer.process import files
+from trainer.process import files, json_files
 
 FORMAT = "slim-horovod checkpoints 1"
 _READ_BYTES = 1 << 22
@@ -43,8 +44,8 @@ class RunFacts:
     total_steps: int
     train_examples: int
     fingerprint: str
-    versions: dict[str, str]
-    config: dict[str, Any]
+    versions: Mapping[str, str]
+    config: Mapping[str, Any]
     kernels: str | None = None
 
 
@@ -97,28 +98,32 @@ class Manifest:
         return Manifest(tuple(sorted(entries, key=lambda entry: entry.step)))
 
 
+class _Content(NamedTuple):
+    """The content of the file."""
+
+    format: str
+    checkpoints: tuple[Entry, ...]
+
+
 def read(folder: Path) -> Manifest:
     """Reads the manifest of a folder; returns an empty one where none can be read."""
     path = folder / layout.MANIFEST
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields["format"] != FORMAT:
-            raise ValueError(f"its format is not {FORMAT!r}")
-        return Manifest(tuple(_parse(entry) for entry in fields["checkpoints"]))
+        content = json_files.build(_Content, json_files.read(path))
+        if content.format != FORMAT:
+            raise json_files.FormatError(f"its format is not {FORMAT!r}")
+        for file in (file for entry in content.checkpoints for file in entry.files):
+            if Path(file.name).name != file.name or file.name in ("", ".", ".."):
+                raise json_files.FormatError(
+                    f"{file.name!r} is not the name of a file in this folder"
+                )
+        return Manifest(content.checkpoints)
     except FileNotFoundError:
         return Manifest()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, json_files.FormatError) as error:
         return Manifest(
             fault=f"{path} cannot be read ({error}): checkpoints are read whole instead"
         )
-
-
-def _parse(fields: dict[str, Any]) -> Entry:
-    saved = tuple(SavedFile(**file) for file in fields["files"])
-    for file in saved:
-        if Path(file.name).name != file.name or file.name in ("", ".", ".."):
-            raise ValueError(f"{file.name!r} is not the name of a file in this folder")
-    return Entry(**{**fields, "files": saved, "run": RunFacts(**fields["run"])})
 
 
 def write(folder: Path, manifest: Manifest) -> None:

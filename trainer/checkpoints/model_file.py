@@ -8,12 +8,12 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from trainer.checkpoints import layout
 from trainer.config import Config, Flag, RunConfig
 from trainer.errors import ConfigError, UserError
-from trainer.process import files
+from trainer.process import files, json_files
 
 _CLASS_NAMES = "class_names"
 
@@ -30,6 +30,10 @@ class ModelFile:
 
     path: Path
     flags: Mapping[str, Any]
+    class_names: tuple[str, ...] | None
+
+
+class _Names(NamedTuple):
     class_names: tuple[str, ...] | None
 
 
@@ -86,19 +90,14 @@ def read(folder: Path) -> ModelFile | None:
     """
     path = folder / layout.MODEL
     try:
-        model = json.loads(path.read_text(encoding="utf-8"))
+        model = json_files.build(dict[str, Any], json_files.read(path))
+        names = json_files.build(_Names, {_CLASS_NAMES: model.get(_CLASS_NAMES)})
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, json_files.FormatError) as error:
         raise _unreadable(path, str(error)) from error
-    if not isinstance(model, dict):
-        raise _unreadable(path, "not an object")
-    names = model.pop(_CLASS_NAMES, None)
-    if names is not None:
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise _unreadable(path, f"{_CLASS_NAMES} is no list of texts")
-        names = tuple(names)
-    return ModelFile(path, model, names)
+    flags = {name: value for name, value in model.items() if name != _CLASS_NAMES}
+    return ModelFile(path, flags, names.class_names)
 
 
 def _unreadable(path: Path, reason: str) -> UserError:

@@ -19,7 +19,7 @@ from trainer.run.evaluation import evaluate, write_scalars
 from trainer.safety.protection import watch
 from trainer.telemetry import tags
 from trainer.telemetry.pages.evaluation_views import create_evaluation_views
-from trainer.telemetry.writers import json_lines
+from trainer.telemetry.writers import metrics_lines
 from trainer.telemetry.writers.run_writer import create_writer
 
 
@@ -88,4 +88,4 @@ def _latest_evaluation(logdir: str | None) -> int:
     """Returns the latest step of the run in `logdir` that was evaluated; -1 where none was."""
     if logdir is None:
         return -1
-    return json_lines.newest_step(Path(logdir) / json_lines.NAME, tags.EVAL_TOP1)
+    return metrics_lines.newest_step(Path(logdir) / metrics_lines.NAME, tags.EVAL_TOP1)

@@ -3,9 +3,10 @@
 import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from trainer.process import identity as process_identity
+from trainer.process import json_files
 from trainer.process.identity import Process
 
 FILE_NAME = "run.lock"
@@ -30,6 +31,16 @@ class Holder(NamedTuple):
     def is_of_this_host(self) -> bool:
         """Returns whether its process can be looked up by its number here."""
         return self.identity == process_identity.host_identity()
+
+
+class _Content(NamedTuple):
+    """The content of the file; see `as_text`."""
+
+    host: str
+    pid: int
+    start_ticks: int
+    identity: str
+    beats: int
 
 
 def of_this_process() -> Holder:
@@ -64,11 +75,10 @@ def read(path: Path) -> tuple[Holder | None, str]:
     """
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        fields: Any = json.loads(text)
-        process = Process(int(fields["pid"]), int(fields["start_ticks"]))
-        return Holder(str(fields["host"]), process, str(fields["identity"])), text
-    except (ValueError, KeyError, TypeError):
+        fields = json_files.build(_Content, json_files.parse(text))
+    except json_files.FormatError:
         return None, text
+    return Holder(fields.host, Process(fields.pid, fields.start_ticks), fields.identity), text
 
 
 def find_alive(logdir: Path) -> Holder | None:

@@ -5,10 +5,33 @@ import json
 import sys
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
-from trainer.process import files
+from trainer.process import files, json_files
 
 FILE_NAME = "status.json"
+
+
+class Content(NamedTuple):
+    """The content of the file.
+
+    Attributes:
+      state: running, finished, preempted or failed; None: there is no file that can be read.
+      step: step of the newest checkpoint.
+      reason: why the run is in this state, in one line.
+    """
+
+    state: str | None = None
+    step: int = 0
+    reason: str | None = None
+
+
+def read(logdir: Path) -> Content:
+    """Returns the status of a run; an empty one where there is none that can be read."""
+    try:
+        return json_files.build(Content, json_files.read(logdir / FILE_NAME))
+    except (OSError, json_files.FormatError):
+        return Content()
 
 
 class Status:
@@ -24,10 +47,7 @@ class Status:
         """Returns whether an earlier start of the run has finished it."""
         if self._path is None:
             return False
-        try:
-            return json.loads(self._path.read_text(encoding="utf-8"))["state"] == "finished"
-        except (OSError, ValueError, LookupError, TypeError):
-            return False
+        return read(self._path.parent).state == "finished"
 
     def set(self, state: str, *, step: int | None = None, reason: str | None = None) -> None:
         """Replaces the status. Where it can't be written, the run goes on.

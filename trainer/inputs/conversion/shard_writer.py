@@ -13,7 +13,7 @@ from trainer.inputs.conversion.judge import load_decoder
 from trainer.inputs.images import encoded
 from trainer.inputs.source import BadImageError
 from trainer.inputs.sources import example_proto, storage, tfrecord
-from trainer.process import files
+from trainer.process import files, json_files
 
 # Modes of Pillow whose pixels become 8 bits of red, green and blue by themselves.
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
@@ -172,8 +172,9 @@ def convert_shard(task: Task) -> Receipt:
 def find_receipt(task: Task) -> Receipt | None:
     """Reads the receipt of a task whose shard an earlier run has completed; else returns None."""
     try:
-        receipt = Receipt(**json.loads(storage.read_file(receipt_path(task.path))))
+        content = storage.read_file(receipt_path(task.path))
+        receipt = json_files.build(Receipt, json_files.parse(content))
         is_whole = os.path.getsize(task.path) == receipt.bytes
-    except (OSError, ValueError, TypeError):
+    except (OSError, json_files.FormatError):
         return None
     return receipt if is_whole and receipt.plan == task.plan else None

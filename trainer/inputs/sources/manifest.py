@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from trainer.errors import UserError
 from trainer.inputs.sources import storage
+from trainer.process import json_files
 
 FILE_NAME = "dataset.json"
 FORMAT = "slim-horovod dataset 1"
@@ -44,7 +46,7 @@ class Manifest:
     source: str
     classes: tuple[str, ...]
     label_offset: int
-    splits: dict[str, tuple[Shard, ...]]
+    splits: Mapping[str, tuple[Shard, ...]]
     smallest_image: tuple[int, int]
     largest_image: tuple[int, int]
 
@@ -56,29 +58,20 @@ class Manifest:
         return json.dumps({"format": FORMAT, "examples": counts, **fields}, indent=1) + "\n"
 
 
-def _parse(fields: Any) -> Manifest:
-    """Returns the manifest in parsed JSON; raises an error of some kind where it is none."""
-    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-        raise ValueError(f'"format" is not {FORMAT!r}')
-    splits = {
-        str(split): tuple(Shard(**shard) for shard in shards)
-        for split, shards in fields["splits"].items()
-    }
-    for shard in (shard for shards in splits.values() for shard in shards):
+def _parse(content: bytes) -> Manifest:
+    """Returns the manifest in a file's content; raises FormatError where it is none."""
+    fields = json_files.build(dict[str, Any], json_files.parse(content))
+    if fields.get("format") != FORMAT:
+        raise json_files.FormatError(f'"format" is not {FORMAT!r}')
+    described = {name: v for name, v in fields.items() if name not in ("format", "examples")}
+    manifest = json_files.build(Manifest, described)
+    for shard in (shard for shards in manifest.splits.values() for shard in shards):
         if os.path.basename(shard.file) != shard.file or shard.file in ("", ".", ".."):
-            raise ValueError(f"{shard.file!r} is not the name of a file in this folder")
-    classes = tuple(fields["classes"])
-    for name in classes:
-        if not isinstance(name, str) or "/" in name or name in ("", ".", ".."):
-            raise ValueError(f"{name!r} is not the name of a class")
-    return Manifest(
-        source=str(fields["source"]),
-        classes=classes,
-        label_offset=int(fields["label_offset"]),
-        splits=splits,
-        smallest_image=tuple(fields["smallest_image"]),
-        largest_image=tuple(fields["largest_image"]),
-    )
+            raise json_files.FormatError(f"{shard.file!r} is not the name of a file in this folder")
+    for name in manifest.classes:
+        if "/" in name or name in ("", ".", ".."):
+            raise json_files.FormatError(f"{name!r} is not the name of a class")
+    return manifest
 
 
 def read_manifest(folder: str) -> Manifest | None:
@@ -91,11 +84,10 @@ def read_manifest(folder: str) -> Manifest | None:
         return None
     path = os.path.join(folder, FILE_NAME)
     try:
-        return _parse(json.loads(storage.read_file(path)))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        fault = f"no {error}" if isinstance(error, KeyError) else error
+        return _parse(storage.read_file(path))
+    except json_files.FormatError as error:
         raise UserError(
-            f"{path}: not a manifest that this version reads ({fault}). "
+            f"{path}: not a manifest that this version reads ({error}). "
             "Write it anew with scripts/make_tfrecords.py."
         ) from error
 

@@ -1,21 +1,17 @@
 """The file metrics.jsonl: the scalars of the event file, for programs."""
 
-import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
 from trainer.process import files
+from trainer.telemetry.writers import metrics_lines
 from trainer.telemetry.writers.growing_file import GrowingFile
 from trainer.telemetry.writers.protocol import Scalars
-
-# Within the log folder.
-NAME = "metrics.jsonl"
 
 
 class JsonLinesWriter:
@@ -36,7 +32,7 @@ class JsonLinesWriter:
           OSError: the file can't be written without those lines.
         """
         if first_step is not None and path.exists():
-            files.write_text(path, "".join(_lines_before(first_step, path)))
+            files.write_text(path, "".join(metrics_lines.before(first_step, path)))
         self._file = GrowingFile(path)
         if _is_cut(path):
             self._file.append(b"\n")
@@ -72,27 +68,3 @@ def _is_cut(path: Path) -> bool:
     with open(path, "rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read() != b"\n"
-
-
-def newest_step(path: Path, tag: str) -> int:
-    """Returns the latest step with a number under `tag` in a metrics file; -1: there is none."""
-    newest = -1
-    if path.exists():
-        with open(path, encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if f'"{tag}"' in line:
-                    with contextlib.suppress(ValueError, KeyError, TypeError):  # Cut by a kill.
-                        newest = max(newest, json.loads(line)["step"])
-    return newest
-
-
-def _lines_before(first_step: int, path: Path) -> Iterator[str]:
-    """Yields the complete lines of a metrics file that belong to earlier steps."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                is_earlier = json.loads(line)["step"] < first_step
-            except (ValueError, KeyError, TypeError):
-                continue  # A line that was torn, or worse, when that run was killed.
-            if is_earlier and line.endswith("\n"):
-                yield line

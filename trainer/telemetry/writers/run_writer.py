@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from trainer.errors import UserError
-from trainer.telemetry.writers import json_lines
+from trainer.telemetry.writers import metrics_lines
 from trainer.telemetry.writers.background import BackgroundWriter
 from trainer.telemetry.writers.event_file import EventFileWriter
+from trainer.telemetry.writers.json_lines import JsonLinesWriter
 from trainer.telemetry.writers.protocol import NullWriter, Writer
 
 
@@ -24,9 +25,9 @@ def create_writer(logdir: str | None, *, rank: int, first_step: int | None = Non
     """
     if logdir is None or rank != 0:
         return NullWriter()
-    metrics = Path(logdir) / json_lines.NAME
+    metrics = Path(logdir) / metrics_lines.NAME
     try:
-        lines = json_lines.JsonLinesWriter(metrics, first_step=first_step)
+        lines = JsonLinesWriter(metrics, first_step=first_step)
     except OSError as error:
         raise UserError(f"--logdir: {metrics} cannot be written ({error}): make room") from error
     return BackgroundWriter([EventFileWriter(logdir, first_step=first_step), lines])

@@ -1,0 +1,45 @@
+"""Reads metrics.jsonl, which has a line of JSON for each step; a killed run leaves a torn one."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer.process import json_files
+
+# Within the log folder.
+NAME = "metrics.jsonl"
+
+
+def newest_step(path: Path, tag: str) -> int:
+    """Returns the latest step with a number under `tag` in a metrics file; -1: there is none."""
+    newest = -1
+    with (
+        contextlib.suppress(FileNotFoundError),
+        open(path, encoding="utf-8", errors="replace") as file,
+    ):
+        for line in file:
+            if f'"{tag}"' in line:
+                newest = max(newest, parse_line(line).get("step", -1))
+    return newest
+
+
+def parse_line(line: str) -> dict[str, Any]:
+    """Returns the fields of a line of a metrics file; empty where it is torn, or worse.
+
+    `step` is a whole number.
+    """
+    try:
+        fields = json_files.parse(line)
+        json_files.build(int, fields["step"])
+    except (json_files.FormatError, LookupError, TypeError):
+        return {}
+    return dict(fields)
+
+
+def before(first_step: int, path: Path) -> Iterator[str]:
+    """Yields the complete lines of a metrics file that belong to earlier steps."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if parse_line(line).get("step", first_step) < first_step and line.endswith("\n"):
+                yield line
