@@ -10,6 +10,8 @@ from shared import program
 import pytest
 from processes import ROOT, environment
 
+from trainer.process import texts
+
 BARE = [f"{sys.base_prefix}/bin/python3", "-S"]  # Without any installed package.
 
 
@@ -107,3 +109,27 @@ def test_a_path_may_begin_with_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     assert str(program.path("~/runs")) == "/home/somebody/runs"
     assert str(program.path("runs/~")) == "runs/~"
+
+
+NAMES = {
+    "größe 猫": "größe 猫",
+    "latin\udce9": "latin\\udce9",
+    "new\nline\ttab": "new\\nline\\ttab",
+    "\x1b[31m": "\\x1b[31m",
+}
+
+
+def test_any_name_is_one_line_of_valid_text():
+    assert {name: texts.printable(name) for name in NAMES} == NAMES
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
+def test_any_text_can_be_printed(encoding):
+    code = (
+        "import sys; from trainer.process import texts; texts.print_anything()\n"
+        "for stream in (sys.stdout, sys.stderr): print('latin\\udce9 猫', file=stream)"
+    )
+    said = start(sys.executable, "-c", code, PYTHONIOENCODING=encoding)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout == said.stderr
+    assert said.stdout.startswith("latin\\udce9 ")

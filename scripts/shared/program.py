@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from trainer.errors import UserError
+from trainer.process import texts
 from trainer.safety import exit_status
 
 
@@ -37,6 +38,7 @@ def path(text: str) -> Path:
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Runs a script and exits with what it returns; what stands in its way is one line."""
+    texts.print_anything()
     name = Path(main.__code__.co_filename).name
     try:
         sys.exit(main())

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.errors import ConfigError, UserError
+from trainer.errors import UserError
 from trainer.inputs.source import Source, Split
 
 _SHOWN = 5
@@ -16,26 +16,6 @@ def name_classes(known: Sequence[str] | None, num_classes: int) -> list[str]:
     """Returns a name for every class of a network: its number, where it has no other."""
     names = list(known or ())[:num_classes]
     return names + [str(number) for number in range(len(names), num_classes)]
-
-
-def names_of_background(label_offset: int | None, of_data: int) -> tuple[str, ...]:
-    """Returns the names of the classes before those of data whose classes are known by name.
-
-    Args:
-      label_offset: the value of --label_offset; None: not given.
-      of_data: the label of the data's first class.
-
-    Raises:
-      ConfigError: the classes leave no choice for this value.
-    """
-    if label_offset in (None, of_data):
-        return ()
-    if label_offset == of_data - 1:
-        return ("background",)
-    raise ConfigError(
-        f"--label_offset: must be {of_data} for this data, or {of_data - 1} for a network with a "
-        f"class for the background before the data's, got {label_offset}"
-    )
 
 
 class _Relabelled:

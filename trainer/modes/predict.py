@@ -21,7 +21,7 @@ from trainer.inputs.dataset import Dataset, DatasetInfo
 from trainer.inputs.images import encoded
 from trainer.inputs.source import BadImageError, Source
 from trainer.machine import session
-from trainer.process import launcher
+from trainer.process import launcher, texts
 from trainer.run import outputs
 
 _BEST = 5
@@ -70,14 +70,17 @@ def run(config: Config) -> int:
             for index in best
         ]
         predictions.append({"file": config.files[number], "classes": likely})
-        shares = ", ".join(f"{names[index]} {probabilities[index]:.4f}" for index in best)
-        lines.append(f"{config.files[number]}: {shares}")
+        shares = ", ".join(
+            f"{texts.printable(names[index])} {probabilities[index]:.4f}" for index in best
+        )
+        lines.append(f"{texts.printable(config.files[number])}: {shares}")
     result = {"predictions": predictions}
     outputs.report(config, Worker(), result, text="\n".join(lines) or "nothing was classified")
     unread = [name for number, name in enumerate(config.files) if number not in found]
     readable = encoded.format_names("or")
     for name in unread:
-        print(f"slim-horovod: {name}: is not a {readable} that can be read", file=sys.stderr)
+        text = f"{texts.printable(name)}: is not a {readable} that can be read"
+        print(f"slim-horovod: {text}", file=sys.stderr)
     return 1 if unread else 0
 
 

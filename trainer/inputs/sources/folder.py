@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.config import DataConfig
-from trainer.inputs.class_names import names_of_background
 from trainer.inputs.source import BadImageError, Source
 from trainer.inputs.sources import listing, storage
+from trainer.inputs.sources.background import names_of_background
 
 
 class FolderSplit:

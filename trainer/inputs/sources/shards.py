@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from trainer.config import DataConfig
 from trainer.errors import UserError
-from trainer.inputs.class_names import names_of_background
 from trainer.inputs.source import Source
 from trainer.inputs.sources import index, manifest, storage, tfrecord
+from trainer.inputs.sources.background import names_of_background
 from trainer.inputs.sources.left_out import LeftOut, is_hidden
 from trainer.inputs.sources.listing import SPLITS
 
@@ -193,7 +193,7 @@ def open_tfrecord(config: DataConfig) -> Source:
     digest = hashlib.sha256()
     for split, shards in indices.items():
         for path, shard in zip(paths[split], shards, strict=True):
-            digest.update(os.path.basename(path).encode())
+            digest.update(os.fsencode(os.path.basename(path)))
             digest.update(shard.offsets.tobytes() + shard.labels.tobytes())
     names = None
     if described is not None:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from trainer.distributed import Group, Worker
 from trainer.graph.evaluation import EvaluationGraph, Predictions
+from trainer.process import texts
 from trainer.telemetry.pages import pictures
 from trainer.telemetry.writers.protocol import Writer
 
@@ -66,7 +67,7 @@ class DrawnEvaluationViews:
           images: number of misclassified images to collect.
         """
         self._writer = writer
-        self._names = names
+        self._names = [texts.printable(name) for name in names]
         self._max_images = images
         self._clear()
 

@@ -12,6 +12,7 @@ import tensorflow.compat.v1 as tf1
 from trainer.config import Config
 from trainer.graph import images as device
 from trainer.inputs.pipeline import Stream
+from trainer.process import texts
 from trainer.telemetry.pages import pictures
 from trainer.telemetry.writers.protocol import Writer
 
@@ -75,7 +76,7 @@ class DrawnInputSamples:
     def __init__(self, graph: SampleGraph, config: Config, names: Sequence[str]) -> None:
         self._graph = graph
         self._config = config
-        self._names = names
+        self._names = [texts.printable(name) for name in names]
 
     def show(
         self,

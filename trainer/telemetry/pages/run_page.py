@@ -14,6 +14,7 @@ from trainer.config import Config
 from trainer.distributed import Worker
 from trainer.machine import environment
 from trainer.plan import Plan
+from trainer.process import texts
 from trainer.telemetry import tags
 from trainer.telemetry.pages import custom_scalars, hparams
 from trainer.telemetry.writers.protocol import Writer
@@ -40,15 +41,15 @@ def write_run_page(
     """
     here = environment.describe(worker.local_rank, worker.local_size)
     values = hparams.list_hparams(config, plan, workers=worker.size)
-    texts = {
+    pages = {
         "configuration": _describe_config(config),
         "environment": _as_table(_flatten(dataclasses.asdict(here))),
-        "command line": f"    {shlex.join(sys.orig_argv)}",
+        "command line": f"    {texts.printable(shlex.join(sys.orig_argv))}",
     }
     summaries = [
         *hparams.build_start(values),
         custom_scalars.build_layout(),
-        *(text_summary.pb(name, text) for name, text in texts.items()),
+        *(text_summary.pb(title, text) for title, text in pages.items()),
     ]
     for summary in summaries:
         writer.write_summary(done, summary, wall_time=time.time())
@@ -84,4 +85,5 @@ def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _as_table(rows: Mapping[str, Any], header: str = "name | value\n--- | ---") -> str:
     """Formats a table in Markdown."""
-    return "\n".join([header, *(f"{name} | `{value}`" for name, value in rows.items())])
+    lines = (f"{name} | `{texts.printable(str(value))}`" for name, value in rows.items())
+    return "\n".join([header, *lines])
