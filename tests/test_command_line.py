@@ -10,7 +10,8 @@ from absl import flags as absl_flags
 from flags import command_line
 from trainer.config import Config, DataConfig, OptimizerConfig, RunConfig
 from trainer.config.statement import PathKind
-from trainer.errors import UserError
+from trainer.errors import ConfigError, UserError
+from trainer.process import launcher
 
 
 def parse(*arguments):
@@ -167,3 +168,45 @@ def test_a_path_may_begin_with_the_home_folder(name, monkeypatch):
 def test_a_remote_path_is_refused_where_files_are_written(name):
     with pytest.raises(UserError, match=f"--{name}: must be in a local .*, got 'gs://bucket/x'"):
         parse(f"--{name}=gs://bucket/x")
+
+
+@pytest.mark.parametrize(
+    ("environ", "line"),
+    [
+        (
+            {"HOROVOD_RANK": "abc", "HOROVOD_SIZE": "2"},
+            "HOROVOD_RANK: must be a number, as horovod",
+        ),
+        (
+            {"HOROVOD_RANK": "0", "HOROVOD_SIZE": ""},
+            "HOROVOD_SIZE: must be a number, as horovodrun",
+        ),
+        ({"OMPI_COMM_WORLD_RANK": "-1", "OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_RANK: must"),
+        ({"SLURM_PROCID": "x", "SLURM_STEP_NUM_TASKS": "2"}, "SLURM_PROCID: must be a number"),
+        (
+            {"PMI_RANK": "2", "PMI_SIZE": "2"},
+            "rank 2 of 2 workers: must be less, as mpirun sets it",
+        ),
+        ({"HOROVOD_RANK": "0", "HOROVOD_SIZE": "2"}, "must not be set without HOROVOD_GLOO_RENDEZ"),
+    ],
+    ids=str,
+)
+def test_what_no_launcher_sets_is_one_line(environ, line):
+    with pytest.raises(ConfigError, match=line):
+        launcher.check(environ)
+    launcher.find(environ)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {"SLURM_PROCID": "x"},
+        {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "1"},
+        {"HOROVOD_RANK": "1", "HOROVOD_SIZE": "2", "HOROVOD_GLOO_RENDEZVOUS_ADDR": "127.0.0.1"},
+        {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"},
+    ],
+    ids=str,
+)
+def test_what_launchers_set_is_believed(environ):
+    launcher.check(environ)

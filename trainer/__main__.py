@@ -45,7 +45,9 @@ def _find_plug_ins_here() -> None:
 def run(argv: Sequence[str]) -> int:
     """Runs one command line; returns the exit status. A user's mistake is one line and status 1."""
     try:
-        return modes.run(command_line.parse(argv))
+        config = command_line.parse(argv)
+        launcher.check()
+        return modes.run(config)
     except command_line.HelpRequested as help_text:
         print(__doc__, help_text, sep="\n")
         return 0

@@ -31,12 +31,47 @@ _LAUNCHERS = (
 )
 
 
+_RENDEZVOUS = "HOROVOD_GLOO_RENDEZVOUS_ADDR"
+
+
 def find(environ: Mapping[str, str] = os.environ) -> Launched | None:
-    """Returns the launcher of this process; None where it was started by hand."""
+    """Returns the launcher of this process; None where it was started by hand.
+
+    What the launcher's variables say must make sense; `check` says where they do not.
+    """
     for name, rank, size in _LAUNCHERS:
-        if rank in environ and size in environ:
+        if environ.get(rank, "").isdecimal() and environ.get(size, "").isdecimal():
             return Launched(name, int(environ[rank]), int(environ[size]))
     return None
+
+
+def check(environ: Mapping[str, str] = os.environ) -> None:
+    """Checks what launchers say of this process's place, before libraries go by it.
+
+    Raises:
+      ConfigError: a variable is no number, or Horovod would wait for workers that it cannot find.
+    """
+    for name, rank, size in _LAUNCHERS:
+        for variable in (rank, size) if rank in environ and size in environ else ():
+            if not environ[variable].isdecimal():
+                raise ConfigError(
+                    f"{variable}: must be a number, as {name} sets it, got {environ[variable]!r}. "
+                    "Unset it, or start the workers by a launcher"
+                )
+    launched = find(environ)
+    if launched is None:
+        return
+    if launched.rank >= launched.size:
+        raise ConfigError(
+            f"rank {launched.rank} of {launched.size} workers: must be less, as {launched.name} "
+            "sets it. Unset its variables, or start the workers by a launcher"
+        )
+    by_horovodrun = launched.name == "horovodrun" and launched.size > 1
+    if by_horovodrun and _RENDEZVOUS not in environ:
+        raise ConfigError(
+            f"HOROVOD_RANK: must not be set without {_RENDEZVOUS}, where the workers meet, got "
+            f"{launched.rank}. Unset it, or start the workers by horovodrun"
+        )
 
 
 def refuse(mode: str) -> None:
