@@ -136,7 +136,7 @@ def compare(blocks: dict[str, list[Block]], field: str) -> dict[str, float]:
 
 def main() -> None:
     """Times steps with and without telemetry, and prints by how much they differ."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--rounds", type=program.at_least(1), default=200, help="blocks of each; %(default)s"
     )

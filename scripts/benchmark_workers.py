@@ -137,7 +137,7 @@ def _leave(number: int, frame: object) -> None:
 
 def main() -> None:
     """Runs all ways in turn, and prints images per second and ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--rounds",
         type=program.at_least(1),

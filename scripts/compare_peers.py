@@ -167,7 +167,7 @@ def format_table(cases: list[dict[str, Any]]) -> str:
 
 def parse_arguments() -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="under 15 minutes on 2 cores")
     parser.add_argument(
         "--batch_size", type=program.at_least(1), help="images per step (quick: 16, else 32)"

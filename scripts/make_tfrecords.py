@@ -21,7 +21,7 @@ from trainer.inputs.sources import manifest, storage
 
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__.format(formats=encoded.format_names("and")),
+        description=(__doc__ or "").format(formats=encoded.format_names("and")),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--images", type=os.path.expanduser, required=True, help="folder of images")

@@ -221,7 +221,7 @@ def render_page(figure: "Figure", runs: Mapping[str, Mapping[str, Curve]]) -> st
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("logdirs", nargs="+", type=program.path, metavar="LOGDIR", help="of a run")
     parser.add_argument(
         "--out", type=program.path, default=Path("report.png"), help=".png or .html"

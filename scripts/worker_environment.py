@@ -44,7 +44,7 @@ def main() -> None:
     """Becomes the command that the arguments give."""
     command = sys.argv[1:]
     if not command or command[0] in ("-h", "--help"):
-        print(__doc__)
+        print(__doc__ or "")
         sys.exit(0 if command else 1)
     try:
         os.execvpe(command[0], command, select(os.environ))

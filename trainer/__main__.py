@@ -49,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
         launcher.check()
         return modes.run(config)
     except command_line.HelpRequested as help_text:
-        print(__doc__, help_text, sep="\n")
+        print(__doc__ or "", help_text, sep="\n")
         return 0
     except UserError as error:
         if launcher.is_first() or not error.known_to_all:

@@ -160,7 +160,7 @@ def _wrong_source(hunk: Hunk, place: str, difference: str) -> PatchError:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("source", type=Path, help="the folder of the unpacked release")
     parser.add_argument("names", nargs="*", help="speed/01-urgent-tensors for instance")
     args = parser.parse_args(argv)

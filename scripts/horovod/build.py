@@ -294,7 +294,7 @@ def cached_wheel(build: Build, cache: Path) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--gpu", action="store_true", help="with CUDA and NCCL")
     parser.add_argument("--check", action="store_true", help="only look whether it can be built")
     args = parser.parse_args(argv)
