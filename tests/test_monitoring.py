@@ -80,8 +80,13 @@ def test_a_slow_input_is_told_as_waiting_for_data(tmp_path):
     command = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0))), sys.executable]
     done = run_process([*command, "-m", "trainer", *flags], SLOW_INPUT_MS="300")
     assert done.returncode == 0, done.stderr
-    waits = [line["perf/data_wait_ms"] for line in read_lines(tmp_path) if "train/loss" in line]
-    assert 250 <= np.median(waits[4:]) <= 350
+    steps = [line for line in read_lines(tmp_path) if "train/loss" in line][4:]
+    waits, times = (
+        np.median([line[tag] for line in steps])
+        for tag in ("perf/data_wait_ms", "perf/step_time_ms")
+    )
+    assert 250 <= waits <= times
+    assert waits > times / 2  # Of which the small network takes little, on a busy machine too.
 
 
 @pytest.mark.processes
