@@ -146,6 +146,7 @@ def test_a_crash_while_a_library_loads_is_a_finding(monkeypatch):
     assert finding.text == "ends the process that loads it (SIGABRT)"
 
 
+@pytest.mark.processes
 def test_processes_that_do_not_end_are_ended():
     start = time.monotonic()
     sleep = "import subprocess; subprocess.run(['sleep', '60'])"

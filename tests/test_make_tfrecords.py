@@ -78,6 +78,7 @@ def test_the_shards_hold_every_image_as_it_is(tmp_path):
     assert not [fault for v in Verifier(str(tmp_path / "out")).run(1) for fault in v.faults]
 
 
+@pytest.mark.processes
 def test_seed_processes_and_place_decide_what_they_should(tmp_path):
     write_folder(tmp_path / "in", {"a": 20, "b": 20})
     options = {"validation_fraction": 0.2, "shard_bytes": 15_000}
