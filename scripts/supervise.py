@@ -29,6 +29,7 @@ from shared.launch import Launch
 from flags import command_line
 from trainer.checkpoints import manifest
 from trainer.errors import UserError
+from trainer.process import streams
 from trainer.safety import exit_status, lock_holder, status
 
 # Ends of a launcher that nobody has asked for. Its workers save then, and call it a preemption.
@@ -49,11 +50,10 @@ class Log:
         """Adds a line with the time."""
         now = datetime.datetime.now(tz=datetime.timezone.utc).isoformat(timespec="seconds")
         line = f"{now} {text}"
-        with contextlib.suppress(OSError):
-            print(f"supervise: {line}", file=sys.stderr, flush=True)
+        print(f"supervise: {line}", file=sys.stderr, flush=True)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._path, "a", encoding="utf-8") as file:
+            with open(self._path, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(line + "\n")
         except OSError as error:
             print(f"supervise: {self._path} cannot be written ({error})", file=sys.stderr)
@@ -165,12 +165,16 @@ def _give_up(logdir: Path, log: Log, failures: Failures, what: str) -> None:
     log.tell(reason)
     if lock_holder.find_alive(logdir) is not None:
         return  # The status is of another run, which has the folder.
-    step = status.read(logdir).step
-    status.Status(str(logdir), rank=0).set("failed", step=step, reason=reason)
+    status.Status(str(logdir), rank=0, has_begun=True).set("failed", reason=reason)
 
 
-def find_logdir(command: Sequence[str]) -> str | None:
-    """The value of --logdir in a command line or in the flag files that it names: the last one."""
+def find_logdir(command: Sequence[str], *, within: Sequence[str] = ()) -> str | None:
+    """The value of --logdir in a command line or in the flag files that it names: the last one.
+
+    Args:
+      command: words of the command line.
+      within: flag files that they are in, each within the one before.
+    """
     found = None
     for position, word in enumerate(command):
         name, equals, value = word.lstrip("-").partition("=")
@@ -178,17 +182,21 @@ def find_logdir(command: Sequence[str]) -> str | None:
             continue
         if not equals:
             value = command[position + 1] if position + 1 < len(command) else ""
-        found = (_logdir_in_file(value) if name == "flagfile" else value) or found
+        if name == "flagfile" and value in within:
+            continue  # It names itself, which absl passes over.
+        found = (_logdir_in_file(value, within) if name == "flagfile" else value) or found
     return found
 
 
-def _logdir_in_file(path: str) -> str | None:
+def _logdir_in_file(path: str, within: Sequence[str]) -> str | None:
     """The value of --logdir in a flag file, which has a word of the command line in each line."""
     try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        lines = Path(os.path.expanduser(path)).read_text(encoding="utf-8").splitlines()
+        lines = [line.strip() for line in lines]
     except (OSError, ValueError):  # The trainer itself will say what is wrong with it.
         return None
-    return find_logdir([line for line in lines if not line.startswith(("#", "//"))])
+    words = [line for line in lines if not line.startswith(("#", "//"))]
+    return find_logdir(words, within=(*within, path))
 
 
 def check_flags(command: Sequence[str]) -> None:
@@ -230,6 +238,7 @@ def main() -> int:
     if not logdir:
         _fail("the command must have --logdir: what is not saved can't be taken up again")
     check_flags(arguments.command)
+    streams.never_wait()
     process_tree.adopt_orphans()
     log = Log(Path(logdir) / "supervise.log")
     failures = Failures(arguments.max_restarts, arguments.first_pause_sec)

@@ -114,6 +114,7 @@ def test_a_path_may_begin_with_the_home_folder(monkeypatch):
 NAMES = {
     "größe 猫": "größe 猫",
     "latin\udce9": "latin\\udce9",
+    "क्\u200dष": "क्\u200dष",
     "new\nline\ttab": "new\\nline\\ttab",
     "\x1b[31m": "\\x1b[31m",
 }
@@ -126,7 +127,7 @@ def test_any_name_is_one_line_of_valid_text():
 @pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
 def test_any_text_can_be_printed(encoding):
     code = (
-        "import sys; from trainer.process import texts; texts.print_anything()\n"
+        "import sys; from trainer.process import streams; streams.print_anything()\n"
         "for stream in (sys.stdout, sys.stderr): print('latin\\udce9 猫', file=stream)"
     )
     said = start(sys.executable, "-c", code, PYTHONIOENCODING=encoding)

@@ -1,7 +1,6 @@
 """The scalars of each step, the page that shows them, and the console."""
 
 import io
-import os
 
 import pytest
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -135,20 +134,6 @@ def test_a_flush_writes_only_what_is_new():
     recorder.steps.clear()
     log.flush()
     assert recorder.steps == {}
-
-
-def test_the_console_outlives_a_full_disk_and_a_reader_that_is_gone(tmp_path):
-    plan = create_plan(
-        RunConfig(steps=5), global_batch_size=1, train_examples=1, validation_examples=0
-    )
-    read, write = os.pipe()
-    os.close(read)
-    for stream in (os.fdopen(os.open("/dev/full", os.O_WRONLY), "w"), os.fdopen(write, "w")):
-        with stream:
-            talk = console.TextConsole(plan, first_step=1, stream=stream)
-            talk.say("a line")
-            talk.report_step(5, 0.1, loss=2.5, top1=0.5)
-            talk.close()
 
 
 def test_the_console_tells_the_mean_rate_since_its_last_line():

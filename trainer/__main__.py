@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from trainer import modes
 from trainer.errors import UserError
-from trainer.process import keeper, launcher, settings, texts
+from trainer.process import keeper, launcher, settings, streams
 from trainer.process.quick_exit import QuickExit
 
 try:
@@ -28,7 +28,7 @@ except ModuleNotFoundError as error:
 def main() -> None:
     """Runs this process's command line, as the console script, and exits with its status."""
     settings.restart_with_settings()
-    texts.print_anything()
+    streams.print_anything()
     _find_plug_ins_here()
     keeper.stay_behind()
     QuickExit().exit(run(sys.argv))

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from trainer.errors import UserError
-from trainer.process import texts
+from trainer.inputs.sources import storage
+from trainer.process import streams
 from trainer.safety import exit_status
 
 
@@ -29,16 +31,18 @@ def at_least(minimum: float, kind: Callable[[str], float] = int) -> Callable[[st
 
 
 def path(text: str) -> Path:
-    """Returns a path with the home folder, which shells leave where a `~` follows an `=`.
+    """Returns a local path with the home folder, which shells leave where a `~` follows an `=`.
 
     For argparse.
     """
-    return Path(text).expanduser()
+    if storage.is_remote(text):
+        raise argparse.ArgumentTypeError(f"must be in a local file system, got {text!r}")
+    return Path(os.path.expanduser(text))
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Runs a script and exits with what it returns; what stands in its way is one line."""
-    texts.print_anything()
+    streams.print_anything()
     name = Path(main.__code__.co_filename).name
     try:
         sys.exit(main())

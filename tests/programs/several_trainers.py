@@ -16,7 +16,7 @@ import traceback
 
 from trainer import __main__ as program
 from trainer.config import Config
-from trainer.process import settings, start_up
+from trainer.process import settings, start_up, streams
 
 
 def run_here(flags, folder):
@@ -30,6 +30,7 @@ def run_here(flags, folder):
     except BaseException:  # noqa: BLE001 (the end of a process, as Python would end it)
         traceback.print_exc()
     finally:
+        streams.drain()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -9,6 +9,7 @@ from trainer import distributed
 from trainer.config import Config
 from trainer.distributed import Group
 from trainer.graph import learning_rate
+from trainer.process import streams
 from trainer.run import outputs, summary
 from trainer.run.evaluation import Evaluation, Interrupted, evaluate, write_scalars
 from trainer.run.guard import LoopGuard
@@ -51,6 +52,7 @@ class Outcome(NamedTuple):
 
 def run(config: Config) -> int:
     """Trains; evaluates now and then and at the end. All workers of a run call it."""
+    streams.never_wait()
     group = distributed.connect(config)
     status = Status(config.run.logdir, rank=group.worker.rank)
     with (

@@ -6,6 +6,8 @@ import os
 import sys
 from typing import NoReturn
 
+from trainer.process import streams
+
 
 class QuickExit:
     """The end of a program for which Python does not take TensorFlow apart, 1 to 2 s of work.
@@ -24,6 +26,7 @@ class QuickExit:
         sys.exit(status)
 
     def _end(self) -> None:
+        streams.drain()
         if self._status is None:
             return  # An exception that nobody caught: Python prints it.
         try:

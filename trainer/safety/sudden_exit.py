@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
+from trainer.process import streams
 from trainer.safety.status import Status
 
 _LAST_WORDS_SEC = 3.0
@@ -36,6 +37,7 @@ class SuddenExit:
     def _tell(self, exit_status: int, reason: str) -> None:
         self.say(f"{reason}; it ends with status {exit_status}")
         self._status.set("failed", reason=f"worker {self._rank}: {reason}")
+        streams.drain()
 
     def say(self, text: str) -> None:
         """Prints a line, unless the standard error is closed."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Protocol
 
+from trainer.process import streams
 from trainer.process.settings import LONG_PHASE
 from trainer.safety import exit_status
 from trainer.safety.sudden_exit import SuddenExit, within
@@ -120,6 +121,7 @@ class WatchdogThread:
 
     def _show_stacks(self, reason: str) -> None:
         self._exit_now.say(f"{reason}; its stacks:")
+        streams.drain()  # What comes next is written into the file itself.
         with contextlib.suppress(OSError):
             faulthandler.dump_traceback(sys.stderr, all_threads=True)
             sys.stderr.flush()

@@ -1,11 +1,7 @@
 """The console: messages of a run to the person who watches it."""
 
-import contextlib
-import errno
 import math
-import os
 import sys
-from collections.abc import Iterator
 from typing import Protocol, TextIO
 
 from tqdm import tqdm
@@ -47,15 +43,17 @@ class TextConsole:
         plan: Plan,
         *,
         first_step: int,
-        stream: TextIO = sys.stdout,
+        stream: TextIO | None = None,
     ) -> None:
         """Starts the progress bar, where `stream` is a terminal.
 
         Args:
           plan: plan of the run.
           first_step: first step that will be reported; they count from 1.
-          stream: file to print to.
+          stream: file to print to, which has no errors of its own (see `streams.never_wait`);
+            None: the standard output.
         """
+        stream = sys.stdout if stream is None else stream
         self._plan = plan
         self._stream = stream
         self._durations_sec: list[float] = []
@@ -69,29 +67,14 @@ class TextConsole:
         )
 
     def say(self, text: str) -> None:
-        with self._tolerating_errors():
-            if self._bar.disable:
-                print(text, file=self._stream, flush=True)
-            else:
-                self._bar.write(text, file=self._stream)
-
-    @contextlib.contextmanager
-    def _tolerating_errors(self, *, is_last: bool = False) -> Iterator[None]:
-        """Lets the run go on where the messages printed inside can't be written.
-
-        On a full disk, they are tried again with the next line; where the reader or the terminal is
-        gone, nothing is printed any more.
-        """
-        try:
-            yield
-        except OSError as error:
-            if error.errno != errno.ENOSPC or is_last:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        if self._bar.disable:
+            print(text, file=self._stream, flush=True)
+        else:
+            self._bar.write(text, file=self._stream)
 
     def report_step(self, step: int, duration_sec: float, *, loss: float, top1: float) -> None:
         self._durations_sec.append(duration_sec)
-        with self._tolerating_errors():
-            self._bar.update()
+        self._bar.update()
         if step % self._plan.log_every and step != self._plan.total_steps:
             return
         mean_sec = math.fsum(self._durations_sec) / len(self._durations_sec)
@@ -105,9 +88,8 @@ class TextConsole:
         )
 
     def close(self) -> None:
-        with self._tolerating_errors(is_last=True):
-            self._bar.close()
-            self._stream.flush()
+        self._bar.close()
+        self._stream.flush()
 
 
 def _as_time(seconds: float) -> str:

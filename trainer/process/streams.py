@@ -1,0 +1,194 @@
+"""The standard streams: they escape what they cannot encode, and a run waits for no reader."""
+
+import atexit
+import collections
+import contextlib
+import errno
+import functools
+import io
+import os
+import select
+import sys
+import threading
+from typing import Any, TextIO
+
+_MAX_WAITING_BYTES = 2**20
+# At the end, a reader may take this long for each line before the rest is given up.
+_PATIENCE_SEC = 5.0
+# Errors of a pipe without a reader, a terminal that hung up, a file that was closed. Others may
+# pass, such as those of a full disk.
+_GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
+
+
+class Printer:
+    """Writes to a file in a thread, so that nobody has to wait for whoever reads it.
+
+    A terminal that was stopped (Ctrl-S) or a pipe whose reader is busy takes nothing for a while.
+    Lines wait meanwhile; where they become too many, the oldest are dropped, and their number is
+    told in their place. On a full disk, they are tried again. Where the reader or the terminal is
+    gone, nothing is printed any more.
+    """
+
+    def __init__(self, descriptor: int, *, max_waiting_bytes: int = _MAX_WAITING_BYTES) -> None:
+        """Starts the thread.
+
+        Args:
+          descriptor: the file.
+          max_waiting_bytes: size above which the oldest lines are dropped.
+        """
+        self._descriptor = descriptor
+        self._max_waiting_bytes = max_waiting_bytes
+        self._lines: collections.deque[bytes] = collections.deque()  # The last may be unfinished.
+        self._waiting_bytes = 0
+        self._dropped = 0
+        self._written_bytes = 0
+        self._is_busy = False  # Whether the thread has a line in hand.
+        self._failures = 0  # Attempts on a full disk.
+        self._is_gone = False
+        self._changed = threading.Condition()
+        threading.Thread(target=self._run, name="printer", daemon=True).start()
+
+    def put(self, data: bytes) -> None:
+        """Has data written after all that waits. Returns at once."""
+        if not data:
+            return
+        with self._changed:
+            if self._is_gone:
+                return
+            if self._lines and not self._lines[-1].endswith(b"\n"):
+                self._waiting_bytes -= len(self._lines[-1])
+                data = self._lines.pop() + data
+            self._lines.append(data)
+            self._waiting_bytes += len(data)
+            while self._waiting_bytes > self._max_waiting_bytes and len(self._lines) > 1:
+                oldest = self._lines.popleft()
+                self._waiting_bytes -= len(oldest)
+                self._dropped += oldest.count(b"\n")
+            self._changed.notify_all()
+
+    def drain(self, patience_sec: float = _PATIENCE_SEC) -> None:
+        """Waits until all is written, as long as some of it is written now and then.
+
+        Args:
+          patience_sec: time without anything written after which the rest is given up.
+        """
+        with self._changed:
+            self._changed.notify_all()  # On a full disk, the thread tries once more.
+            failures = self._failures
+            while not self._is_done(failures):
+                moved = functools.partial(self._has_moved, self._written_bytes, failures)
+                if not self._changed.wait_for(moved, patience_sec):
+                    return
+
+    def _is_done(self, failures: int) -> bool:
+        return not (self._lines or self._is_busy) or self._failures != failures
+
+    def _has_moved(self, written_bytes: int, failures: int) -> bool:
+        return self._written_bytes != written_bytes or self._is_done(failures)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._lines)
+                data = self._take()
+                self._is_busy = True
+            left = self._write(data)
+            with self._changed:
+                self._is_busy = False
+                if left:
+                    self._failures += 1
+                    self._lines.appendleft(left)
+                    self._waiting_bytes += len(left)
+                if self._is_gone:
+                    self._lines.clear()
+                self._changed.notify_all()
+                if self._is_gone:
+                    return
+                if left:  # Another line may find room on the disk.
+                    self._changed.wait(1.0)
+
+    def _take(self) -> bytes:
+        """Takes the next line; before it, the number of those that were dropped there."""
+        data = self._lines.popleft()
+        self._waiting_bytes -= len(data)
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            data = b"slim-horovod: %d lines dropped here: nobody read them\n" % dropped + data
+        return data
+
+    def _write(self, data: bytes) -> bytes:
+        """Writes data, waits for that; returns what found no room on the disk."""
+        while data:
+            try:
+                count = os.write(self._descriptor, data[: select.PIPE_BUF])
+            except BlockingIOError:  # Whoever shares the file has made it so.
+                select.select([], [self._descriptor], [])
+                continue
+            except OSError as error:
+                if error.errno not in _GONE:
+                    return data
+                self._is_gone = True
+                return b""
+            data = data[count:]
+            with self._changed:
+                self._written_bytes += count
+                self._changed.notify_all()
+        return b""
+
+
+class _Stream:
+    """A standard stream whose writes go to a printer; in all else it is what it was."""
+
+    def __init__(self, stream: TextIO, printer: Printer) -> None:
+        self._stream = stream
+        self._printer = printer
+
+    def write(self, text: str) -> int:
+        """Has a text written; returns its length."""
+        self._printer.put(text.encode(self._stream.encoding, "backslashreplace"))
+        return len(text)
+
+    def flush(self) -> None:
+        """Does nothing: all is written as soon as it can be."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+# By what tells files apart, since the two streams are often one file, whose lines keep their order.
+_printers: dict[tuple[int, int], Printer] = {}
+
+
+def print_anything() -> None:
+    """Has the standard streams escape what they cannot encode, whatever they were told."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, io.UnsupportedOperation):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def never_wait() -> None:
+    """Has the process's standard streams written in threads from now on; see `Printer`.
+
+    For a run that others depend on. Results that a program computes for its reader have to wait for
+    the reader, and must not be dropped. Streams that were replaced are left as they are.
+    """
+    if not _printers:
+        atexit.register(drain)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or stream is not getattr(sys, f"__{name}__"):
+            continue
+        try:
+            stream.flush()
+            status = os.fstat(stream.fileno())
+        except (OSError, ValueError):  # It was closed.
+            continue
+        key = (status.st_dev, status.st_ino)
+        printer = _printers.get(key) or _printers.setdefault(key, Printer(stream.fileno()))
+        setattr(sys, name, _Stream(stream, printer))
+
+
+def drain() -> None:
+    """Waits for what `never_wait` has still to write, while somebody reads it."""
+    for printer in _printers.values():
+        printer.drain()
