@@ -16,7 +16,7 @@ from shared import program
 from trainer.errors import UserError
 from trainer.inputs.conversion import convert
 from trainer.inputs.images import encoded
-from trainer.inputs.sources import manifest, storage
+from trainer.inputs.sources import manifest
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -24,10 +24,8 @@ def _parse_arguments() -> argparse.Namespace:
         description=(__doc__ or "").format(formats=encoded.format_names("and")),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--images", type=os.path.expanduser, required=True, help="folder of images")
-    parser.add_argument(
-        "--out", type=os.path.expanduser, required=True, help="folder for the shards"
-    )
+    parser.add_argument("--images", type=program.path, required=True, help="folder of images")
+    parser.add_argument("--out", type=program.path, required=True, help="folder for the shards")
     parser.add_argument(
         "--validation_fraction", type=float, default=0.0, help="share of every class to hold out"
     )
@@ -59,11 +57,11 @@ def _parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Converts the folder that the command line names, and prints what the data set holds."""
     arguments = _parse_arguments()
-    if not storage.is_folder(arguments.images):
-        raise UserError(f"--images: must be a folder that exists, got {arguments.images!r}")
+    if not arguments.images.is_dir():
+        raise UserError(f"--images: must be a folder that exists, got '{arguments.images}'")
     described = convert.convert(
-        arguments.images,
-        arguments.out,
+        str(arguments.images),
+        str(arguments.out),
         validation_fraction=arguments.validation_fraction,
         shard_bytes=int(arguments.shard_mb * 2**20),
         seed=arguments.seed,

@@ -52,11 +52,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--out",
-        type=os.path.expanduser,
+        type=program.path,
         default=_DEFAULT_OUT,
         help="folder to write to; %(default)s",
     )
-    out = parser.parse_args().out
+    out = str(parser.parse_args().out)
     train, validation = (
         sum(shard.examples for shard in prepare(out).splits[split])
         for split in ("train", "validation")

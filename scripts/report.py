@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.errors import UserError
+from trainer.process import texts
 from trainer.telemetry.writers import metrics_lines
 
 if TYPE_CHECKING:  # At run time it is imported where it is needed, and may be missing.
@@ -128,14 +129,13 @@ def summarize(curves: Mapping[str, Curve]) -> dict[str, str]:
     """The figures of a run that a person asks for first; times without 10 first steps."""
     durations_ms = curves["perf/step_time_ms"].values
     timed = durations_ms[min(10, len(durations_ms) // 2) :]
-    rate = np.median(curves["perf/images_per_sec"].values)
-    figures = {
-        "steps": f"{curves['perf/step_time_ms'].steps[-1]}",
-        "images/s (median)": f"{rate:.1f}",
-        "ms per step, p50 / p90 / p99": " / ".join(
-            f"{np.percentile(timed, share):.1f}" for share in (50, 90, 99)
-        ),
-    }
+    figures = {"steps": f"{curves['perf/step_time_ms'].steps[-1]}"}
+    if "perf/images_per_sec" in curves:
+        rate = np.median(curves["perf/images_per_sec"].values)
+        figures["images/s (median)"] = f"{rate:.1f}"
+    figures["ms per step, p50 / p90 / p99"] = " / ".join(
+        f"{np.percentile(timed, share):.1f}" for share in (50, 90, 99)
+    )
     if "train/loss" in curves:  # Which it is not where none was finite.
         figures["training loss (last)"] = f"{curves['train/loss'].values[-1]:.4f}"
     for name in ("top1", "top5"):
@@ -234,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse_arguments(argv)
     if options.out.suffix not in _FORMATS:
         raise UserError(f"--out: must end with .png or .html, got {options.out}")
-    runs = {str(folder): read_curves(folder) for folder in options.logdirs}
+    runs = {texts.printable(str(path)): read_curves(path) for path in options.logdirs}
     figure = draw(runs)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.out.suffix == ".png":

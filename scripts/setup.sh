@@ -176,7 +176,7 @@ phase "slim-horovod itself" "$venv/bin/python" -m pip install --no-deps --no-bui
 cat >"$venv/lib/python$version/site-packages/slim_horovod.pth" <<'END'
 import sys; [__import__("trainer") for option, name in zip(sys.orig_argv, sys.orig_argv[1:]) if option == "-m" and name.split(".")[0] == "trainer"]
 END
-cd "$repository" # Python looks for `trainer` in the current folder first.
+cd "$repository"
 phase "proof: doctor, with a two-process all-reduce" "$venv/bin/python" -m trainer --mode=doctor
 
 printf '%s\n' "$wanted_for" "$(fingerprint)" >"$state/stamp.new"

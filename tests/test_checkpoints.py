@@ -1,13 +1,15 @@
 """Checkpoints on disk: damaged ones are skipped, other networks' are refused."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer.checkpoints import layout, restore, search
+from trainer.checkpoints import layout, model_file, restore, search
 from trainer.checkpoints import store as checkpoint_store
 from trainer.checkpoints.manifest import RunFacts
 from trainer.config import RunConfig
@@ -67,7 +69,27 @@ def test_tensorflows_own_tools_read_them(logdir):
 )
 def test_what_people_give_for_a_checkpoint_is_taken_for_what_it_means(logdir, given, step):
     found = search.choose(RunConfig(init_checkpoint=f"{logdir}/{given}"))
-    assert found == f"{logdir}/model.ckpt-{step}"
+    assert found == search.Chosen(f"{logdir}/model.ckpt-{step}")
+
+
+@pytest.mark.parametrize("name", ["net", "checkpoint", "net.index"])
+def test_a_prefix_is_taken_for_one_whatever_else_has_its_name(logdir, name):
+    folder = logdir / "copy"
+    (folder / name).mkdir(parents=True)
+    (folder / "model.json").write_text('{"image_size": 32}')
+    for ending in ("index", "data-00000-of-00001"):
+        shutil.copy(logdir / f"model.ckpt-1.{ending}", folder / f"{name}.{ending}")
+    run = RunConfig(init_checkpoint=f"{folder}/{name}")
+    assert search.choose(run) == search.Chosen(f"{folder}/{name}")
+    assert model_file.find(run).path == folder / "model.json"
+
+
+def test_a_newer_one_that_is_passed_over_is_told(logdir):
+    hurt_the_newest(logdir, "index", "cut")
+    for run in (RunConfig(init_checkpoint=str(logdir)), RunConfig(logdir=str(logdir))):
+        prefix, remarks = search.choose(run)
+        assert prefix == f"{logdir}/model.ckpt-2"
+        assert re.fullmatch(r".*/model\.ckpt-3 is damaged .*", *remarks)
 
 
 def test_what_is_no_checkpoint_is_told(tmp_path):

@@ -60,6 +60,22 @@ def test_what_has_no_label_is_refused_by_name(names, known, said):
         class_names.by_name(letters(names, 0), known)
 
 
+def failing(config):
+    raise OSError(config.dataset)
+
+
+def test_a_data_set_that_raises_says_why(monkeypatch):
+    monkeypatch.setitem(dataset.BUILT_IN, "letters", failing)
+    with pytest.raises(UserError, match=r"letters: cannot be read \(letters\)"):
+        dataset.open_dataset(dataset.DataConfig(dataset="letters"))
+
+
+def test_a_data_set_without_training_examples_has_the_classes_of_its_others(monkeypatch):
+    source = letters("abc", 0, 2)._replace(train=Letters(), num_classes=None, class_names=None)
+    monkeypatch.setitem(dataset.BUILT_IN, "letters", lambda config: source)
+    assert dataset.open_dataset(dataset.DataConfig(dataset="letters")).info.num_classes == 3
+
+
 @pytest.mark.parametrize("label", [-1, 2])
 def test_a_label_without_a_name_is_refused(monkeypatch, label):
     source = letters("db", 0, label)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from absl import flags as absl_flags
+from processes import trainer
 
 from flags import command_line
 from trainer.config import Config, DataConfig, OptimizerConfig, RunConfig
@@ -195,6 +196,13 @@ def test_what_no_launcher_sets_is_one_line(environ, line):
     with pytest.raises(ConfigError, match=line):
         launcher.check(environ)
     launcher.find(environ)
+
+
+def test_a_rank_that_no_worker_has_is_told_by_the_process_that_has_it():
+    done = trainer("--mode=describe", OMPI_COMM_WORLD_RANK="1", OMPI_COMM_WORLD_SIZE="1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("slim-horovod: rank 1 of 1 workers: must be less, as mpirun sets")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

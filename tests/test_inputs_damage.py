@@ -3,6 +3,7 @@
 import collections
 import itertools
 import os
+import shutil
 import struct
 import zlib
 
@@ -17,6 +18,7 @@ from input_data import (
     read_batches,
     read_evaluation,
     read_train,
+    write_folder,
 )
 
 from trainer.distributed import Worker
@@ -217,6 +219,15 @@ def test_missing_shards_are_named(shards):
     (shards / "train-00000-of-00001").rename(shards / "train-00000-of-00003")
     with pytest.raises(UserError, match="2 of 3 train shards are missing, first number 1"):
         open_shards(shards)
+
+
+def test_shards_of_a_split_that_dataset_json_does_not_name_are_refused(tmp_path):
+    write_folder(tmp_path / "in", {"a": 4})
+    convert.convert(str(tmp_path / "in"), str(tmp_path / "out"))
+    name = "train-00000-of-00001"
+    shutil.copy(tmp_path / "out" / name, tmp_path / "out" / name.replace("train", "validation"))
+    with pytest.raises(UserError, match=r"the validation shards are not those that dataset\.json"):
+        open_shards(tmp_path / "out")
 
 
 def test_a_data_set_without_a_good_image_ends(tmp_path):

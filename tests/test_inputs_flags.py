@@ -76,6 +76,13 @@ def test_each_flag_is_read_or_refused_or_told(places, kind, name):
             dataset.open_dataset(config)
 
 
+def test_labels_of_a_plug_in_are_its_own(places):
+    config = config_of("plug-in", places)
+    data = dataset.open_dataset(config, num_classes=5, is_network_foreign=True)
+    assert "the data set's labels have to begin at 1" in data.remarks[0]
+    assert "--label_offset" not in data.remarks[0]
+
+
 @pytest.mark.parametrize("kind", ["folder", "tfrecord"])
 def test_a_network_with_a_background_class_gets_labels_from_one_on(places, kind):
     with pytest.raises(ConfigError, match=r"--label_offset: must be given.* has to be -1, else 0"):

@@ -35,6 +35,13 @@ def test_features_of_tensorflows_examples_are_found(label):
     assert data[start:end] == b"abc" * 100
 
 
+def test_an_integer_of_more_than_64_bits_is_refused():
+    too_many = b"\xff" * 9 + b"\x7f"
+    view = memoryview(b"\x1a\x0b\x08" + too_many)
+    with pytest.raises(ValueError, match="more than 64 bits"):
+        example_proto.read_int64(view, example_proto.Span(0, len(view)))
+
+
 def test_an_unpacked_list_of_integers_is_read():
     # field 3 (Int64List) of 2 bytes: field 1 as a plain varint, 5.
     assert example_proto.read_int64(memoryview(b"\x1a\x02\x08\x05"), example_proto.Span(0, 4)) == 5

@@ -85,13 +85,24 @@ def test_pixels_in_shards_are_right(mode):
         assert np.abs(found - to_rgb(pixels)).max() <= 3
 
 
+@pytest.mark.parametrize("mode", ["L", "I;16"])
+def test_pixels_are_right_where_0_is_white(mode):
+    pixels, to_rgb = RIGHT[mode]
+    entry = b"\x06\x01\x03\x00\x01\x00\x00\x00"  # Tag 262, PhotometricInterpretation: a short.
+    data = tiff(pixels, mode)
+    assert data.count(entry + b"\x01") == 1
+    data, _ = shard_writer._as_readable(data.replace(entry + b"\x01", entry + b"\x00"))
+    found = tf.io.decode_png(data, channels=3).numpy().astype(float)
+    assert np.abs(found - (255 - to_rgb(pixels))).max() <= 3
+
+
 @pytest.mark.filterwarnings("ignore:.*mode.*:DeprecationWarning")
 @pytest.mark.parametrize(
     ("mode", "pixels"),
     [("I", ramp(1, np.int32)), ("F", ramp(1, np.float32)), ("LAB", ramp(3))],
 )
 def test_pixels_without_a_range_are_refused_by_name(mode, pixels):
-    with pytest.raises(BadImageError, match=f"mode {mode}, which cannot be turned into 8 bits"):
+    with pytest.raises(BadImageError, match=f"mode {mode}, which cannot be turned into red, "):
         shard_writer._as_readable(tiff(pixels, mode))
 
 

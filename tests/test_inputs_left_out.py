@@ -1,5 +1,7 @@
 """Folders as people have them: which images are read, and that the rest is told."""
 
+import errno
+import os
 import re
 
 import pytest
@@ -38,7 +40,7 @@ def counts(source):
 def left_out(remarks):
     """The number of files that remarks name as left out: of each reason, and in all."""
     (line,) = remarks
-    total = int(re.match(r"(\d+) files are left out: ", line)[1])
+    total = int(re.match(r"(\d+) files? (?:is|are) left out: ", line)[1])
     parts = [int(each) for each in re.findall(r"(?:: |; )(\d+) ", line)]
     assert sum(parts) == total
     return total
@@ -133,7 +135,7 @@ def test_a_classs_last_image_is_never_held_out(tmp_path):
     assert source.validation.labels.tolist() == [3] * 6
     assert set(source.train.labels) == {0, 1, 2, 3}
     assert source.remarks == (
-        "3 classes have no validation image: they are too small for --validation_fraction",
+        "3 classes have no validation image, with too few for --validation_fraction",
     )
     write_folder(tmp_path / "small", {"a": 1, "b": 1})
     with pytest.raises(UserError, match=r"no class in .* has an image to spare"):
@@ -187,4 +189,32 @@ def test_shards_of_other_splits_are_named(tmp_path):
 
 def test_hidden_files_have_no_say(tmp_path):
     write(tmp_path, "a/0.png", "a/.0.png")
-    assert listing.list_images(str(tmp_path), 0.0).left_out.count == 1
+    said = listing.list_images(str(tmp_path), 0.0).remarks
+    assert said == (f"1 file is left out: 1 hidden ({tmp_path}/a/.0.png)",)
+
+
+def test_what_is_not_read_can_not_stop_a_run(tmp_path, monkeypatch):
+    """A folder that may not be listed, and links to folders that may have no end."""
+    write(tmp_path / "D", "train/a/0.png", "secret/0.png", "lost+found/0.png")
+    write(tmp_path / "elsewhere", *(f"{number}.png" for number in range(50)))
+    for name in ("D/link", "D/train/.link", "D/train/a/link"):
+        (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+    scan = os.scandir
+
+    def refuse(path):
+        if path.endswith(("secret", "lost+found")):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    source = read(tmp_path / "D")
+    assert counts(source) == {"train": 1}
+    assert left_out(source.remarks) == 5
+
+
+def test_a_folder_that_may_be_a_class_or_a_split_is_refused(tmp_path):
+    write(tmp_path, "train/0.png", "train/old/0.png", "test/0.png", "docs/readme.txt")
+    assert counts(read(tmp_path)) == {"train": 1}
+    write(tmp_path, "cat/0.png")
+    with pytest.raises(UserError, match=r"/train: has images, as the class cat beside it, and fol"):
+        read(tmp_path)

@@ -25,6 +25,7 @@ def make_plan(*, global_batch_size=64, validation_examples=360, **run):
         ({"epochs": 2.0}, 45),  # 44.9
         ({"steps": 7}, 7),
         ({}, 2021),  # 90 epochs
+        ({"epochs": 1e-9}, 1),
     ],
 )
 def test_total_steps(run, steps):

@@ -50,6 +50,8 @@ def test_a_run_that_diverged_at_once_has_no_last_loss(tmp_path):
     figures = report.summarize(report.read_curves(tmp_path))
     assert figures["steps"] == "1"
     assert "training loss (last)" not in figures
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "perf/step_time_ms": 1.0}\n')
+    assert report.summarize(report.read_curves(tmp_path))["steps"] == "1"
 
 
 def test_percentiles_are_of_windows_of_steps(runs):

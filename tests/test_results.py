@@ -72,7 +72,7 @@ def write_model(folder, **content):
 
 
 def test_a_checkpoint_is_described_by_the_file_beside_it(tmp_path):
-    """Of the best one also by the run's; --logdir's comes last."""
+    """Of the best one also by the run's; not by that of another run in --logdir."""
     run, other, logs = tmp_path / "run", tmp_path / "other", tmp_path / "logs"
 
     def image_size(checkpoint, logdir=None):
@@ -87,8 +87,8 @@ def test_a_checkpoint_is_described_by_the_file_beside_it(tmp_path):
     assert image_size(None, str(run / "best")) == 32
     write_model(run / "best", image_size=64)
     assert image_size(run / "best") == 64
-    assert image_size(other, str(logs)) == 48
-    assert image_size(other) == 224
+    assert image_size(None, str(logs)) == 48
+    assert image_size(other, str(logs)) == image_size(other) == 224
 
 
 def test_what_is_assumed_without_such_a_file_is_told(tmp_path):
@@ -119,6 +119,13 @@ def test_a_run_goes_on_with_the_classes_that_it_began_with(tmp_path):
     resume(tmp_path, ("b", "a"), new_class_names=True)
     (tmp_path / "model.json").write_text("{")  # It will be written anew.
     resume(tmp_path, ("b", "a"))
+
+
+def test_a_start_that_is_refused_keeps_the_step_that_is_saved(tmp_path):
+    path = tmp_path / "status.json"
+    path.write_text('{"state": "preempted", "step": 500}')
+    Status(str(tmp_path), rank=0).set("failed", reason="refused")
+    assert json.loads(path.read_text()) == {"state": "failed", "step": 500, "reason": "refused"}
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,7 @@ def test_flags_of_communication_and_of_the_profile_reach_horovod():
     )
     assert environ["HOROVOD_FUSION_THRESHOLD"] == str(3 * 2**20)
     assert (environ["HOROVOD_AUTOTUNE"], environ["HOROVOD_TIMELINE"]) == ("1", "DYNAMIC")
+    assert "HOROVOD_CYCLE_TIME" not in environ  # Horovod would not vary it.
     plain = apply(Moment.HOROVOD, {})
     assert not {"HOROVOD_FUSION_THRESHOLD", "HOROVOD_AUTOTUNE", "HOROVOD_TIMELINE"} & plain.keys()
 

@@ -24,6 +24,9 @@ what = sys.argv[1 + len(starts.read_text())]
 def put(name, **fields):
     (folder / name).write_text(json.dumps(fields))
 
+if what == "no text":
+    put("status.json", state="failed", step=3, reason=os.fsdecode(b"caf\\xe9: no class"))
+    sys.exit(3)
 if what == "progress":
     entry = {"step": 1, "epoch": 1.0, "examples": len(starts.read_text()), "saved_at": "",
              "files": [], "top1": None,
@@ -104,6 +107,26 @@ def test_it_gives_up_without_progress_and_says_so(tmp_path):
         "step": 3,
         "reason": reason,
     }
+
+
+def test_a_finished_run_that_can_not_go_on_has_failed(tmp_path):
+    status, messages = run(tmp_path, "finished")
+    (tmp_path / "starts").unlink()
+    status, messages = run(tmp_path, "killed", "killed", "killed", "finished")
+    assert status == 1
+    reason = "given up after 3 failures without progress: start 3 ended with status 137"
+    assert messages[-1] == reason
+    assert json.loads((tmp_path / "status.json").read_text()) == {
+        "state": "failed",
+        "step": 9,
+        "reason": reason,
+    }
+
+
+def test_a_reason_with_a_name_that_is_no_text_is_told(tmp_path):
+    status, messages = run(tmp_path, "no text", "finished")
+    assert status == 0
+    assert messages[1].startswith("start 1 ended with status 3 (caf\\udce9: no class)")
 
 
 def test_progress_begins_the_count_anew(tmp_path):
@@ -187,12 +210,17 @@ def test_the_command_ends_when_its_supervisor_is_killed(tmp_path):
         ["python", "-m", "trainer", "--logdir=my runs/a"],
         ["python", "-m", "trainer", "-logdir", "my runs/a", "--seed=1"],
         ["python", "-m", "trainer", "--flagfile=FILE"],
+        ["python", "-m", "trainer", "--flagfile=~/flags"],
         ["python", "-m", "trainer", "--flagfile=FILE", "--logdir=my runs/a"],
         ["python", "-m", "trainer", "--logdir=runs/b", "--flagfile", "FILE"],
     ],
 )
-def test_the_logdir_is_found(tmp_path, words):
-    (tmp_path / "flags").write_text("--seed=1\n--logdir=runs/b\n  --logdir=my runs/a\n# --logdir=c")
+def test_the_logdir_is_found(tmp_path, monkeypatch, words):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "flags").write_text(
+        f"--seed=1\n--flagfile={tmp_path}/flags\n"  # It names itself.
+        "--flagfile=~/flags\n--logdir=runs/b\n  --logdir=my runs/a\n# --logdir=c"
+    )
     words = [word.replace("FILE", str(tmp_path / "flags")) for word in words]
     assert supervise.find_logdir(words) == "my runs/a"
 

@@ -115,6 +115,26 @@ class TestRun:
         assert "not in TensorBoard, which has the evaluation after step 70 already" in done.stdout
         assert sorted(copy.glob("events.*")) == written
 
+    def test_workers_whose_checkpoints_are_described_otherwise_do_not_evaluate(self, run, tmp_path):
+        """Each worker has its own disk; on that of the second, the model.json is of another net."""
+        for rank in range(2):
+            shutil.copytree(run / "best", tmp_path / str(rank))
+        model = tmp_path / "1" / "model.json"
+        model.write_text(model.read_text().replace('"image_size": 16', '"image_size": 24'))
+        code = (
+            "import os; from trainer import __main__ as program\n"
+            f"os.chdir('{tmp_path}/' + os.environ['HOROVOD_RANK']); program.main()"
+        )
+        done = horovodrun(
+            2, ["-c", code, "--mode=evaluate", "--dataset=tiny:dataset", "--init_checkpoint=."]
+        )
+        assert done.returncode != 0
+        assert (
+            "slim-horovod: worker 1 of 2 does not run what worker 0 does: "
+            "flag --image_size is 24, not 16."
+        ) in done.stderr
+        assert "top-1" not in done.stdout
+
     def test_predictions_name_classes_and_what_cannot_be_read(self, run, tmp_path):
         split = tiny.dataset(None).validation
         for number in range(3):

@@ -63,7 +63,7 @@ def create_plan(
     else:
         epochs = DEFAULT_EPOCHS if config.epochs is None else config.epochs
         # Rounded first: 1.1 epochs of 100 steps are 110, though 1.1 * 100 is a little more.
-        total_steps = math.ceil(round(epochs * steps_per_epoch, 6))
+        total_steps = max(1, math.ceil(round(epochs * steps_per_epoch, 6)))
     evaluate_every = None
     if validation_examples:
         evaluate_every = 0

@@ -50,6 +50,11 @@ def files_in(folder: Path, *, step: int | None = None) -> list[Path]:
     return sorted(folder.glob(pattern), reverse=True)
 
 
+def is_prefix(path: str) -> bool:
+    """Returns whether a path is the prefix of a checkpoint that is there."""
+    return Path(f"{path}.index").is_file()
+
+
 @contextlib.contextmanager
 def temporary_folder(logdir: Path) -> Iterator[Path]:
     """Makes a folder to write a checkpoint into before its files are moved; removes it at the end.

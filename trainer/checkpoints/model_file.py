@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trainer.checkpoints import layout
+from trainer.checkpoints import layout, search
 from trainer.config import Config, Flag, RunConfig
 from trainer.errors import ConfigError, UserError
 from trainer.process import files, json_files
@@ -56,8 +56,8 @@ def list_flags(config: Config) -> list[Flag]:
 def find(config: RunConfig) -> ModelFile | None:
     """Returns the file that describes the checkpoint that a mode will use.
 
-    It is looked for beside --init_checkpoint, where that is given, and then in --logdir; for the
-    best checkpoint of a run also in the run's folder.
+    It is looked for beside --init_checkpoint, or in --logdir where that is not given; for the best
+    checkpoint of a run also in the run's folder.
 
     Raises:
       UserError: the file can't be read, or holds something else.
@@ -71,15 +71,14 @@ def find(config: RunConfig) -> ModelFile | None:
 
 def _places(config: RunConfig) -> list[Path]:
     """Returns the folders in which the file may be, those that know best first."""
-    folders = []
-    if config.init_checkpoint is not None:
-        given = Path(config.init_checkpoint)
-        folders.append(given if given.is_dir() else given.parent)
-    folders += [] if config.logdir is None else [Path(config.logdir)]
-    places = []
-    for folder in folders:
-        places += [folder, folder.parent] if folder.absolute().name == layout.BEST else [folder]
-    return places
+    given = config.init_checkpoint
+    if given is not None:
+        folder = search.folder_of(given) or Path(given).parent
+    elif config.logdir is not None:
+        folder = Path(config.logdir)
+    else:
+        return []
+    return [folder, folder.parent] if folder.absolute().name == layout.BEST else [folder]
 
 
 def read(folder: Path) -> ModelFile | None:

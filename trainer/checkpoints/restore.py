@@ -1,13 +1,12 @@
 """Loads variables from a checkpoint: all of a run, or the weights of a network."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer.checkpoints import search
+from trainer.checkpoints import layout, search
 from trainer.errors import UserError
 
 
@@ -39,9 +38,9 @@ def initialize(
     """Loads a network's variables from --init_checkpoint, if given; returns messages about it."""
     if prefix is None:
         return ()
-    prefix = search.resolve(prefix)
-    left = restore_weights(session, prefix, variables, new_logits=True)
-    lines = (f"started from the weights of {prefix}",)
+    chosen = search.resolve(prefix)
+    left = restore_weights(session, chosen.prefix, variables, new_logits=True)
+    lines = (*chosen.remarks, f"started from the weights of {chosen.prefix}")
     return (*lines, f"initialized afresh: {', '.join(left)}") if left else lines
 
 
@@ -96,7 +95,7 @@ def _open(prefix: str) -> Any:
     Raises:
       UserError: the checkpoint is missing or damaged.
     """
-    if not Path(f"{prefix}.index").is_file():
+    if not layout.is_prefix(prefix):
         raise UserError(f"--init_checkpoint: must be the prefix of a checkpoint, got {prefix}")
     reason = search.damage(prefix)
     if reason is not None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import NamedTuple
 
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
@@ -77,8 +78,28 @@ def _steps_with_files(folder: Path, manifest: Manifest) -> list[int]:
     ]
 
 
-def resolve(given: str) -> str:
-    """Returns the prefix of the checkpoint that a value of --init_checkpoint means.
+class Chosen(NamedTuple):
+    """The checkpoint to use.
+
+    Attributes:
+      prefix: its prefix.
+      remarks: one line for each newer one that is damaged.
+    """
+
+    prefix: str
+    remarks: tuple[str, ...] = ()
+
+
+def folder_of(given: str) -> Path | None:
+    """Returns the folder that a value of --init_checkpoint means; None: it means a checkpoint."""
+    path = Path(given)
+    if layout.is_prefix(given):
+        return None
+    return path if path.is_dir() else path.parent if path.name == layout.STATE else None
+
+
+def resolve(given: str) -> Chosen:
+    """Returns the checkpoint that a value of --init_checkpoint means.
 
     Besides a prefix this can be one of a checkpoint's files, a folder, or the file `checkpoint` in
     it: then it is the newest good checkpoint there.
@@ -86,24 +107,24 @@ def resolve(given: str) -> str:
     Raises:
       UserError: that folder has no checkpoint, or the file is one of TensorFlow's format V1.
     """
-    path = Path(given)
-    if path.is_dir() or path.name == layout.STATE:
-        folder = path if path.is_dir() else path.parent
+    folder = folder_of(given)
+    if folder is not None:
         found = find_newest(str(folder), flag="init_checkpoint")
         if found.prefix is None:
             raise UserError(f"--init_checkpoint: {folder} has no checkpoint model.ckpt-*")
-        return found.prefix
-    prefix = layout.FILE_ENDING.sub("", given)
+        return Chosen(found.prefix, found.skipped)
+    path = Path(given)
+    prefix = given if layout.is_prefix(given) else layout.FILE_ENDING.sub("", given)
     if path.is_file() and prefix == given:
         raise UserError(
             f"--init_checkpoint: {given} is one file, as checkpoints of TensorFlow's format V1 "
             "are, which is not read: convert it as docs/recovery.md tells (Resume)"
         )
-    return prefix
+    return Chosen(prefix)
 
 
-def choose(config: RunConfig) -> str:
-    """Returns the prefix of the checkpoint to use: --init_checkpoint, or the newest in --logdir.
+def choose(config: RunConfig) -> Chosen:
+    """Returns the checkpoint to use: --init_checkpoint, or the newest good one in --logdir.
 
     Raises:
       UserError: there is no checkpoint.
@@ -115,7 +136,7 @@ def choose(config: RunConfig) -> str:
     found = find_newest(config.logdir)
     if found.prefix is None:
         raise UserError(f"--logdir: must have a checkpoint, got {config.logdir}")
-    return found.prefix
+    return Chosen(found.prefix, found.skipped)
 
 
 def step_of(prefix: str) -> int:

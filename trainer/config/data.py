@@ -55,7 +55,7 @@ class DataConfig(Checked):
     )
     follow_links: bool = flag(
         False,
-        "Read what links in a folder of images lead to, also out of it; they are refused else.",
+        "Read links that lead out of a folder of images, too; else they are refused.",
         changes_training=False,
         read_by=("folder",),
     )

@@ -36,7 +36,8 @@ class RunConfig(Checked):
     )
     init_checkpoint: str | None = flag(
         None,
-        "Start from these weights (a tf.train.Saver prefix, slim's for instance), at step 0; "
+        "Start from these weights, at step 0: a tf.train.Saver prefix (slim's for instance), or a "
+        "folder, of which the newest good checkpoint is taken; "
         "logits of another number of classes are left as initialized. To evaluate, export or "
         "predict: the checkpoint to use instead of --logdir's newest.",
         path=PathKind.LOCAL,

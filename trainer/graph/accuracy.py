@@ -8,6 +8,23 @@ In low precision ties are frequent.
 import tensorflow as tf
 
 
+def predict(logits: tf.Tensor) -> tf.Tensor:
+    """Returns the first class of each example: int64 [batch].
+
+    Args:
+      logits: float32 [batch, num_classes]; see `have_order`.
+    """
+    return tf.argmax(logits, axis=1)  # Of equal ones the first.
+
+
+def have_order(logits: tf.Tensor) -> tf.Tensor:
+    """Returns whether each example's classes have an order: bool [batch].
+
+    They have none where a logit is not a number.
+    """
+    return ~tf.reduce_any(tf.math.is_nan(logits), axis=1)
+
+
 def find_places(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """Returns the place of each example's label in the order of its classes, from 0 on.
 
@@ -16,14 +33,13 @@ def find_places(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
       labels: int32 [batch], each below num_classes.
 
     Returns:
-      int32 [batch]; num_classes, a place that no class has, where a logit is not a number.
+      int32 [batch]; num_classes, a place that no class has, where classes have no order.
     """
     num_classes = logits.shape[-1]
     own = tf.gather(logits, labels, axis=1, batch_dims=1)[:, None]
     is_equal_before = tf.equal(logits, own) & (tf.range(num_classes) < labels[:, None])
     places = tf.math.count_nonzero((logits > own) | is_equal_before, axis=1, dtype=tf.int32)
-    has_no_place = tf.reduce_any(tf.math.is_nan(logits), axis=1)
-    return tf.where(has_no_place, num_classes, places)
+    return tf.where(have_order(logits), places, num_classes)
 
 
 def are_right(logits: tf.Tensor, labels: tf.Tensor, among: int = 1) -> tf.Tensor:

@@ -57,6 +57,7 @@ def build_evaluation_graph(config: Config, group: Group, dataset: AnyDataset) ->
     # Padding counts nothing, not even where its cross-entropy is not finite.
     counted = tf.where(batch.weights > 0, rows, tf.zeros_like(rows))
     totals = tf.reduce_sum(tf.cast(counted, tf.float64), axis=1)
-    classes = tf.argmax(logits, 1, output_type=tf.int32)
-    predictions = Predictions(batch.labels, classes, batch.weights)
+    classes = tf.cast(accuracy.predict(logits), tf.int32)
+    weights = tf.where(accuracy.have_order(logits), batch.weights, tf.zeros_like(batch.weights))
+    predictions = Predictions(batch.labels, classes, weights)
     return EvaluationGraph(totals, predictions, stream, stream.steps)

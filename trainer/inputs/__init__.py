@@ -2,6 +2,6 @@
 
 `dataset.open_dataset` finds the data set that the flags name and checks it. The `Dataset` that it
 returns adds streams of batches to a graph (`pipeline`). `trainer.graph.images` turns a batch into
-what the network expects. Nothing is imported here, so that programs which only convert images do
-not have to load TensorFlow.
+what the network expects. Nothing is imported here, so that programs which only list or verify files
+do not have to load TensorFlow.
 """

@@ -1,5 +1,6 @@
 """The names of classes, which tell the labels of a data set from those of a trained network."""
 
+import collections
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +45,8 @@ def by_name(source: Source, names: Sequence[str]) -> Source:
     if ours is None or tuple(ours) == tuple(names[: len(ours)]):
         return source._replace(class_names=tuple(names))
     for side, of_side in (("the data", ours), ("the network", names)):
-        repeated = [name for name in of_side if of_side.count(name) > 1]
+        counts = collections.Counter(of_side)
+        repeated = [name for name, count in counts.items() if count > 1]
         if repeated:
             raise UserError(
                 f"--data_dir: its classes are not the network's, and {repeated[0]!r} is the name "

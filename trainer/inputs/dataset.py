@@ -153,6 +153,12 @@ def _check_labels(source: Source, num_classes: int) -> None:
             )
 
 
+def _count_classes(source: Source) -> int:
+    """Returns how many classes there are at least, by the labels."""
+    splits = [split for split in (source.train, source.validation) if split is not None]
+    return max((int(split.labels.max()) + 1 for split in splits if len(split.labels)), default=1)
+
+
 def _check_flags(config: DataConfig, kind: str) -> tuple[str, ...]:
     """Returns a line about flags that have a value and that synthetic data does not read.
 
@@ -188,6 +194,13 @@ def _check_background(
     """
     if num_classes != classes + 1:
         return source
+    if _kind(config) not in BUILT_IN:  # The flag says nothing of a plug-in's labels.
+        text = (
+            f"the network has {num_classes} classes and the data {classes}: where the network's "
+            "first class is the background, as in slim's of 1001 classes, the data set's labels "
+            "have to begin at 1"
+        )
+        return source._replace(remarks=(*source.remarks, text))
     text = (
         f"the network has {num_classes} classes and the data {classes}, from label 0 on: where the "
         "network's first class is the background, as in slim's of 1001 classes, --label_offset has "
@@ -235,13 +248,13 @@ def open_dataset(
         source = BUILT_IN[kind](config) if kind in BUILT_IN else _import_plug_in(kind)(config)
     except OSError as error:
         raise UserError(
-            f"{error.filename or config.data_dir}: cannot be read ({error.strerror})"
+            f"{error.filename or config.data_dir or config.dataset}: cannot be read "
+            f"({error.strerror or error})"
         ) from error
     if class_names is not None:
         _check_labels(source, len(source.class_names or class_names))
         source = by_name(source, class_names)
-    splits = [split for split in (source.train, source.validation) if split is not None]
-    classes = source.num_classes or max(int(split.labels.max()) for split in splits) + 1
+    classes = source.num_classes or _count_classes(source)
     if num_classes is not None and num_classes < classes:
         raise ConfigError(
             f"--num_classes: must be at least {classes}, as many as the data has, got {num_classes}"

@@ -94,8 +94,25 @@ def _check(config: Config, group: Group) -> None:
     if config.run.logdir is not None:
         files.check_writable(config.run.logdir, "logdir", is_folder=True)
     find_network(config.model, config.data.image_size)
-    if "input" in passes and isinstance(_open_dataset(config, "input"), SyntheticDataset):
-        raise ConfigError("--data_dir: must be given with --benchmark_passes=input, got none")
+    _check_data(config)
+
+
+def _check_data(config: Config) -> None:
+    """Tells what is not read of the data that the flags name.
+
+    Raises:
+      UserError: the input pass has no data, or they are damaged.
+    """
+    if "input" in config.benchmark.passes:
+        dataset = _open_dataset(config, "input")
+        if isinstance(dataset, SyntheticDataset):
+            raise ConfigError("--data_dir: must be given with --benchmark_passes=input, got none")
+        outputs.remark(*dataset.remarks)
+    elif config.data.data_dir is not None or config.data.dataset not in (None, "synthetic"):
+        outputs.remark(
+            "--data_dir, --dataset: read by --benchmark_passes=input alone; the other passes time "
+            "random images, which are on the device already"
+        )
 
 
 def _open_dataset(config: Config, name: str) -> AnyDataset:

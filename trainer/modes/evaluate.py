@@ -10,12 +10,14 @@ import tensorflow.compat.v1 as tf1
 from trainer import distributed
 from trainer.checkpoints import restore, search
 from trainer.config import Config
-from trainer.errors import UserError
+from trainer.errors import ConfigError, UserError
 from trainer.graph.evaluation import build_evaluation_graph
-from trainer.inputs.dataset import open_dataset
+from trainer.inputs import synthetic
+from trainer.inputs.dataset import DatasetInfo, open_dataset
 from trainer.machine.session import create_config
 from trainer.run import outputs
 from trainer.run.evaluation import evaluate, write_scalars
+from trainer.safety import agreement
 from trainer.safety.protection import watch
 from trainer.telemetry import tags
 from trainer.telemetry.pages.evaluation_views import create_evaluation_views
@@ -28,10 +30,12 @@ def run(config: Config) -> int:
     group = distributed.connect(config)
     with group.fail_together():
         config, is_described, class_names, remarks = outputs.as_trained(config)
-        prefix = search.choose(config.run)
+        prefix, skipped = search.choose(config.run)
     with group.explain_loss():
         # A run may save another checkpoint at this moment: rank 0's choice is everyone's.
         prefix = group.gather(prefix)[0]
+        agreement.check_program(group, config)
+        agreement.check(group, {"list of the network's classes": str(class_names)})
     with group.fail_together():
         outputs.check_places(config, group.worker)
         num_classes = config.model.num_classes or restore.count_classes(prefix)
@@ -41,13 +45,8 @@ def run(config: Config) -> int:
             class_names=class_names,
             is_network_foreign=not is_described,
         )
-        if not dataset.info.num_validation_examples:
-            raise UserError(
-                f"--data_dir: {config.data.data_dir or dataset.info.name} has no validation "
-                "examples. They belong into validation/, shards validation-*, or are all that is "
-                "in a folder of classes with --validation_fraction=1"
-            )
-        outputs.remark(*remarks, *dataset.remarks)
+        _check_examples(config, dataset.info)
+        outputs.remark(*skipped, *remarks, *dataset.remarks)
         with tf.Graph().as_default():
             graph = build_evaluation_graph(config, group, dataset)
             session = tf1.Session(
@@ -59,6 +58,8 @@ def run(config: Config) -> int:
             )
             restore.restore_weights(session, prefix, restore.network_variables(), new_logits=False)
             session.graph.finalize()
+    with group.explain_loss():
+        agreement.check_data(group, dataset.info)
     # Weights of --init_checkpoint are not those of the run in --logdir: nothing is logged there.
     logdir = config.run.logdir if config.run.init_checkpoint is None else None
     with (
@@ -82,6 +83,18 @@ def run(config: Config) -> int:
     outputs.report(config, group.worker, dataclasses.asdict(result), text=text)
     group.shutdown()
     return 0
+
+
+def _check_examples(config: Config, info: DatasetInfo) -> None:
+    """Raises UserError where there is nothing to evaluate on."""
+    if info.name == synthetic.NAME:
+        raise ConfigError(f"--data_dir: must be given with --mode={config.mode}, got none")
+    if not info.num_validation_examples:
+        raise UserError(
+            f"--data_dir: {config.data.data_dir or info.name} has no validation examples. Put them "
+            "into validation/ or into shards validation-*, or give --validation_fraction=1 to "
+            "evaluate on all of a folder of classes"
+        )
 
 
 def _latest_evaluation(logdir: str | None) -> int:

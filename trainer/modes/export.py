@@ -8,6 +8,7 @@ import tensorflow.compat.v1 as tf1
 from trainer.checkpoints import restore, search
 from trainer.config import Config
 from trainer.errors import UserError
+from trainer.graph import accuracy
 from trainer.graph.network import classify
 from trainer.machine import session
 from trainer.process import files, launcher
@@ -18,10 +19,10 @@ def run(config: Config) -> int:
     """Writes the SavedModel of a checkpoint to --export_dir, whole or not at all."""
     config, *_, remarks = results.as_trained(config)
     launcher.refuse(config.mode)
-    prefix = search.choose(config.run)
+    prefix, skipped = search.choose(config.run)
     target = _find_target(config)
     num_classes = restore.count_classes(prefix)
-    results.remark(*remarks)
+    results.remark(*skipped, *remarks)
     size = config.data.image_size
     with tf.Graph().as_default():
         images = tf1.placeholder(tf.uint8, [None, size, size, 3], name="images")
@@ -29,7 +30,7 @@ def run(config: Config) -> int:
         outputs = {
             "logits": logits,
             "probabilities": tf.nn.softmax(logits),
-            "classes": tf.argmax(logits, axis=1),
+            "classes": accuracy.predict(logits),
         }
         with tf1.Session(config=session.create_config()) as export_session:
             restore.restore_weights(

@@ -54,11 +54,11 @@ def run(config: Config) -> int:
         raise ConfigError("--mode=predict: must be followed by image files, got none")
     launcher.refuse(config.mode)
     config, _, known_names, remarks = outputs.as_trained(config)
-    prefix = search.choose(config.run)
+    prefix, skipped = search.choose(config.run)
     outputs.check_places(config, Worker())
     num_classes = restore.count_classes(prefix)
     names = name_classes(known_names, num_classes)
-    outputs.remark(*remarks)
+    outputs.remark(*skipped, *remarks)
     found = _classify(config, prefix, num_classes)
     predictions = []
     lines = []

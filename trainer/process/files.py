@@ -175,9 +175,10 @@ def sync(path: Path) -> None:
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
+        what, place = ("folders", path) if path.is_dir() else ("files", path.parent)
         _tell_once(
-            f"{path.parent}: this file system does not flush {'folders' * path.is_dir() or 'files'}"
-            f" ({error.strerror}): a power cut may take what was written last"
+            f"{place}: this file system does not flush {what} ({error.strerror}): a power cut may "
+            "take what was written last"
         )
     finally:
         os.close(descriptor)

@@ -56,7 +56,8 @@ def check(environ: Mapping[str, str] = os.environ) -> None:
             if not environ[variable].isdecimal():
                 raise ConfigError(
                     f"{variable}: must be a number, as {name} sets it, got {environ[variable]!r}. "
-                    "Unset it, or start the workers by a launcher"
+                    "Unset it, or start the workers by a launcher",
+                    known_to_all=False,
                 )
     launched = find(environ)
     if launched is None:
@@ -64,13 +65,15 @@ def check(environ: Mapping[str, str] = os.environ) -> None:
     if launched.rank >= launched.size:
         raise ConfigError(
             f"rank {launched.rank} of {launched.size} workers: must be less, as {launched.name} "
-            "sets it. Unset its variables, or start the workers by a launcher"
+            "sets it. Unset its variables, or start the workers by a launcher",
+            known_to_all=False,
         )
     by_horovodrun = launched.name == "horovodrun" and launched.size > 1
     if by_horovodrun and _RENDEZVOUS not in environ:
         raise ConfigError(
             f"HOROVOD_RANK: must not be set without {_RENDEZVOUS}, where the workers meet, got "
-            f"{launched.rank}. Unset it, or start the workers by horovodrun"
+            f"{launched.rank}. Unset it and HOROVOD_SIZE, or start the workers by horovodrun",
+            known_to_all=False,
         )
 
 

@@ -72,7 +72,8 @@ def _xla_flags(situation: Situation) -> str | None:
 
 
 def _cycle_time(situation: Situation) -> str | None:
-    return None if situation.has_gpu else "100"
+    is_tuned = situation.config.communication.autotune  # Horovod leaves alone what is set.
+    return None if situation.has_gpu or is_tuned else "100"
 
 
 def _fusion_threshold(situation: Situation) -> str | None:

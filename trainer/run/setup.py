@@ -1,6 +1,7 @@
 """Builds what a run needs before its first step."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -108,9 +109,7 @@ def set_up(config: Config, group: Group) -> Setup:
         store=store,
         messages=(
             *_describe_data(dataset),
-            *moving_statistics.describe_start(
-                config.model.batch_norm_decay, plan.total_steps, variables
-            ),
+            *_describe_statistics(config, dataset.info, plan, variables),
             *store.restore(session),
         ),
         policy=nonfinite.Policy(config.run.on_nonfinite),
@@ -125,6 +124,17 @@ def _describe_data(dataset: AnyDataset) -> tuple[str, ...]:
     if info.num_validation_examples or info.name == synthetic.NAME:
         return dataset.remarks
     return (*dataset.remarks, "there are no validation examples: nothing is evaluated")
+
+
+def _describe_statistics(
+    config: Config, info: DatasetInfo, plan: Plan, variables: Sequence[str]
+) -> tuple[str, ...]:
+    """Returns a line where too few steps follow on BN's moving statistics' meaningless start."""
+    if config.run.init_checkpoint is not None or info.name == synthetic.NAME:
+        return ()  # They start at those of other images; nobody will use the network.
+    return moving_statistics.describe_start(
+        config.model.batch_norm_decay, plan.total_steps, variables
+    )
 
 
 def _create_facts(config: Config, group: Group, info: DatasetInfo, plan: Plan) -> RunFacts:

@@ -37,10 +37,17 @@ def read(logdir: Path) -> Content:
 class Status:
     """The file {"state": ..., "step": ..., "reason": ...}, which only rank 0 writes."""
 
-    def __init__(self, logdir: str | None, *, rank: int) -> None:
+    def __init__(self, logdir: str | None, *, rank: int, has_begun: bool = False) -> None:
+        """Prepares the file of a run, and writes nothing yet.
+
+        Args:
+          logdir: folder of the run; None: there is no file.
+          rank: rank of this worker.
+          has_begun: whether a failure replaces the status of a run that an earlier start finished.
+        """
         self._path = Path(logdir) / FILE_NAME if logdir and rank == 0 else None
-        self._step = 0
-        self._has_begun = False
+        self._step = 0 if self._path is None else read(self._path.parent).step
+        self._has_begun = has_begun
         self._lock = threading.Lock()  # The watchdog's thread sets it, too.
 
     def _is_finished(self) -> bool:

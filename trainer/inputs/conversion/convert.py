@@ -30,6 +30,8 @@ from trainer.inputs.conversion.shard_writer import (
 from trainer.inputs.sources import listing, manifest, storage
 from trainer.process import files
 
+# To be raised with every change of what becomes of an image, so that shards are written anew.
+_RULES = 2
 REPORT_NAME = "unreadable.txt"
 # The temporary files of killed converters of earlier versions.
 _OF_EARLIER_VERSIONS = re.compile(r"\..*\.writing")
@@ -72,8 +74,8 @@ def _split_tasks(
 
 
 def _plan(splits: Mapping[str, Sequence[Task]]) -> str:
-    """Returns a digest of every image, name and option that the shards depend on."""
-    digest = hashlib.sha256(manifest.FORMAT.encode())
+    """Returns a digest of every image, name, option and rule that the shards depend on."""
+    digest = hashlib.sha256(f"{manifest.FORMAT} {_RULES}".encode())
     for tasks in splits.values():
         for task in tasks:
             digest.update(os.path.basename(task.path).encode())
@@ -124,9 +126,15 @@ def _convert_all(tasks: Sequence[Task], processes: int) -> dict[str, Receipt]:
         ) as pool,
     ):
         results = pool.map(convert_shard, missing) if processes > 1 else map(convert_shard, missing)
-        for task, receipt in zip(missing, results, strict=True):
-            receipts[task.path] = receipt
-            progress.update(len(task.images))
+        try:
+            for task, receipt in zip(missing, results, strict=True):
+                receipts[task.path] = receipt
+                progress.update(len(task.images))
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise UserError(
+                f"--processes: one of {processes} was killed, perhaps for want of memory. Started "
+                "again, with fewer, it goes on where it was"
+            ) from error
     return receipts
 
 

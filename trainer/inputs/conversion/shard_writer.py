@@ -7,7 +7,7 @@ import os
 
 import google_crc32c
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from trainer.inputs.conversion.judge import load_decoder
 from trainer.inputs.images import encoded
@@ -19,6 +19,7 @@ from trainer.process import files, json_files
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
 # 16 bits of grey.
 _DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+_WHITE_IS_ZERO = 0  # TIFF 6.0, PhotometricInterpretation.
 
 # `encoded.MAX_PIXELS` takes the place of Pillow's own limit, which at first only warns.
 Image.MAX_IMAGE_PIXELS = None
@@ -98,23 +99,31 @@ def _convert_to_png(data: bytes) -> bytes:
             image.load()  # To the last byte, so that a truncated image is found.
             if image.mode in _DEEP_MODES:
                 levels = np.asarray(image).astype(np.uint32)
+                if _is_negative(image):
+                    levels = 65535 - levels
                 grey = (levels * 255 + 65535 // 2) // 65535
                 pixels = Image.fromarray(grey.astype(np.uint8)).convert("RGB")
             elif image.mode in _MODES:
                 pixels = image.convert("RGB")
             else:
                 raise BadImageError(
-                    f"pixels of Pillow's mode {image.mode}, which cannot be turned into 8 bits "
-                    "without knowing their range. Save it with 8 bits"
+                    f"pixels of Pillow's mode {image.mode}, which cannot be turned into red, green "
+                    "and blue of 8 bits as they are. Save it with such"
                 )
             out = io.BytesIO()
             # Pixels alone: a profile of other colours would be a warning at each decoding.
             Image.fromarray(np.asarray(pixels)).save(out, "PNG")
     except UnidentifiedImageError as error:
         raise BadImageError("not an image") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, RuntimeError) as error:
         raise BadImageError(str(error)) from error
     return out.getvalue()
+
+
+def _is_negative(image: Image.Image) -> bool:
+    """Returns whether 0 is white in a TIFF of 16 bits; at 8 bits, Pillow turns it round itself."""
+    tags = getattr(image, "tag_v2", {})
+    return tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO
 
 
 def _record(image: tuple[str, str, int, str]) -> tuple[bytes, encoded.ImageHeader]:

@@ -3,7 +3,7 @@
 The pixels are decoded by C++ operations. The header tells what has to be known before: which format
 an image has, whatever its file is called; where a crop may lie; and whether a small file would
 decode to more pixels than any training image has. TensorFlow is imported only where a graph is
-built, so that programs which convert images start at once.
+built, so that programs which only read headers start at once.
 """
 
 import struct

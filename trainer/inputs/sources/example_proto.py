@@ -33,11 +33,11 @@ def _read_varint(buffer: memoryview, position: int, end: int) -> tuple[int, int]
         byte = buffer[position]
         position += 1
         value |= (byte & 0x7F) << shift
+        shift += 7
+        if value >> 64 or (byte >= 0x80 and shift > 63):
+            raise ValueError("an integer of more than 64 bits")
         if byte < 0x80:
             return value, position
-        shift += 7
-        if shift > 63:
-            raise ValueError("an integer of more than 64 bits")
 
 
 def _fields(buffer: memoryview, span: Span) -> Iterator[tuple[int, int | Span]]:

@@ -88,7 +88,7 @@ def find_image(data: memoryview) -> tuple[int, int, int]:
     label_name = next((name for name in _LABEL_FEATURES if name in features), None)
     if label_name is None:
         there = ", ".join(sorted(example_proto.list_features(data))[:_NAMES_SHOWN]) or "none"
-        raise ValueError(f"it has no feature {_LABEL_FEATURES[0]}; its features: {there}")
+        raise ValueError(f"it has no feature {' or '.join(_LABEL_FEATURES)}; its features: {there}")
     try:
         label = example_proto.read_int64(data, features[label_name])
     except ValueError as error:

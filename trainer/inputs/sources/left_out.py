@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 
+from trainer.inputs.images import encoded
 from trainer.inputs.sources import storage
 
 # Folders that systems and their tools make wherever they go.
@@ -39,18 +40,17 @@ class LeftOut:
 
         Args:
           path: the path of the file.
-          reason: where it lies, as the end of "3 files ...". None: it has another format.
+          reason: where it lies, as the end of "3 files ...". None: it is hidden, or of another
+            format.
         """
         if reason is None:
-            suffix = os.path.splitext(path)[1].lower()
-            is_known = 1 < len(suffix) <= _LONGEST_SUFFIX
-            reason = f"named {'*' + suffix if is_known else 'without a suffix'}"
+            reason = _describe_format(path)
         self._counts[reason] = self._counts.get(reason, 0) + 1
         self._firsts.setdefault(reason, path)
 
-    def add_folder(self, path: str, reason: str) -> None:
-        """Adds every file below a folder."""
-        for file in _walk(path):
+    def add_folder(self, path: str, reason: str, *, is_link: bool = False) -> None:
+        """Adds every file below a folder; one that is a link, or cannot be listed, as one file."""
+        for file in [path] if is_link else _walk(path):
             self.add(file, reason)
 
     def describe(self) -> str | None:
@@ -61,12 +61,30 @@ class LeftOut:
             f"{count} {reason} ({self._firsts[reason]}{', ...' if count > 1 else ''})"
             for reason, count in sorted(self._counts.items(), key=lambda item: -item[1])
         ]
-        return f"{self.count} files are left out: {'; '.join(parts)}"
+        verb = "files are" if self.count > 1 else "file is"
+        return f"{self.count} {verb} left out: {'; '.join(parts)}"
+
+
+def _describe_format(path: str) -> str:
+    if is_hidden(os.path.basename(path)):
+        return "hidden"
+    suffix = os.path.splitext(path)[1].lower()
+    is_known = 1 < len(suffix) <= _LONGEST_SUFFIX
+    return f"named {'*' + suffix if is_known else 'without a suffix'}"
 
 
 def _walk(folder: str) -> Iterator[str]:
-    """Yields the path of every file below a folder; links to folders count as files."""
-    for entry in storage.list_entries(folder):
+    """Yields the path of every file below a folder.
+
+    Links to folders count as files, and so do folders that cannot be listed, such as a file
+    system's own `lost+found` or one that has just been removed.
+    """
+    try:
+        entries = storage.list_entries(folder, file_suffixes=encoded.image_suffixes())
+    except OSError:
+        yield folder
+        return
+    for entry in entries:
         path = os.path.join(folder, entry.name)
         if entry.is_folder and not entry.is_link:
             yield from _walk(path)

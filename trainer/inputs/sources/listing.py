@@ -6,7 +6,7 @@ In the second case some can be held out, which is decided by their names: the sa
 import hashlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,9 +41,10 @@ class Images(NamedTuple):
         """Lines about what is not read, or not as one would expect."""
         lines = [self.left_out.describe()]
         if self.without_validation:
+            what = "classes have" if self.without_validation > 1 else "class has"
             lines.append(
-                f"{self.without_validation} classes have no validation image: they are too small "
-                "for --validation_fraction"
+                f"{self.without_validation} {what} no validation image, with too few for "
+                "--validation_fraction"
             )
         return tuple(line for line in lines if line)
 
@@ -59,7 +60,7 @@ class _Lister:
           follow_links: whether links may lead out of it.
         """
         self.left_out = LeftOut()
-        self._root = root
+        self._real_root = root if storage.is_remote(root) else os.path.realpath(root)
         self._follow_links = follow_links
         self._suffixes = encoded.image_suffixes()
 
@@ -67,8 +68,8 @@ class _Lister:
         """Raises UserError for a link that leaves the data set's folder, unless that is allowed."""
         if self._follow_links or storage.is_remote(path) or not os.path.islink(path):
             return
-        target, root = os.path.realpath(path), os.path.realpath(self._root)
-        if os.path.commonpath((target, root)) != root:
+        target = os.path.realpath(path)
+        if os.path.commonpath((target, self._real_root)) != self._real_root:
             raise UserError(
                 f"{path}: a link out of the data set's folder, to {target}. Put the files "
                 "themselves there, remove it, or allow such links with --follow_links"
@@ -90,7 +91,9 @@ class _Lister:
                 is_image = self._is_image(entry.name)
                 self.left_out.add(path, "beside the folders of the classes" if is_image else None)
             elif is_hidden(entry.name):
-                self.left_out.add_folder(path, "in hidden folders and those of systems")
+                self.left_out.add_folder(
+                    path, "in hidden folders and those of systems", is_link=entry.is_link
+                )
             else:
                 if entry.is_link:
                     self.check_link(path)
@@ -107,7 +110,7 @@ class _Lister:
             path = os.path.join(folder, entry.name)
             if entry.is_folder:
                 has_folders = True
-                self.left_out.add_folder(path, "in folders within a class")
+                self.left_out.add_folder(path, "in folders within a class", is_link=entry.is_link)
             elif self._is_image(entry.name):
                 if entry.is_link:
                     self.check_link(path)
@@ -130,7 +133,8 @@ def _find_splits(folder: str) -> dict[str, str]:
     images in it is a class that is called so.
 
     Raises:
-      UserError: `train` is no folder, or there are two folders of one split.
+      UserError: `train` is no folder, there are two folders of one split, or one that may be a
+        class.
     """
     entries = {entry.name: entry for entry in storage.list_entries(folder)}
     found: dict[str, str] = {}
@@ -141,6 +145,7 @@ def _find_splits(folder: str) -> dict[str, str]:
                 f"{folder}: has {' and '.join(places)}, which are the same split. Remove one."
             )
         if places:
+            _check_splits_folder(folder, places[0], entries.values())
             found[split] = os.path.join(folder, places[0])
     train = entries.get("train")
     if train is not None and not train.is_folder:
@@ -149,13 +154,35 @@ def _find_splits(folder: str) -> dict[str, str]:
     return found
 
 
+def _list_visible(path: str) -> list[storage.Entry]:
+    entries = storage.list_entries(path, file_suffixes=encoded.image_suffixes())
+    return [entry for entry in entries if not is_hidden(entry.name)]
+
+
 def _has_folders(folder: str, name: str) -> bool:
     path = os.path.join(folder, name)
-    if not storage.is_folder(path):
-        return False
+    return storage.is_folder(path) and any(entry.is_folder for entry in _list_visible(path))
+
+
+def _has_images(path: str) -> bool:
     suffixes = encoded.image_suffixes()
-    entries = storage.list_entries(path, file_suffixes=suffixes)
-    return any(entry.is_folder and not is_hidden(entry.name) for entry in entries)
+    return any(
+        not entry.is_folder and entry.name.lower().endswith(suffixes)
+        for entry in _list_visible(path)
+    )
+
+
+def _check_splits_folder(folder: str, name: str, beside: Iterable[storage.Entry]) -> None:
+    """Raises UserError for a folder with images and folders in it, beside what are classes."""
+    if not _has_images(os.path.join(folder, name)):
+        return
+    for other in (entry.name for entry in beside if entry.is_folder):
+        is_class = other.lower() not in _PARTS and not is_hidden(other)
+        if is_class and _has_images(os.path.join(folder, other)):
+            raise UserError(
+                f"{folder}/{name}: has images, as the class {other} beside it, and folders, as a "
+                "folder of classes. Move its images or its folders elsewhere"
+            )
 
 
 def list_images(folder: str, validation_fraction: float, *, follow_links: bool = False) -> Images:
@@ -186,7 +213,7 @@ def list_images(folder: str, validation_fraction: float, *, follow_links: bool =
         images = Images(_list_splits(folder, places, lister), lister.left_out)
     if not any(images.splits.values()):
         raise UserError(
-            f"--data_dir: {folder} has no images in one folder per class "
+            f"{folder}: has no images in one folder per class "
             "(train/<class>/*.jpg, or <class>/*.jpg)"
         )
     return images
@@ -203,7 +230,7 @@ def _list_splits(
     for entry in storage.list_entries(folder):
         path = os.path.join(folder, entry.name)
         if entry.is_folder and path not in places.values():
-            lister.left_out.add_folder(path, f"in {entry.name}/")
+            lister.left_out.add_folder(path, f"in {entry.name}/", is_link=entry.is_link)
         elif not entry.is_folder:
             lister.left_out.add(path)
     if "train" not in splits:

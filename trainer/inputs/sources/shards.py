@@ -177,7 +177,8 @@ def open_tfrecord(config: DataConfig) -> Source:
         )
     indices = {split: index.load_index(paths[split], split=split) for split in sorted(paths)}
     if described is not None:
-        for split, expected in described.splits.items():
+        for split in sorted({*described.splits, *paths}):
+            expected = described.splits.get(split, ())
             _check_against_manifest(
                 folder, split, paths.get(split, ()), indices.get(split, ()), expected
             )
