@@ -188,6 +188,7 @@ def test_a_remote_path_is_refused_where_files_are_written(name):
             {"PMI_RANK": "2", "PMI_SIZE": "2"},
             "rank 2 of 2 workers: must be less, as mpirun sets it",
         ),
+        ({"PMIX_RANK": "1"}, "PMIX_RANK: must not be set alone: prterun sets it.* got '1'"),
         ({"HOROVOD_RANK": "0", "HOROVOD_SIZE": "2"}, "must not be set without HOROVOD_GLOO_RENDEZ"),
     ],
     ids=str,
@@ -212,7 +213,7 @@ def test_a_rank_that_no_worker_has_is_told_by_the_process_that_has_it():
         {"SLURM_PROCID": "x"},
         {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "1"},
         {"HOROVOD_RANK": "1", "HOROVOD_SIZE": "2", "HOROVOD_GLOO_RENDEZVOUS_ADDR": "127.0.0.1"},
-        {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"},
+        {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "PMIX_RANK": "1"},
     ],
     ids=str,
 )

@@ -1,9 +1,11 @@
 """What a worker may use, and who started it."""
 
 import os
+import sys
 
 import pytest
 import tensorflow as tf
+from processes import run
 
 from trainer.machine import cores as machine_cores
 from trainer.machine import session
@@ -71,6 +73,70 @@ def test_a_worker_that_its_launcher_has_bound_keeps_what_it_got(monkeypatch):
     monkeypatch.setattr(machine_cores, "_quota_cores", lambda: 64)
     monkeypatch.setenv("SLURM_CPU_BIND", "quiet,mask_cpu:0x30")
     assert machine_cores.worker_cores(4) == 2
+
+
+@pytest.mark.parametrize(
+    ("of_workers", "quota", "threads"),
+    [
+        ([{0, 1}, {2, 3}], 64, 2),  # Bound to cores of their own, as by Open MPI 5.
+        ([{0, 1}, {2, 3, 4, 5, 6, 7}], 64, 2),
+        ([{0, 1, 2, 3}, {0, 1, 2, 3}], 64, 2),  # Bound to one socket.
+        ([{0, 1, 2, 3}, {2, 3, 4, 5}], 64, 3),
+        ([set(range(8)), set(range(8))], 64, 4),  # Not bound.
+        ([set(range(8)), set(range(8)), set(range(8))], 64, 2),
+        ([{0}, {0}], 64, 1),
+        ([{0, 1, 2, 3}, {4, 5, 6, 7}], 4, 2),
+    ],
+)
+def test_a_worker_has_its_part_of_the_cores_that_several_may_use(
+    monkeypatch, of_workers, quota, threads
+):
+    monkeypatch.setattr(launcher, "find_cores_of_workers", lambda local_size: of_workers)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: of_workers[0])
+    monkeypatch.setattr(machine_cores, "_quota_cores", lambda: quota)
+    assert machine_cores.worker_cores(len(of_workers)) == threads
+
+
+LAUNCHER = """
+import os, subprocess, sys
+cores = sorted(os.sched_getaffinity(0))
+names, code = sys.argv[1:]
+def start(rank, cores, **variables):
+    return subprocess.Popen(
+        [*("taskset", "--cpu-list", ",".join(map(str, cores)), sys.executable, "-c", code)],
+        env={**os.environ, **variables}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )
+rank, size = names.split()
+workers = [start(n, cores[n:n + 1] or cores, **{rank: str(n), size: "2"}) for n in range(2)]
+remote = start(None, cores)  # The daemon of another host, say.
+for worker in workers:
+    print("go", file=worker.stdin, flush=True)
+for worker in workers:
+    print(worker.stdout.readline(), end="")
+for process in (*workers, remote):
+    process.communicate()
+"""
+WORKER = """
+import sys
+from trainer.process import launcher
+for line in sys.stdin:
+    print(sorted(map(sorted, launcher.find_cores_of_workers(2))), flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "names", ["OMPI_COMM_WORLD_RANK OMPI_COMM_WORLD_SIZE", "PMI_RANK PMI_SIZE"]
+)
+def test_workers_find_each_others_cores(names):
+    done = run([sys.executable, "-c", LAUNCHER, names, WORKER])
+    cores = sorted(os.sched_getaffinity(0))
+    expected = sorted([cores[:1], cores[1:2] or cores])
+    assert done.stdout.splitlines() == [str(expected)] * 2, done.stderr
+
+
+def test_without_a_launcher_there_are_no_other_workers():
+    assert launcher.find_cores_of_workers(2) == []
 
 
 # Two sockets, two cores each, two threads each, numbered as Linux does: a core's are 4 apart.

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+from fractions import Fraction
 from pathlib import Path
 
 import tensorflow as tf
@@ -31,8 +32,21 @@ def _is_bound() -> bool:
 
 
 def worker_cores(local_size: int) -> int:
-    """Returns one worker's share of the cores, with `local_size` workers on this host."""
-    return available_cores() if _is_bound() else max(1, available_cores() // local_size)
+    """Returns one worker's share of the cores, with `local_size` workers on this host.
+
+    A core that several workers may use is shared by them.
+    """
+    if local_size == 1 or settings.BOUND in os.environ:
+        return available_cores()
+    of_workers = launcher.find_cores_of_workers(local_size)
+    if not of_workers:
+        return available_cores() if _is_bound() else max(1, available_cores() // local_size)
+    own = os.sched_getaffinity(0)
+    shares = [Fraction(1, max(1, sum(core in each for each in of_workers))) for core in own]
+    cores, quota = math.floor(sum(shares)), _quota_cores()
+    if quota < len(set().union(*of_workers)):
+        cores = min(cores, quota // local_size)
+    return max(1, cores)
 
 
 def bind_worker(local_rank: int, local_size: int) -> None:

@@ -1,5 +1,6 @@
 """Identifies processes, even where the kernel gives a process's number to a later one."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -49,6 +50,15 @@ def parent_of(pid: int) -> int:
     """Returns the number of a process's parent; 0 where it has none."""
     fields = _stat(pid)
     return int(fields[1]) if fields else 0
+
+
+def children_of(pid: int) -> list[int]:
+    """Returns the numbers of a process's children; empty where they can't be read."""
+    children: list[int] = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):  # Of each thread those that it made.
+        with contextlib.suppress(OSError):
+            children += map(int, file.read_text(encoding="ascii").split())
+    return children
 
 
 def name_of(pid: int) -> str:

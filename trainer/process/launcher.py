@@ -1,10 +1,12 @@
 """Finds out which launcher started this process, from its environment."""
 
+import contextlib
 import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from trainer.errors import ConfigError
+from trainer.process import identity
 
 
 class Launched(NamedTuple):
@@ -32,6 +34,7 @@ _LAUNCHERS = (
 
 
 _RENDEZVOUS = "HOROVOD_GLOO_RENDEZVOUS_ADDR"
+_PMIX_RANK = "PMIX_RANK"
 
 
 def find(environ: Mapping[str, str] = os.environ) -> Launched | None:
@@ -49,7 +52,7 @@ def check(environ: Mapping[str, str] = os.environ) -> None:
     """Checks what launchers say of this process's place, before libraries go by it.
 
     Raises:
-      ConfigError: a variable is no number, or Horovod would wait for workers that it cannot find.
+      ConfigError: a variable is no number, or workers would not find each other.
     """
     for name, rank, size in _LAUNCHERS:
         for variable in (rank, size) if rank in environ and size in environ else ():
@@ -60,6 +63,13 @@ def check(environ: Mapping[str, str] = os.environ) -> None:
                     known_to_all=False,
                 )
     launched = find(environ)
+    if launched is None and _PMIX_RANK in environ:
+        raise ConfigError(
+            f"{_PMIX_RANK}: must not be set alone: prterun sets it, and does not tell how many "
+            f"workers there are, got {environ[_PMIX_RANK]!r}. Start them by mpirun or horovodrun, "
+            "or unset it",
+            known_to_all=False,
+        )
     if launched is None:
         return
     if launched.rank >= launched.size:
@@ -75,6 +85,32 @@ def check(environ: Mapping[str, str] = os.environ) -> None:
             f"{launched.rank}. Unset it and HOROVOD_SIZE, or start the workers by horovodrun",
             known_to_all=False,
         )
+
+
+def find_cores_of_workers(local_size: int) -> list[set[int]]:
+    """Returns the cores that each worker of this host may use, where the launcher started them all.
+
+    The workers are those children of one of this process's ancestors that have a place in a job.
+    Their launcher may have bound each to cores of its own, to cores that some have in common, or to
+    none, and not every launcher tells (Open MPI 5 and MPICH set no variable).
+
+    Args:
+      local_size: number of workers on this host, which must all be there.
+
+    Returns:
+      as many sets as workers; none where they can't be found, as in containers of their own.
+    """
+    ancestor = os.getpid()
+    while ancestor := identity.parent_of(ancestor):
+        workers = [
+            pid
+            for pid in identity.children_of(ancestor)
+            if find(identity.environ_of(pid)) is not None
+        ]
+        if len(workers) == local_size:
+            with contextlib.suppress(OSError):  # One of them has ended.
+                return [os.sched_getaffinity(pid) for pid in workers]
+    return []
 
 
 def refuse(mode: str) -> None:
