@@ -36,6 +36,7 @@ from shared.turns import Launch, Way
 from trainer import timing
 from trainer.errors import UserError
 from trainer.machine import cores
+from trainer.process.keeper import unless_nohup
 
 _HOROVODRUN = str(Path(sys.executable).with_name("horovodrun"))
 _TRAINER = (sys.executable, "-m", "trainer", "--dataset=synthetic")
@@ -170,7 +171,8 @@ def main() -> None:
         parser.error(f"--workers: must be 1 to {available}, a core for each, got {options.workers}")
     if options.turn_sec > _LONGEST_TURN_SEC:
         parser.error(f"--turn_sec: must be at most {_LONGEST_TURN_SEC}, got {options.turn_sec}")
-    for number in (signal.SIGTERM, signal.SIGHUP):  # What runs would never end by itself.
+    # What runs would never end by itself.
+    for number in unless_nohup((signal.SIGTERM, signal.SIGHUP)):
         signal.signal(number, _leave)
     process_tree.adopt_orphans()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as at_end:

@@ -1,6 +1,7 @@
 """Damaged input: one line that says where, or a counted replacement; never fewer examples."""
 
 import collections
+import errno
 import itertools
 import os
 import shutil
@@ -219,6 +220,26 @@ def test_missing_shards_are_named(shards):
     (shards / "train-00000-of-00001").rename(shards / "train-00000-of-00003")
     with pytest.raises(UserError, match="2 of 3 train shards are missing, first number 1"):
         open_shards(shards)
+
+
+def test_a_class_that_can_not_be_listed_does_not_end_a_verification(tmp_path, monkeypatch):
+    write_folder(tmp_path, {"a": 2, "b": 3, "c": 2})
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "b" / "0.png").write_bytes(b"text")
+    scan = os.scandir
+
+    def refuse(path):
+        if path.endswith("/c"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    verdicts = list(Verifier(str(tmp_path)).run(1))
+    assert sum(verdict.examples for verdict in verdicts) == 5
+    refused, empty, bad = (fault for verdict in verdicts for fault in verdict.faults)
+    assert refused == f"{tmp_path}/c: cannot be listed (Permission denied)"
+    assert empty.startswith(f"{tmp_path}/empty: a class without images")
+    assert bad.startswith(f"{tmp_path}/b/0.png: neither JPEG nor PNG")
 
 
 def test_shards_of_a_split_that_dataset_json_does_not_name_are_refused(tmp_path):

@@ -32,9 +32,9 @@ if "leave slowly" in sys.argv:
 def listen():
     processes = []
 
-    def start(*arguments):
+    def start(*arguments, program=()):
         process = subprocess.Popen(
-            [sys.executable, "-c", LISTENS, *arguments],
+            [*program, sys.executable, "-c", LISTENS, *arguments],
             cwd=ROOT,
             env=environment(),
             stdin=subprocess.PIPE,
@@ -52,7 +52,7 @@ def listen():
         process.communicate()
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
 def test_a_signal_is_a_request(listen, name):
     process = listen()
     process.send_signal(getattr(signal, name))
@@ -65,7 +65,16 @@ def test_a_signal_is_a_request(listen, name):
     )
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_under_nohup_a_run_outlives_its_terminal(listen):
+    process = listen("wait", program=["nohup"])
+    process.send_signal(signal.SIGHUP)
+    time.sleep(1)
+    assert process.poll() is None
+    process.kill()
+    assert "asked to stop" not in process.communicate()[1]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP"])
 def test_a_signal_does_not_end_a_worker_that_is_leaving_already(listen, name):
     """As when all workers have stopped, since another one was asked to."""
     process = listen("leave slowly")

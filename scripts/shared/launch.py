@@ -10,7 +10,7 @@ from pathlib import Path
 
 import worker_environment
 
-from trainer.process.keeper import STOP_SIGNALS
+from trainer.process.keeper import STOP_SIGNALS, unless_nohup
 from trainer.safety import lock_holder
 
 _PR_SET_PDEATHSIG = 1
@@ -24,7 +24,7 @@ class Launch:
         self._logdir = logdir
         self._process: subprocess.Popen[bytes] | None = None
         self._asked: signal.Signals | None = None
-        for number in STOP_SIGNALS:
+        for number in unless_nohup(STOP_SIGNALS):
             signal.signal(number, self._take)
 
     def _take(self, number: int, frame: object) -> None:
@@ -37,7 +37,8 @@ class Launch:
         self._asked = signal.Signals(number)
         if self._process is None or (is_first and self._ask_rank_0()):
             return
-        self._process.send_signal(signal.SIGTERM if number == signal.SIGUSR1 else number)
+        is_known = number in (signal.SIGTERM, signal.SIGINT)  # To launchers, too.
+        self._process.send_signal(number if is_known else signal.SIGTERM)
 
     def _ask_rank_0(self) -> bool:
         try:

@@ -20,6 +20,7 @@ from trainer.benchmark.result import PassResult, Sweep
 from trainer.benchmark.runs import Say
 from trainer.config import Config, RunConfig, TelemetryConfig
 from trainer.errors import UserError
+from trainer.process.keeper import unless_nohup
 from trainer.safety import exit_status
 
 
@@ -46,7 +47,8 @@ def _run_alone(flags: Sequence[str]) -> _Ended:
     """Runs the trainer in a process that gets Ctrl-C once, and does not outlive this process."""
     command = [sys.executable, "-m", "trainer", *flags]
     is_interrupted = False
-    before = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    asked = unless_nohup((signal.SIGTERM, signal.SIGHUP))
+    before = {number: signal.signal(number, _leave) for number in asked}
     # In a session of its own the process does not get the terminal's Ctrl-C as well.
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True

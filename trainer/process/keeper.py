@@ -8,12 +8,21 @@ runs as the child of a process that only waits for it.
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from trainer.process import identity, launcher
 
-# What asks a run to save and to stop.
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# What asks a run to save and to stop; see `unless_nohup`.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+
+
+def unless_nohup(numbers: Iterable[signal.Signals]) -> list[signal.Signals]:
+    """Returns signals without SIGHUP where it is ignored.
+
+    So `nohup` asks that a program outlives its terminal; a handler would undo that.
+    """
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in numbers if not (ignored and number == signal.SIGHUP)]
 
 
 def is_needed(environ: Mapping[str, str], parent: int) -> bool:
@@ -38,7 +47,7 @@ def stay_behind() -> None:
     worker = os.fork()
     if worker == 0:
         return
-    for number in STOP_SIGNALS:
+    for number in unless_nohup(STOP_SIGNALS):
         signal.signal(number, lambda number, _: os.kill(worker, number))
     status = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
     os._exit(status if status >= 0 else 128 - status)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from trainer.process.keeper import STOP_SIGNALS
+from trainer.process.keeper import STOP_SIGNALS, unless_nohup
 from trainer.safety import exit_status
 from trainer.safety.sudden_exit import SuddenExit
 
@@ -48,7 +48,7 @@ class StopRequest:
         ours, interpreters = socket.socketpair()
         interpreters.setblocking(False)
         interrupt = signal.getsignal(signal.SIGINT)
-        for number in STOP_SIGNALS:
+        for number in unless_nohup(STOP_SIGNALS):
             signal.signal(number, _do_nothing)
         descriptor = signal.set_wakeup_fd(interpreters.fileno(), warn_on_full_buffer=False)
         thread = threading.Thread(target=self._read, args=(ours,), name="signals", daemon=True)

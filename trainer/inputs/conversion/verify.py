@@ -70,8 +70,11 @@ class Verifier:
         self._manifest = manifest.read_manifest(data_dir)
         self._shards, self.remarks = shards.find_shards(data_dir)
         self._images: dict[str, dict[str, list[str]]] = {}
+        self._classes_at_fault: list[str] = []
         if not self._shards:
-            images = listing.list_images(data_dir, 0.0, follow_links=follow_links)
+            images = listing.list_images(
+                data_dir, 0.0, follow_links=follow_links, faults=self._classes_at_fault
+            )
             self._images, self.remarks = images.splits, images.remarks
 
     def run(self, threads: int) -> Iterator[Verdict]:
@@ -84,6 +87,8 @@ class Verifier:
                 functools.partial(self.verify_files, split, files) for files in classes.values()
             ]
         yield from self._missing_shards()
+        for fault in self._classes_at_fault:
+            yield Verdict(next(iter(self._images)), 0, (fault,))
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
             verdicts = pool.map(lambda unit: unit(), units)
             yield from tqdm.tqdm(verdicts, "Verifying", len(units), disable=None)

@@ -52,16 +52,18 @@ class Images(NamedTuple):
 class _Lister:
     """Lists the images below one folder, and notes what is left out."""
 
-    def __init__(self, root: str, *, follow_links: bool) -> None:
+    def __init__(self, root: str, *, follow_links: bool, faults: list[str] | None) -> None:
         """Begins with nothing.
 
         Args:
           root: the folder of the data set.
           follow_links: whether links may lead out of it.
+          faults: the list that gets a line for each class that is at fault; None: it is an error.
         """
         self.left_out = LeftOut()
         self._real_root = root if storage.is_remote(root) else os.path.realpath(root)
         self._follow_links = follow_links
+        self._faults = faults
         self._suffixes = encoded.image_suffixes()
 
     def check_link(self, path: str) -> None:
@@ -95,15 +97,25 @@ class _Lister:
                     path, "in hidden folders and those of systems", is_link=entry.is_link
                 )
             else:
-                if entry.is_link:
-                    self.check_link(path)
-                classes[entry.name] = self._list_class(path)
+                classes[entry.name] = self._list_class(path, is_link=entry.is_link)
         return classes
 
     def _is_image(self, name: str) -> bool:
         return name.lower().endswith(self._suffixes) and not is_hidden(name)
 
-    def _list_class(self, folder: str) -> list[str]:
+    def _list_class(self, folder: str, *, is_link: bool) -> list[str]:
+        try:
+            if is_link:
+                self.check_link(folder)
+            return self._list_files(folder)
+        except (UserError, OSError) as error:
+            if self._faults is None:
+                raise
+            reason = error.strerror if isinstance(error, OSError) else None
+            self._faults.append(f"{folder}: cannot be listed ({reason})" if reason else str(error))
+            return []
+
+    def _list_files(self, folder: str) -> list[str]:
         files = []
         has_folders = False
         for entry in storage.list_entries(folder, file_suffixes=self._suffixes):
@@ -185,7 +197,13 @@ def _check_splits_folder(folder: str, name: str, beside: Iterable[storage.Entry]
             )
 
 
-def list_images(folder: str, validation_fraction: float, *, follow_links: bool = False) -> Images:
+def list_images(
+    folder: str,
+    validation_fraction: float,
+    *,
+    follow_links: bool = False,
+    faults: list[str] | None = None,
+) -> Images:
     """Lists the images in a folder.
 
     Args:
@@ -193,11 +211,13 @@ def list_images(folder: str, validation_fraction: float, *, follow_links: bool =
       validation_fraction: the share of every class to hold out, where the folder has no splits;
         1: all images are validation data.
       follow_links: whether links may lead out of the folder.
+      faults: the list that gets a line for each class that cannot be listed or is empty; None: that
+        is an error.
 
     Raises:
       UserError: it holds no images, its splits do not agree, or --validation_fraction contradicts.
     """
-    lister = _Lister(folder, follow_links=follow_links)
+    lister = _Lister(folder, follow_links=follow_links, faults=faults)
     places = _find_splits(folder)
     if not places:
         classes = lister.list_classes(folder)
@@ -211,7 +231,7 @@ def list_images(folder: str, validation_fraction: float, *, follow_links: bool =
         )
     else:
         images = Images(_list_splits(folder, places, lister), lister.left_out)
-    if not any(images.splits.values()):
+    if not any(images.splits.values()) and not faults:
         raise UserError(
             f"{folder}: has no images in one folder per class "
             "(train/<class>/*.jpg, or <class>/*.jpg)"
