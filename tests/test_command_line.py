@@ -1,6 +1,7 @@
 """Flags become a configuration; a wrong one becomes one line that names flag, rule and value."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 
@@ -163,6 +164,18 @@ def test_a_path_may_begin_with_the_home_folder(name, monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     given = {flag.name: flag.value for flag in parse(f"--{name}=~/place").flags()}
     assert given[name] == "/home/somebody/place"
+
+
+@pytest.mark.parametrize("name", ["logdir", "init_checkpoint", "export_dir"])
+def test_a_path_that_tensorflow_can_not_open_is_refused(name, tmp_path, monkeypatch):
+    expected = f"--{name}: must be in a folder whose path is UTF-8, .*got "
+    with pytest.raises(ConfigError, match=rf"{expected}'caf\\udce9'"):
+        parse(f"--{name}={os.fsdecode(bytes([99, 97, 102, 0xE9]))}")
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(ConfigError, match=f"{expected}'runs'"):
+        parse(f"--{name}=runs")
 
 
 @pytest.mark.parametrize("name", sorted(set(PATHS) - {"data_dir"}))

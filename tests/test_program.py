@@ -134,3 +134,21 @@ def test_any_text_can_be_printed(encoding):
     assert said.returncode == 0, said.stderr
     assert said.stdout == said.stderr
     assert said.stdout.startswith("latin\\udce9 ")
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("Graph execution error:\n\nno UTF-8", "no UTF-8"),
+        (
+            "Graph execution error:\n\nDetected at node 'save/SaveV2' defined at (most recent call "
+            "last):\n  File 'store.py', line 8, in save\nNode: 'save/SaveV2'\n"
+            "/disk/a; No space left on device\n\t [[{{node save/SaveV2}}]]",
+            "/disk/a; No space left on device",
+        ),
+        ("one\ntwo", "one"),
+        ("", "ValueError"),
+    ],
+)
+def test_an_error_in_one_line_says_something(message, expected):
+    assert texts.first_line(ValueError(message)) == expected

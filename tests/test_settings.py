@@ -3,9 +3,11 @@
 import sys
 
 import pytest
+import tensorflow as tf
 from processes import run
 
 from trainer.config import CommunicationConfig, Config, ModelConfig, RunConfig, TelemetryConfig
+from trainer.machine import loading
 from trainer.process import settings
 from trainer.process.settings import Moment
 
@@ -78,6 +80,16 @@ def test_xla_is_asked_for_beside_the_users_own_flags():
     environ = apply(Moment.TENSORFLOW, {"TF_XLA_FLAGS": "--tf_xla_clustering_debug"}, model=model)
     assert environ["TF_XLA_FLAGS"] == "--tf_xla_clustering_debug --tf_xla_cpu_global_jit"
     assert "TF_XLA_FLAGS" not in apply(Moment.TENSORFLOW, {})
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_tensor_float_32_is_as_the_flag_says(monkeypatch, tf32):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        loading.load_tensorflow(Config(model=ModelConfig(tf32=tf32)))
+        assert tf.config.experimental.tensor_float_32_execution_enabled() == tf32
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(True)
 
 
 STALL_CHECK = "HOROVOD_STALL_CHECK_TIME_SECONDS"

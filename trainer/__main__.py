@@ -43,7 +43,7 @@ def _find_plug_ins_here() -> None:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs one command line; returns the exit status. A user's mistake is one line and status 1."""
+    """Runs one command line; returns the exit status. A user's mistake is one line."""
     try:
         config = command_line.parse(argv)
         launcher.check()
@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
     except UserError as error:
         if launcher.is_first() or not error.known_to_all:
             print(f"slim-horovod: {error}", file=sys.stderr, flush=True)
-        return 1
+        return error.status
     except KeyboardInterrupt:
         print("slim-horovod: interrupted", file=sys.stderr, flush=True)
         return 128 + signal.SIGINT

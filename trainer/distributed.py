@@ -108,16 +108,16 @@ class Group:
         try:
             yield
         except UserError as error:
-            mine = str(error)
+            mine = [str(error), error.status]
         with self.explain_loss():
             reasons = self.gather(mine)
         failed = [rank for rank, reason in enumerate(reasons) if reason is not None]
         if not failed:
             return
-        first = reasons[failed[0]]
-        if reasons.count(first) == self.worker.size:
-            raise UserError(first)
-        raise UserError(f"worker {failed[0]} of {self.worker.size}: {first}")
+        first, status = reasons[failed[0]]
+        if reasons.count([first, status]) < self.worker.size:
+            first = f"worker {failed[0]} of {self.worker.size}: {first}"
+        raise UserError(first, status=status)
 
 
 class HorovodGroup(Group):

@@ -6,17 +6,19 @@ class UserError(Exception):
 
     Attributes:
       known_to_all: whether every worker raises the same error, so that only the first prints it.
+      status: exit status of the program.
     """
 
-    def __init__(self, message: str, *, known_to_all: bool = True) -> None:
+    def __init__(self, message: str, *, known_to_all: bool = True, status: int = 1) -> None:
         """Creates the error.
 
         Args:
           message: one line that says what is wrong, where, and what to do.
-          known_to_all: see the attribute.
+          known_to_all, status: see the attributes.
         """
         super().__init__(message)
         self.known_to_all = known_to_all
+        self.status = status
 
 
 class ConfigError(UserError):

@@ -15,14 +15,7 @@ from trainer.checkpoints.manifest import Entry, RunFacts, SavedFile
 from trainer.checkpoints.search import Found
 from trainer.config import RunConfig
 from trainer.errors import UserError
-from trainer.process import files
-
-
-def _in_one_line(error: tf.errors.OpError) -> str:
-    """Returns what failed, without TensorFlow's description of the graph around it."""
-    _, node, rest = error.message.rpartition("Node: ")
-    lines = (rest if node else error.message).splitlines()
-    return lines[1 if node and len(lines) > 1 else 0].strip()
+from trainer.process import files, texts
 
 
 class FolderStore:
@@ -152,7 +145,7 @@ class FolderStore:
                 self._saver.save(session, prefix, write_meta_graph=False, write_state=False)
             reason = search.damage(prefix)
         except tf.errors.OpError as error:
-            raise OSError(_in_one_line(error)) from error
+            raise OSError(texts.first_line(error)) from error
         if reason is not None:
             raise OSError(f"it reads back damaged: {reason}")
         for path in folder.iterdir():

@@ -12,6 +12,7 @@ from trainer.checkpoints import manifest as checkpoint_manifest
 from trainer.checkpoints.manifest import Entry, Manifest
 from trainer.config import RunConfig
 from trainer.errors import UserError
+from trainer.process import texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ def damage(prefix: str) -> str | None:
         for name in reader.get_variable_to_shape_map():
             reader.get_tensor(name)
     except (tf.errors.OpError, ValueError, RuntimeError, LookupError) as error:
-        return str(error).splitlines()[0]
+        return texts.first_line(error)
     return None
 
 

@@ -44,6 +44,12 @@ class ModelConfig(Checked):
         choices=("float32", "bfloat16", "float16"),
         is_hparam=True,
     )
+    tf32: bool = flag(
+        True,
+        "On GPUs, multiply float32 in TensorFloat-32 (10 bits of mantissa), as TensorFlow does by "
+        "default. --notf32: in float32, at a fraction of the speed.",
+        is_hparam=True,
+    )
     xla: bool = flag(
         False,
         "Compile the graph with XLA. For GPUs: on CPUs it is slower.",

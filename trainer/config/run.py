@@ -20,7 +20,7 @@ class RunConfig(Checked):
         None,
         "Folder of checkpoints, TensorBoard events and status.json. Default: nothing is kept.",
         changes_training=False,
-        path=PathKind.LOCAL,
+        path=PathKind.LOCAL_OF_TENSORFLOW,
     )
     resume: str = flag(
         "auto",
@@ -40,7 +40,7 @@ class RunConfig(Checked):
         "folder, of which the newest good checkpoint is taken; "
         "logits of another number of classes are left as initialized. To evaluate, export or "
         "predict: the checkpoint to use instead of --logdir's newest.",
-        path=PathKind.LOCAL,
+        path=PathKind.LOCAL_OF_TENSORFLOW,
     )
     log_every: int = flag(
         10,
@@ -103,7 +103,7 @@ class RunConfig(Checked):
         None,
         "Folder that --mode=export makes.",
         changes_training=False,
-        path=PathKind.LOCAL,
+        path=PathKind.LOCAL_OF_TENSORFLOW,
     )
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ comparison with the run that made a checkpoint, and in model.json.
 import dataclasses
 import enum
 import math
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,9 +20,10 @@ _KEY = "flag"
 
 
 class PathKind(enum.Enum):
-    """Where what a flag names may be."""
+    """Where what a flag names may be, and who opens it."""
 
     LOCAL = enum.auto()
+    LOCAL_OF_TENSORFLOW = enum.auto()  # It takes a path in UTF-8 alone.
     LOCAL_OR_REMOTE = enum.auto()
 
 
@@ -130,8 +132,10 @@ def _broken_rule(value: Any, statement: Statement) -> str | None:
     """Returns the rule that `value` breaks, in words, or None."""
     if statement.choices is not None and value not in statement.choices:
         return f"must be one of {', '.join(statement.choices)}"
-    if statement.path is PathKind.LOCAL and "://" in value:
+    if statement.path in (PathKind.LOCAL, PathKind.LOCAL_OF_TENSORFLOW) and "://" in value:
         return "must be in a local or mounted folder, as only --data_dir may be remote"
+    if statement.path is PathKind.LOCAL_OF_TENSORFLOW and not _is_utf8(os.path.abspath(value)):
+        return "must be in a folder whose path is UTF-8, as TensorFlow opens no other"
     if isinstance(value, float) and not math.isfinite(value):
         return "must be a finite number"
     if statement.minimum is not None and value < statement.minimum:
@@ -143,6 +147,14 @@ def _broken_rule(value: Any, statement: Statement) -> str | None:
     if statement.below is not None and value >= statement.below:
         return f"must be less than {statement.below}"
     return None
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Checked:

@@ -19,4 +19,5 @@ def load_tensorflow(config: Config) -> None:
             contexts.enter_context(start_up.without_notes())
         settings.apply(settings.Moment.TENSORFLOW, config, has_gpu=settings.has_gpu())
         contexts.enter_context(start_up.without_keras())
-        importlib.import_module("tensorflow")
+        tf = importlib.import_module("tensorflow")
+    tf.config.experimental.enable_tensor_float_32_execution(config.model.tf32)

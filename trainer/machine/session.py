@@ -8,6 +8,29 @@ from trainer.machine import cores
 from trainer.process import launcher
 
 
+def find_gpu(local_rank: int, local_size: int) -> int | None:
+    """Returns the number of this worker's GPU among those that it sees; None: there is none.
+
+    Args:
+      local_rank: rank of this worker on its host.
+      local_size: number of workers on this host.
+
+    Raises:
+      UserError: there are GPUs, but fewer than workers.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    launched = launcher.find()
+    if not gpus:
+        return None
+    if len(gpus) == 1 and launched is not None and launched.name != "horovodrun":
+        return 0  # srun and mpirun can give each worker its own GPU alone.
+    if local_size > len(gpus):
+        raise UserError(
+            f"{local_size} workers on this host, but {len(gpus)} GPUs: start one worker per GPU"
+        )
+    return local_rank
+
+
 def create_config(
     *, local_rank: int = 0, local_size: int = 1, xla: bool = False
 ) -> tf.compat.v1.ConfigProto:
@@ -21,10 +44,10 @@ def create_config(
     Raises:
       UserError: there are GPUs, but fewer than workers.
     """
-    gpus = tf.config.list_physical_devices("GPU")
+    gpu = find_gpu(local_rank, local_size)
     threads = cores.worker_cores(local_size)
     launched = launcher.find()
-    if gpus:
+    if gpu is not None:
         operations_at_once = threads
     elif launched is not None and launched.size > (local_size if threads == 1 else 1):
         # Two at a time: a gradient is passed on to the other workers while a long operation runs.
@@ -39,14 +62,8 @@ def create_config(
         intra_op_parallelism_threads=threads,
         inter_op_parallelism_threads=operations_at_once,
     )
-    if len(gpus) == 1 and launched is not None and launched.name != "horovodrun":
-        local_rank, local_size = 0, 1  # srun and mpirun can give each worker its own GPU alone.
-    if gpus:
-        if local_size > len(gpus):
-            raise UserError(
-                f"{local_size} workers on this host, but {len(gpus)} GPUs: start one worker per GPU"
-            )
-        config.gpu_options.visible_device_list = str(local_rank)
+    if gpu is not None:
+        config.gpu_options.visible_device_list = str(gpu)
         config.gpu_options.allow_growth = True
     if xla:
         config.graph_options.optimizer_options.global_jit_level = tf.compat.v1.OptimizerOptions.ON_1

@@ -22,7 +22,7 @@ from trainer.inputs.dataset import AnyDataset, SyntheticDataset, open_dataset
 from trainer.machine import memory, session
 from trainer.process import files, launcher
 from trainer.run import outputs
-from trainer.safety import exit_status
+from trainer.safety import agreement, exit_status
 
 _PEAK_TRIES = 3
 
@@ -40,6 +40,7 @@ def run(config: Config) -> int:
     is_complete = False
     try:
         with group.explain_loss():
+            agreement.check_gpus(group)
             for name in config.benchmark.passes:
                 measured[name] = _measure_pass(config, group, name, say)
                 say(measured[name].format(name))

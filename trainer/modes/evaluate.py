@@ -19,6 +19,7 @@ from trainer.run import outputs
 from trainer.run.evaluation import evaluate, write_scalars
 from trainer.safety import agreement
 from trainer.safety.protection import watch
+from trainer.safety.shortage import explain_shortage
 from trainer.telemetry import tags
 from trainer.telemetry.pages.evaluation_views import create_evaluation_views
 from trainer.telemetry.writers import metrics_lines
@@ -65,6 +66,7 @@ def run(config: Config) -> int:
     with (
         session,
         group.explain_loss(),
+        explain_shortage(config, trains=False),
         watch(config.run, group.worker) as watchdog,
         contextlib.closing(create_writer(logdir, rank=group.worker.rank)) as writer,
     ):

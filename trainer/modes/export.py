@@ -11,7 +11,7 @@ from trainer.errors import UserError
 from trainer.graph import accuracy
 from trainer.graph.network import classify
 from trainer.machine import session
-from trainer.process import files, launcher
+from trainer.process import files, launcher, texts
 from trainer.run import outputs as results
 
 
@@ -42,7 +42,7 @@ def run(config: Config) -> int:
                         export_session, str(temporary), inputs={"images": images}, outputs=outputs
                     )
             except (OSError, tf.errors.OpError) as error:
-                reason = str(error).splitlines()[0]
+                reason = texts.first_line(error)
                 raise UserError(f"--export_dir: {target} was not written ({reason})") from error
     print(f"{prefix}: exported to {target}")
     return 0

@@ -9,15 +9,16 @@ from trainer import distributed
 from trainer.config import Config
 from trainer.distributed import Group
 from trainer.graph import learning_rate
-from trainer.process import streams
+from trainer.process import streams, texts
 from trainer.run import outputs, summary
 from trainer.run.evaluation import Evaluation, Interrupted, evaluate, write_scalars
 from trainer.run.guard import LoopGuard
-from trainer.run.monitor import Monitor, create_monitor
+from trainer.run.monitor import Monitor, create_monitor, metering_gpu
 from trainer.run.setup import Setup, set_up
 from trainer.run.summary import RunTimes
 from trainer.safety import agreement, exit_status, run_folder
 from trainer.safety.protection import Protection, protect
+from trainer.safety.shortage import explain_shortage
 from trainer.safety.status import Status
 from trainer.telemetry import tags
 from trainer.telemetry.console import create_console
@@ -60,9 +61,10 @@ def run(config: Config) -> int:
         protect(config.run, status, group.worker) as protection,
         _failures_in_status(status),
         group.explain_loss(),
+        explain_shortage(config, trains=True),
     ):
         agreement.check_program(group, config)
-        with group.fail_together():
+        with group.fail_together(), explain_shortage(config, trains=True):
             setup = set_up(config, group)
         agreement.check_data(group, setup.info)
         with setup.session:
@@ -85,8 +87,7 @@ def _failures_in_status(status: Status) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        status.set("failed", reason=reason)
+        status.set("failed", reason=texts.first_line(error))
         raise
 
 
@@ -119,6 +120,7 @@ def _train(
     with (
         contextlib.closing(create_console(rank, plan, first_step=done + 1)) as console,
         contextlib.closing(create_writer(logdir, rank=rank, first_step=done + 1)) as writer,
+        metering_gpu(group) as gpu_meter,
     ):
         monitor = create_monitor(
             config,
@@ -130,6 +132,7 @@ def _train(
             writer=writer,
             console=console,
             mllog=setup.mllog,
+            gpu_meter=gpu_meter,
         )
         monitor.mllog.begin(
             plan,

@@ -55,12 +55,13 @@ class Printer:
         with self._changed:
             if self._is_gone:
                 return
-            if self._lines and not self._lines[-1].endswith(b"\n"):
+            is_apart = data.startswith(b"\r")  # A progress bar, drawn once more.
+            if self._lines and not is_apart and not self._lines[-1].endswith(b"\n"):
                 self._waiting_bytes -= len(self._lines[-1])
                 data = self._lines.pop() + data
             self._lines.append(data)
             self._waiting_bytes += len(data)
-            while self._waiting_bytes > self._max_waiting_bytes and len(self._lines) > 1:
+            while self._waiting_bytes > self._max_waiting_bytes:
                 oldest = self._lines.popleft()
                 self._waiting_bytes -= len(oldest)
                 self._dropped += oldest.count(b"\n")

@@ -1,6 +1,7 @@
 """The telemetry of one worker of a run, put together."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import tensorflow.compat.v1 as tf1
@@ -8,6 +9,8 @@ import tensorflow.compat.v1 as tf1
 from trainer.config import Config
 from trainer.distributed import Group
 from trainer.graph.train_step import TrainGraph
+from trainer.machine import gpu, session
+from trainer.machine.gpu import UseMeter
 from trainer.plan import Plan
 from trainer.telemetry import tags
 from trainer.telemetry.console import Console
@@ -66,6 +69,14 @@ class Monitor(NamedTuple):
                 self.profiler.after_step(step)
 
 
+@contextlib.contextmanager
+def metering_gpu(group: Group) -> Iterator[UseMeter | None]:
+    """Yields the meter of this worker's GPU; None where its use can't be told."""
+    number = session.find_gpu(group.worker.local_rank, group.worker.local_size)
+    with gpu.metering(number) as meter:
+        yield meter
+
+
 def create_monitor(
     config: Config,
     group: Group,
@@ -77,6 +88,7 @@ def create_monitor(
     writer: Writer,
     console: Console,
     mllog: MLPerfLog,
+    gpu_meter: UseMeter | None = None,
 ) -> Monitor:
     """Returns the monitor of one worker of a run; prints the list of workers. A collective.
 
@@ -88,6 +100,7 @@ def create_monitor(
       logdir: folder of the logs; None where the run is not logged.
       class_names: as many names as the network has classes.
       writer, console, mllog: those of this worker.
+      gpu_meter: meter of this worker's GPU; None where its use can't be told.
     """
     rank = group.worker.rank
     names = say_hello(group, console)
@@ -108,6 +121,7 @@ def create_monitor(
             count_bad_examples=train.stream.bad_examples,
             memory_use=memory_use,
             watch=SlowWorkerWatch(names),
+            gpu_meter=gpu_meter,
         ),
         histograms=create_histogram_log(
             config.telemetry, train.histograms, rank=rank, writer=writer

@@ -12,7 +12,7 @@ from trainer.cpu_kernels import library, switch
 from trainer.distributed import Group
 from trainer.errors import UserError
 from trainer.inputs.dataset import DatasetInfo
-from trainer.machine import environment
+from trainer.machine import environment, gpu, session
 
 _OWN_PACKAGES = ("flags", "models", "trainer")
 _CODE = (".py", ".cc", ".h")
@@ -75,10 +75,11 @@ def _digest(path: Path) -> str:
 
 
 def check_program(group: Group, config: Config) -> None:
-    """Compares flags, code and versions over all workers. A collective.
+    """Compares flags, code, versions, kernels and GPUs over all workers. A collective.
 
     Raises:
-      UserError: a worker's flags, code or versions differ from worker 0's.
+      UserError: a worker's flags, code or versions differ from worker 0's, some use the compiled
+        kernels and some do not, or two have the same GPU.
     """
     facts: Facts = {}
     with group.fail_together():
@@ -86,6 +87,27 @@ def check_program(group: Group, config: Config) -> None:
         facts = {**flags_of(config), **code_of(config), **versions}
     check(group, facts)
     check_kernels(group)
+    check_gpus(group)
+
+
+def check_gpus(group: Group) -> None:
+    """Compares the GPUs of all workers. A collective.
+
+    Raises:
+      UserError: two workers have the same one, where each would wait for the other.
+    """
+    name = None
+    with group.fail_together():
+        worker = group.worker
+        number = session.find_gpu(worker.local_rank, worker.local_size)
+        name = None if number is None else gpu.find_uuid(number)
+    names = group.gather(name)
+    for rank, name in enumerate(names):
+        if name is not None and name in names[:rank]:
+            raise UserError(
+                f"worker {rank} of {group.worker.size} has the GPU of worker {names.index(name)} "
+                f"({name}): give each its own, by the launcher's options or CUDA_VISIBLE_DEVICES"
+            )
 
 
 def check_kernels(group: Group) -> None:

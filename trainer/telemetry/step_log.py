@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from trainer.distributed import Group
+from trainer.machine.gpu import Use, UseMeter
 from trainer.telemetry import tags
 from trainer.telemetry.console import Console
 from trainer.telemetry.memory_use import MemoryUse
@@ -23,6 +24,7 @@ class WorkerReport(NamedTuple):
       bad_examples: number of bad examples that the worker has found up to now.
       resident_mib: most main memory that it has used up to now.
       device_mib: most memory that it has used on its device up to now; None without a device.
+      gpu_use: use of its GPU since the last exchange, by `gpu.Use`; None where it can't be told.
     """
 
     own_sec: list[float]
@@ -30,6 +32,7 @@ class WorkerReport(NamedTuple):
     bad_examples: int
     resident_mib: float
     device_mib: float | None
+    gpu_use: Sequence[Any] | None = None
 
 
 class StepLog:
@@ -50,6 +53,7 @@ class StepLog:
         count_bad_examples: Callable[[], int],
         memory_use: MemoryUse,
         watch: SlowWorkerWatch,
+        gpu_meter: UseMeter | None = None,
     ) -> None:
         """Creates an empty log.
 
@@ -62,6 +66,7 @@ class StepLog:
             found up to now.
           memory_use: memory use of this worker.
           watch: watch over all workers' times, to find a slow one.
+          gpu_meter: meter of this worker's GPU; None where its use can't be told.
         """
         self._group = group
         self._writer = writer
@@ -70,6 +75,8 @@ class StepLog:
         self._count_bad_examples = count_bad_examples
         self._memory_use = memory_use
         self._watch = watch
+        self._gpu_meter = gpu_meter
+        self._slowdowns: set[tuple[int, str]] = set()  # Those that were told.
         self._waiting: list[tuple[float, Step]] = []
 
     def add(self, step: Step) -> None:
@@ -93,7 +100,7 @@ class StepLog:
             run = RunStep(step, own, waits, self._images_per_step, bad_examples)
             scalars = {row.name: row.value(run) for row in tags.EVERY_STEP}
             if step is self._waiting[-1][1]:
-                scalars |= _memory_scalars(reports)
+                scalars |= _memory_scalars(reports) | _gpu_scalars(reports)
             self._writer.write(step.number, scalars, wall_time=wall_time)
         self._waiting = []
         line = self._watch.add(
@@ -101,6 +108,18 @@ class StepLog:
         )
         if line is not None:
             self._console.say(line)
+        self._tell_slowdowns(reports)
+
+    def _tell_slowdowns(self, reports: Sequence[WorkerReport]) -> None:
+        """Tells once why a worker's GPU is slower than it could be."""
+        for rank, use in enumerate(_uses_of(reports)):
+            for reason in () if use is None else use.slowdowns:
+                if (rank, reason) not in self._slowdowns:
+                    self._slowdowns.add((rank, reason))
+                    self._console.say(
+                        f"the GPU of worker {rank} is slowed down ({reason}): see nvidia-smi "
+                        "-q -d PERFORMANCE,TEMPERATURE there"
+                    )
 
     def _report(self) -> WorkerReport:
         return WorkerReport(
@@ -109,7 +128,30 @@ class StepLog:
             bad_examples=self._count_bad_examples(),
             resident_mib=self._memory_use.resident_mib(),
             device_mib=self._memory_use.device_mib(),
+            gpu_use=None if self._gpu_meter is None else self._gpu_meter.take(),
         )
+
+
+def _uses_of(reports: Sequence[WorkerReport]) -> list[Use | None]:
+    """Returns the use of each worker's GPU, in order of rank."""
+    return [None if report.gpu_use is None else Use(*report.gpu_use) for report in reports]
+
+
+def _gpu_scalars(reports: Sequence[WorkerReport]) -> dict[str, float]:
+    """Returns the scalars of the use of the workers' GPUs."""
+    uses = [use for use in _uses_of(reports) if use is not None]
+    powers = [use.power_watts for use in uses if use.power_watts is not None]
+    of_tags = {
+        tags.GPU_UTILIZATION: [use.utilization_percent for use in uses],
+        tags.GPU_POWER: powers,
+        tags.GPU_MEMORY: [use.memory_mib for use in uses],
+    }
+    scalars = {}
+    for tag, values in of_tags.items():
+        if values:
+            scalars[tag] = sum(values) / len(values)
+            scalars[f"{tag}{tags.LEAST}"], scalars[f"{tag}{tags.MOST}"] = min(values), max(values)
+    return scalars
 
 
 def _memory_scalars(reports: Sequence[WorkerReport]) -> dict[str, float]:

@@ -199,6 +199,10 @@ HISTOGRAMS_MS = "perf/histograms_ms"
 PROFILE_MS = "perf/profile_ms"
 PEAK_RESIDENT_MIB = "perf/peak_resident_mib"
 PEAK_DEVICE_MIB = "perf/peak_device_mib"
+GPU_UTILIZATION = "perf/gpu_utilization_percent"
+GPU_POWER = "perf/gpu_power_watts"
+GPU_MEMORY = "perf/gpu_memory_mib"
+LEAST, MOST = "_least", "_most"  # Of all workers, behind a tag of the GPUs.
 MEAN_IMAGES_PER_SEC = "perf/mean_images_per_sec"
 
 OCCASIONAL = (
@@ -214,6 +218,15 @@ OCCASIONAL = (
     OccasionalTag(PROFILE_MS, "pause for the start or the end of a trace"),
     OccasionalTag(PEAK_RESIDENT_MIB, "most main memory that any worker has used up to now"),
     OccasionalTag(PEAK_DEVICE_MIB, "most memory of a GPU that any worker has used up to now"),
+    *(
+        OccasionalTag(f"{tag}{of}", f"{meaning}, {of_what} of the workers' GPUs")
+        for tag, meaning in (
+            (GPU_UTILIZATION, "share of the time in which a kernel ran"),
+            (GPU_POWER, "power draw"),
+            (GPU_MEMORY, "memory in use, by all processes"),
+        )
+        for of, of_what in (("", "mean"), (LEAST, "least"), (MOST, "most"))
+    ),
     OccasionalTag(MEAN_IMAGES_PER_SEC, "throughput of a whole run, at its end"),
     OccasionalTag("gradient_norm/<variable>", "L2 norm of a gradient, with its histogram"),
     OccasionalTag("weight_norm/<variable>", "L2 norm of a variable, with its histogram"),
