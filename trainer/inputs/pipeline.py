@@ -17,11 +17,12 @@ from trainer.distributed import Worker
 from trainer.errors import UserError
 from trainer.inputs.images.pixels import ROW_SHAPES, ROW_TYPES, Rows, build_pixels
 from trainer.inputs.rows import EvaluationRows, GuardedRows, TrainRows
-from trainer.machine import cores
+from trainer.machine import cores, session
 
 # Large enough to hide the cost of a call into Python, small enough to keep all threads busy.
 _CHUNK_SIZES = range(32, 15, -1)
 _BATCHES_AHEAD = 2
+_HOST = "/cpu:0"
 
 
 class Batch(NamedTuple):
@@ -180,7 +181,7 @@ def build_stream(
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
     options.autotune.enabled = False
-    with tf.name_scope("inputs"), tf.device("/cpu:0"):
+    with tf.name_scope("inputs"), tf.device(_HOST):
         start_step = tf.compat.v1.placeholder(tf.int64, [], name="start_step")
         end = tf.int64.max if steps is None else steps * batch_size
         starts = tf.data.Dataset.range(start_step * batch_size, end, count)
@@ -188,9 +189,9 @@ def build_stream(
         batches = _regroup(chunks, count, batch_size)
         if steps is not None:
             batches = batches.take(steps - start_step)
-        iterator = tf.compat.v1.data.make_initializable_iterator(
-            batches.prefetch(_BATCHES_AHEAD).with_options(options)
-        )
+        batches = batches.prefetch(_BATCHES_AHEAD).with_options(options)
+    with tf.name_scope("inputs"), tf.device(session.step_device()):
+        iterator = tf.compat.v1.data.make_initializable_iterator(_copy_ahead(batches))
         return Stream(
             batch=Batch(*iterator.get_next()),
             initializer=iterator.initializer,
@@ -198,3 +199,14 @@ def build_stream(
             steps=steps,
             rows=rows,
         )
+
+
+def _copy_ahead(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Copies each batch, whose pixels are still bytes, to the device while a step runs before it.
+
+    Without that the copy would begin with the step, which has nothing else to do meanwhile.
+    """
+    device = session.step_device()
+    if device == _HOST:
+        return batches
+    return batches.apply(tf.data.experimental.copy_to_device(device, _HOST)).prefetch(1)

@@ -31,6 +31,11 @@ def find_gpu(local_rank: int, local_size: int) -> int | None:
     return local_rank
 
 
+def step_device() -> str:
+    """Returns the device that runs steps, as sessions of `create_config` name it."""
+    return "/gpu:0" if tf.config.list_physical_devices("GPU") else "/cpu:0"
+
+
 def create_config(
     *, local_rank: int = 0, local_size: int = 1, xla: bool = False
 ) -> tf.compat.v1.ConfigProto:

@@ -1,0 +1,87 @@
+"""Batches that are copied to the device ahead of the step, which a second CPU stands for."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow.compat.v1 as tf1
+from input_data import create_config, write_folder
+
+from trainer.distributed import Worker
+from trainer.errors import UserError
+from trainer.inputs import dataset
+from trainer.machine import session
+
+DEVICE = "/cpu:1"
+
+
+@pytest.fixture
+def images(tmp_path):
+    write_folder(tmp_path, {"train/a": 7, "train/b": 6, "validation/a": 4, "validation/b": 3})
+    return tmp_path
+
+
+def open_images(folder, **fields):
+    config = create_config(data_dir=str(folder), mixup=0.5, cutmix=0.5, augment="shift", **fields)
+    return dataset.open_dataset(config)
+
+
+def read(build, *, start=0, steps=None):
+    """Runs a stream; returns its batches and the devices that they are on."""
+    with tf.Graph().as_default() as graph:
+        stream = build()
+        graph.finalize()
+        config = tf1.ConfigProto(device_count={"CPU": 2})
+        with tf1.Session(config=config) as running, stream.explain_errors():
+            running.run(stream.initializer, {stream.start_step: start})
+            count = stream.steps - start if steps is None else steps
+            batches = [running.run(stream.batch) for _ in range(count)]
+            return batches, {part.device for part in stream.batch}, stream
+
+
+@pytest.fixture
+def both(monkeypatch):
+    """Reads a stream as it is, and through the device."""
+
+    def read_both(build, **options):
+        found = []
+        for device in ("/cpu:0", DEVICE):
+            monkeypatch.setattr(session, "step_device", lambda device=device: device)
+            found.append(read(build, **options))
+        (plain, _, _), (copied, devices, stream) = found
+        assert devices == {"/device:CPU:1"}
+        for one, other in zip(plain, copied, strict=True):
+            for field, expected, got in zip(one._fields, one, other, strict=True):
+                np.testing.assert_array_equal(got, expected, err_msg=field, strict=True)
+        return copied, stream
+
+    return read_both
+
+
+@pytest.mark.parametrize("start", [0, 5])
+def test_training_batches_are_the_same(both, images, start):
+    data = open_images(images)
+    batches, _ = both(lambda: data.build_train(Worker(1, 2), seed=3), start=start, steps=9)
+    assert len({batch.images.tobytes() for batch in batches}) == 9
+
+
+def test_an_evaluation_is_the_same_to_its_end(both, images):
+    data = open_images(images)
+    batches, stream = both(lambda: data.build_evaluation(Worker()))
+    assert sum(batch.weights.sum() for batch in batches) == 7
+    with pytest.raises(tf.errors.OutOfRangeError):
+        read(lambda: data.build_evaluation(Worker()), steps=stream.steps + 1)
+
+
+def test_bad_images_are_replaced_alike(both, images):
+    (images / "train" / "a" / "1.png").write_bytes(b"text")
+    data = open_images(images, max_bad_examples=1)
+    _, stream = both(lambda: data.build_train(Worker(), seed=0), steps=8)
+    assert stream.bad_examples() == 1
+
+
+def test_an_error_comes_through(monkeypatch, images):
+    (images / "train" / "a" / "1.png").write_bytes(b"text")
+    monkeypatch.setattr(session, "step_device", lambda: DEVICE)
+    data = open_images(images)
+    with pytest.raises(UserError, match=r"1\.png: a bad image: neither"):
+        read(lambda: data.build_train(Worker(), seed=0), steps=8)
