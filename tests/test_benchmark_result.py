@@ -80,7 +80,7 @@ def allreduce():
     def row(size):
         return allreduce_benchmark.create_row([0.1, 0.3], size_bytes=size, workers=4)
 
-    return allreduce_benchmark.AllreduceResult(4, 3, False, row(10**9), (row(2**20),))
+    return allreduce_benchmark.AllreduceResult(4, 3, False, None, row(10**9), (row(2**20),))
 
 
 def test_bandwidths_of_an_allreduce():

@@ -11,6 +11,7 @@ import tensorflow.compat.v1 as tf1
 import models
 from models.slim_compat import slim
 from trainer import timing
+from trainer.benchmark import transport
 from trainer.benchmark.runs import Say, time_runs
 from trainer.config import Config
 from trainer.distributed import URGENT, Group
@@ -57,6 +58,7 @@ class AllreduceResult:
       workers: number of workers.
       burn_in: number of runs before the timed ones.
       partial: whether Ctrl-C ended the measurement.
+      transport: what NCCL moves them over, in words; None without NCCL.
       gradients: row of the gradients of all variables of the network.
       buffers: rows of the sizes in `BUFFER_BYTES`.
     """
@@ -64,6 +66,7 @@ class AllreduceResult:
     workers: int
     burn_in: int
     partial: bool
+    transport: str | None
     gradients: Row
     buffers: tuple[Row, ...]
 
@@ -76,6 +79,7 @@ class AllreduceResult:
         """Returns the table as text."""
         lines = [
             f"{name}: {self.workers} workers, float32; sd: the population's; GB of 10^9 bytes",
+            *([f"over: {self.transport}"] if self.transport else []),
             f"{'':>14}{'MiB':>9}{'mean ms':>10}{'sd':>9}{'p50':>10}{'p90':>10}{'p99':>10}"
             f"{'algorithm GB/s':>16}{'bus GB/s':>10}",
         ]
@@ -187,6 +191,7 @@ def measure(config: Config, group: Group, say: Say) -> AllreduceResult:
         workers=group.worker.size,
         burn_in=config.benchmark.benchmark_burn_in,
         partial=rows[-1].steps < config.benchmark.benchmark_steps,
+        transport=transport.describe(transport.read_log()),
         gradients=rows[0],
         buffers=tuple(rows[1:]),
     )

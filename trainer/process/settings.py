@@ -7,6 +7,7 @@ when it or the C library is loaded.
 import enum
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import NamedTuple
 
@@ -71,6 +72,10 @@ def _xla_flags(situation: Situation) -> str | None:
     return f"{situation.environ.get('TF_XLA_FLAGS', '')} --tf_xla_cpu_global_jit".strip()
 
 
+def _gpu_threads(situation: Situation) -> str | None:
+    return "gpu_private" if situation.has_gpu else None
+
+
 def _cycle_time(situation: Situation) -> str | None:
     is_tuned = situation.config.communication.autotune  # Horovod leaves alone what is set.
     return None if situation.has_gpu or is_tuned else "100"
@@ -89,6 +94,26 @@ def _timeline(situation: Situation) -> str | None:
     return None if situation.config.telemetry.profile_steps is None else "DYNAMIC"
 
 
+def _is_logged_by_nccl(situation: Situation) -> bool:
+    config = situation.config
+    times_it = config.mode == "benchmark" and "allreduce" in config.benchmark.passes
+    return times_it and situation.has_gpu and "NCCL_DEBUG" not in situation.environ
+
+
+def _nccl_log(situation: Situation) -> str | None:
+    if not _is_logged_by_nccl(situation):
+        return None
+    return os.path.join(tempfile.gettempdir(), f"%h.%p{NCCL_LOG_ENDING}")
+
+
+def _nccl_subsystems(situation: Situation) -> str | None:
+    return "INIT,GRAPH" if _is_logged_by_nccl(situation) else None
+
+
+def _nccl_level(situation: Situation) -> str | None:
+    return "INFO" if _is_logged_by_nccl(situation) else None
+
+
 def _stall_warning(situation: Situation) -> str | None:
     limit_sec = situation.config.run.watchdog_seconds
     return str(max(1, round(limit_sec / 2))) if limit_sec else None
@@ -102,6 +127,9 @@ def _stall_shutdown(situation: Situation) -> str | None:
     return str(max(int(warning) + 1, round((LONG_PHASE + 1) * limit_sec))) if limit_sec else None
 
 
+# The file of NCCL's log, whose name ends like this where it is this program's.
+NCCL_LOG = "NCCL_DEBUG_FILE"
+NCCL_LOG_ENDING = ".slim-horovod-nccl.log"
 _STALL_CHECK = "HOROVOD_STALL_CHECK_TIME_SECONDS"
 
 # The settings, in the order in which they are made: _STALL_CHECK comes before its shutdown.
@@ -121,6 +149,13 @@ SETTINGS = (
         _log_level,
         "each worker would print TensorFlow's notes before its own first line; without the "
         "driver's device file, that there is no GPU is no error",
+    ),
+    Setting(
+        "TF_GPU_THREAD_MODE",
+        Moment.TENSORFLOW,
+        _gpu_threads,
+        "threads that start kernels are the GPU's own: those of the input would keep them waiting "
+        "(as NVIDIA's ConvNets and tf_cnn_benchmarks set it; not measured here)",
     ),
     Setting(
         "TF_XLA_FLAGS",
@@ -145,6 +180,14 @@ SETTINGS = (
         _timeline,
         "--profile_steps: Horovod's timeline can be started later only where it starts with this",
     ),
+    Setting(
+        NCCL_LOG,
+        Moment.HOROVOD,
+        _nccl_log,
+        "--benchmark_passes=allreduce tells by it what the gradients travel over",
+    ),
+    Setting("NCCL_DEBUG_SUBSYS", Moment.HOROVOD, _nccl_subsystems, "likewise"),
+    Setting("NCCL_DEBUG", Moment.HOROVOD, _nccl_level, "likewise; last: the others go by it"),
     Setting(
         _STALL_CHECK,
         Moment.HOROVOD,

@@ -13,12 +13,18 @@ from collections.abc import Iterator
 from trainer.config import Config
 from trainer.modes.doctor.allreduce import check_allreduce
 from trainer.modes.doctor.children import how_ended, run_python
+from trainer.modes.doctor.cuda import check_cuda
 from trainer.modes.doctor.finding import AFRESH, Finding
 from trainer.modes.doctor.libraries import check_devices, check_horovod, check_slim
 from trainer.modes.doctor.packages import check_packages
 
 _PROBE = ("-m", "trainer.modes.doctor.probe_libraries")
-_CHECKS = {"tensorflow": check_devices, "slim": check_slim, "horovod": check_horovod}
+_CHECKS = {
+    "tensorflow": check_devices,
+    "slim": check_slim,
+    "horovod": check_horovod,
+    "cuda": check_cuda,
+}
 
 
 def run(config: Config | None = None) -> int:

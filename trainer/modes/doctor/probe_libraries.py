@@ -62,9 +62,19 @@ def horovod() -> dict[str, Any]:
     return {"Gloo": hvd.gloo_built(), "MPI": hvd.mpi_built(), "NCCL": bool(hvd.nccl_built())}
 
 
+def cuda() -> dict[str, Any]:
+    """Returns the versions of NVIDIA's driver and libraries; see `probe_cuda.find`."""
+    import tensorflow as tf
+
+    from trainer import distributed
+    from trainer.modes.doctor import probe_cuda
+
+    return probe_cuda.find(tf, int(distributed.load_horovod().nccl_built()))
+
+
 def main() -> None:
     """Prints a line for each part, as soon as it is known."""
-    for part in (tensorflow, slim, horovod):
+    for part in (tensorflow, slim, horovod, cuda):
         try:
             found = part()
         except Exception as error:  # noqa: BLE001 (whatever it is, it is the finding)
