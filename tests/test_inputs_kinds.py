@@ -1,6 +1,7 @@
 """Kinds of images beyond the usual: modes, depths and codings, in shards and in verification."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -94,6 +95,28 @@ def test_pixels_are_right_where_0_is_white(mode):
     data, _ = shard_writer._as_readable(data.replace(entry + b"\x01", entry + b"\x00"))
     found = tf.io.decode_png(data, channels=3).numpy().astype(float)
     assert np.abs(found - (255 - to_rgb(pixels))).max() <= 3
+
+
+def tiff_of_12_bits(rows):
+    """A TIFF of rows of an even number of levels of 12 bits, put together by hand (TIFF 6.0)."""
+    packed = b"".join(
+        bytes((one >> 4, (one & 15) << 4 | other >> 8, other & 255))
+        for row in rows.tolist()
+        for one, other in zip(row[::2], row[1::2], strict=True)
+    )
+    height, width = rows.shape
+    entries = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 277: 1, 278: height}
+    entries |= {273: 8 + 2 + 12 * 9 + 4, 279: len(packed)}
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, entries[tag]) for tag in sorted(entries))
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + table + bytes(4) + packed
+
+
+def test_pixels_of_12_bits_are_right():
+    levels = ramp(1, np.uint16) >> 4
+    data, _ = shard_writer._as_readable(tiff_of_12_bits(levels))
+    found = tf.io.decode_png(data, channels=3).numpy().astype(float)
+    assert np.abs(found - of_grey(levels / 4095 * 255)).max() <= 3
+    assert found.max() > 250
 
 
 @pytest.mark.filterwarnings("ignore:.*mode.*:DeprecationWarning")

@@ -17,7 +17,7 @@ from trainer.process import files, json_files
 
 # Modes of Pillow whose pixels become 8 bits of red, green and blue by themselves.
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
-# 16 bits of grey.
+# 16 bits of grey, or 12 of a TIFF's.
 _DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _WHITE_IS_ZERO = 0  # TIFF 6.0, PhotometricInterpretation.
 
@@ -99,9 +99,10 @@ def _convert_to_png(data: bytes) -> bytes:
             image.load()  # To the last byte, so that a truncated image is found.
             if image.mode in _DEEP_MODES:
                 levels = np.asarray(image).astype(np.uint32)
+                white = _brightest(image)
                 if _is_negative(image):
-                    levels = 65535 - levels
-                grey = (levels * 255 + 65535 // 2) // 65535
+                    levels = white - levels
+                grey = (levels * 255 + white // 2) // white
                 pixels = Image.fromarray(grey.astype(np.uint8)).convert("RGB")
             elif image.mode in _MODES:
                 pixels = image.convert("RGB")
@@ -118,6 +119,12 @@ def _convert_to_png(data: bytes) -> bytes:
     except (OSError, SyntaxError, ValueError, RuntimeError) as error:
         raise BadImageError(str(error)) from error
     return out.getvalue()
+
+
+def _brightest(image: Image.Image) -> int:
+    """Returns the level of white: a TIFF of 12 bits has the mode of 16, and its own levels."""
+    bits = getattr(image, "tag_v2", {}).get(TiffImagePlugin.BITSPERSAMPLE, (16,))
+    return 2 ** bits[0] - 1
 
 
 def _is_negative(image: Image.Image) -> bool:
