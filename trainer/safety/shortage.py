@@ -26,7 +26,7 @@ def explain_shortage(config: Config, *, trains: bool) -> Iterator[None]:
             raise
         remedies = ["a smaller --batch_size"]
         if trains:
-            remedies[0] += " with --accumulate_steps, which gives the same updates"
+            remedies[0] += " with --accumulate_steps, which gives the same updates,"
         if config.model.precision == "float32":
             remedies.append("--precision=bfloat16")
         raise UserError(
