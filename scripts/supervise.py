@@ -139,6 +139,9 @@ def supervise(launch: Launch, failures: Failures, logdir: Path, log: Log) -> int
         if state == "preempted" and code not in _CRASH_CODES:
             log.tell(f"preempted: {reason}")
             return exit_status.PREEMPTED
+        if code == exit_status.OUT_OF_MEMORY:
+            log.tell(f"out of memory, as another start would be: {reason}")
+            return code
         what = f"start {start} ended with status {code}"
         what += f" ({reason})" if state == "failed" else ""
         pause_sec = failures.add(_examples(logdir))

@@ -8,8 +8,9 @@ import kernel_summary
 import pytest
 from processes import train_script
 
-# A shell has its background jobs ignore Ctrl-C, and all that they start.
+# A shell has its background jobs ignore Ctrl-C, and all that they start; nohup the terminal's end.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 # Most of their tests start several training workers, or look at what these have left (`run`). They

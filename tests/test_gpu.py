@@ -56,6 +56,8 @@ class Nvml(types.ModuleType):
         pass
 
     def nvmlDeviceGetHandleByUUID(self, name):
+        if name.decode() not in NAMES:
+            raise NVMLError("Not Found")
         return NAMES.index(name.decode())
 
     def nvmlDeviceGetUtilizationRates(self, handle):
@@ -113,7 +115,7 @@ def test_a_gpu_that_can_not_be_read_is_no_error(nvidia, monkeypatch):
     def lost(handle):
         raise NVMLError("GPU is lost")
 
-    monkeypatch.setattr(nvidia, "nvmlDeviceGetUtilizationRates", lost, raising=False)
+    monkeypatch.setattr(nvidia, "nvmlDeviceGetMemoryInfo", lost, raising=False)
     with gpu.metering(0) as meter:
         assert meter is None
 

@@ -57,6 +57,18 @@ def both(monkeypatch):
     return read_both
 
 
+def test_nothing_is_put_on_the_device_that_gpus_have_not(monkeypatch, images):
+    """They have one operation that gives a string; a constant, a device's name say, is none."""
+    monkeypatch.setattr(session, "step_device", lambda: DEVICE)
+    data = open_images(images)
+    with tf.Graph().as_default() as graph:
+        data.build_train(Worker(), seed=0)
+    placed = [operation for operation in graph.get_operations() if "CPU:1" in operation.device]
+    assert {operation.type for operation in placed} >= {"IteratorV2", "IteratorGetNext"}
+    strings = [each for each in placed if tf.string in [part.dtype for part in each.outputs]]
+    assert {operation.type for operation in strings} <= {"IteratorToStringHandle"}
+
+
 @pytest.mark.parametrize("start", [0, 5])
 def test_training_batches_are_the_same(both, images, start):
     data = open_images(images)

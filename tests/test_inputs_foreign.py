@@ -269,7 +269,7 @@ def test_shards_of_tensorflow_datasets_are_read(tmp_path):
             {"image/encoded": [5], "image/class/label": [1]},
             "encoded: integer values, where bytes ones",
         ),
-        ({"jpeg": [b"x"], "target": [1]}, "no feature image/class/label; its features: jpeg, targ"),
+        ({"jpeg": [b"x"], "target": [1]}, "label or label; its features: jpeg, target"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -216,5 +216,7 @@ def test_a_folder_that_may_be_a_class_or_a_split_is_refused(tmp_path):
     write(tmp_path, "train/0.png", "train/old/0.png", "test/0.png", "docs/readme.txt")
     assert counts(read(tmp_path)) == {"train": 1}
     write(tmp_path, "cat/0.png")
+    assert counts(read(tmp_path)) == {"train": 1}
+    write(tmp_path, "dog/0.png")
     with pytest.raises(UserError, match=r"/train: has images, as the class cat beside it, and fol"):
         read(tmp_path)

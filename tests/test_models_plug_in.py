@@ -78,7 +78,7 @@ def test_malformed_names_of_networks_are_one_line(name):
     ("mode", "flag"), [("evaluate", "dataset"), ("train", "dataset"), ("describe", "model")]
 )
 def test_a_run_with_a_malformed_name_ends_in_one_line(monkeypatch, capsys, mode, flag):
-    monkeypatch.setattr(search, "choose", lambda run: "model.ckpt-1")
+    monkeypatch.setattr(search, "choose", lambda run: search.Chosen("model.ckpt-1"))
     argv = [f"--mode={mode}", "--num_classes=3", f"--{flag}=.x:f"]
     with mock.patch.dict(os.environ):  # A run sets variables for its libraries.
         assert program.run(["slim-horovod", *argv]) == 1

@@ -32,6 +32,9 @@ if "leave slowly" in sys.argv:
 def listen():
     processes = []
 
+    # A test that has listened in this process has left it ignored.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
     def start(*arguments, program=()):
         process = subprocess.Popen(
             [*program, sys.executable, "-c", LISTENS, *arguments],

@@ -5,7 +5,8 @@ paths: src/transport/*.cc and src/graph/topo.cc of NCCL 2.28.
 """
 
 import os
-import socket
+import pathlib
+import re
 
 import pytest
 
@@ -64,7 +65,9 @@ def test_the_log_is_asked_for_where_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(settings.tempfile, "gettempdir", lambda: str(tmp_path))
     environ = environ_of()
     assert (environ["NCCL_DEBUG"], environ["NCCL_DEBUG_SUBSYS"]) == ("INFO", "INIT,GRAPH")
-    path = tmp_path / f"{socket.gethostname()}.{os.getpid()}.slim-horovod-nccl.log"
+    pattern = environ["NCCL_DEBUG_FILE"]
+    assert re.fullmatch(rf"{tmp_path}/%p\.[0-9a-f]{{8}}\.slim-horovod-nccl\.log", pattern)
+    path = pathlib.Path(pattern.replace("%p", str(os.getpid())))
     path.write_text("log")
     assert transport.read_log(environ) == "log"
     assert not path.exists()

@@ -58,7 +58,7 @@ class Launch:
         self._process = subprocess.Popen(
             self._command,
             env=worker_environment.select(os.environ),
-            preexec_fn=_prepare_launcher,  # noqa: PLW1509 (this program has one thread)
+            preexec_fn=_prepare_launcher,  # noqa: PLW1509 (it takes no lock that another thread has)
         )
         if self._asked is not None:  # While it was started.
             self._process.send_signal(signal.SIGTERM)

@@ -1,5 +1,6 @@
 """--benchmark_passes=allreduce: how fast the workers average this network's gradients."""
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -180,18 +181,21 @@ def measure(config: Config, group: Group, say: Say) -> AllreduceResult:
     shapes = {"gradients": _gradient_shapes(config)}
     shapes |= {f"buffer_{size // 2**20}MiB": [tf.TensorShape([size // 4])] for size in BUFFER_BYTES}
     rows: list[Row] = []
-    with watch(config.run, group.worker) as watchdog:
+    with contextlib.ExitStack() as stack:
+        stack.callback(transport.read_log)  # Removes it, whatever ends this.
+        watchdog = stack.enter_context(watch(config.run, group.worker))
         for name, tensors in shapes.items():
             durations_sec = _time_averages(config, group, tensors, name, say, watchdog)
             size_bytes = 4 * sum(shape.num_elements() for shape in tensors)
             rows.append(create_row(durations_sec, size_bytes=size_bytes, workers=group.worker.size))
             if rows[-1].steps < config.benchmark.benchmark_steps:
                 break
+        way = transport.describe(transport.read_log())
     return AllreduceResult(
         workers=group.worker.size,
         burn_in=config.benchmark.benchmark_burn_in,
         partial=rows[-1].steps < config.benchmark.benchmark_steps,
-        transport=transport.describe(transport.read_log()),
+        transport=way,
         gradients=rows[0],
         buffers=tuple(rows[1:]),
     )

@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -56,7 +55,7 @@ def read_log(environ: Mapping[str, str] = os.environ) -> str:
     pattern = environ.get(settings.NCCL_LOG, "")
     if not pattern.endswith(settings.NCCL_LOG_ENDING):
         return ""  # The user's own.
-    path = Path(pattern.replace("%h", socket.gethostname()).replace("%p", str(os.getpid())))
+    path = Path(pattern.replace("%p", str(os.getpid())))
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
         path.unlink()

@@ -8,6 +8,7 @@ from trainer.config import Config
 
 # Flags whose changes are not reported: they do not affect what is computed.
 _SILENT = frozenset(flag.name for flag in Config().flags() if not flag.statement.changes_training)
+_DEFAULTS = {flag.name: flag.default for flag in Config().flags()}
 
 
 def describe(before: RunFacts, now: RunFacts) -> list[str]:
@@ -18,7 +19,10 @@ def describe(before: RunFacts, now: RunFacts) -> list[str]:
       now: the facts of this run.
     """
     lines = []
-    flags = [*_changed(_flatten(before.config), _flatten(now.config), skip=_SILENT)]
+    config = _flatten(now.config)
+    # A checkpoint of an earlier version lacks newer flags.
+    earlier = {name: _DEFAULTS.get(name) for name in config} | _flatten(before.config)
+    flags = [*_changed(earlier, config, skip=_SILENT)]
     if flags:
         lines.append(f"flags that have changed since: {', '.join(flags)}")
     versions = [*_changed(before.versions, now.versions)]

@@ -134,7 +134,7 @@ def _broken_rule(value: Any, statement: Statement) -> str | None:
         return f"must be one of {', '.join(statement.choices)}"
     if statement.path in (PathKind.LOCAL, PathKind.LOCAL_OF_TENSORFLOW) and "://" in value:
         return "must be in a local or mounted folder, as only --data_dir may be remote"
-    if statement.path is PathKind.LOCAL_OF_TENSORFLOW and not _is_utf8(os.path.abspath(value)):
+    if statement.path is PathKind.LOCAL_OF_TENSORFLOW and not _is_utf8(value):
         return "must be in a folder whose path is UTF-8, as TensorFlow opens no other"
     if isinstance(value, float) and not math.isfinite(value):
         return "must be a finite number"
@@ -151,9 +151,11 @@ def _broken_rule(value: Any, statement: Statement) -> str | None:
 
 def _is_utf8(path: str) -> bool:
     try:
-        path.encode()
+        os.path.abspath(path).encode()
     except UnicodeEncodeError:
         return False
+    except OSError:  # The current folder has been removed: it can't be looked at.
+        return True
     return True
 
 

@@ -190,8 +190,15 @@ def build_stream(
         if steps is not None:
             batches = batches.take(steps - start_step)
         batches = batches.prefetch(_BATCHES_AHEAD).with_options(options)
-    with tf.name_scope("inputs"), tf.device(session.step_device()):
-        iterator = tf.compat.v1.data.make_initializable_iterator(_copy_ahead(batches))
+        device = session.step_device()
+        if device != _HOST:
+            # The pixels are still bytes. Without this their copy would begin with the step, which
+            # has nothing else to do meanwhile.
+            batches = batches.apply(tf.data.experimental.copy_to_device(device, _HOST))
+    with tf.name_scope("inputs"), tf.device(device):
+        if device != _HOST:
+            batches = batches.prefetch(1)
+        iterator = tf.compat.v1.data.make_initializable_iterator(batches)
         return Stream(
             batch=Batch(*iterator.get_next()),
             initializer=iterator.initializer,
@@ -199,14 +206,3 @@ def build_stream(
             steps=steps,
             rows=rows,
         )
-
-
-def _copy_ahead(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """Copies each batch, whose pixels are still bytes, to the device while a step runs before it.
-
-    Without that the copy would begin with the step, which has nothing else to do meanwhile.
-    """
-    device = session.step_device()
-    if device == _HOST:
-        return batches
-    return batches.apply(tf.data.experimental.copy_to_device(device, _HOST)).prefetch(1)

@@ -8,7 +8,7 @@ import ctypes
 import importlib
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 _SAMPLE_SEC = 1.0
@@ -31,15 +31,18 @@ def find_uuid(number: int) -> str | None:
       number: the GPU's number among those that this process sees, as CUDA and TensorFlow count.
 
     Returns:
-      such as "GPU-8f1e...", as nvidia-smi prints it; None where the driver can't be asked.
+      such as "GPU-8f1e...", as nvidia-smi prints it (for a part of a GPU, with MIG- instead); None
+      where the driver can't be asked.
     """
     device, value = ctypes.c_int(), (ctypes.c_ubyte * 16)()
     try:
         driver = ctypes.CDLL("libcuda.so.1")
+        # The second version tells parts of a GPU (MIG) from each other; CUDA 11.4 brought it.
+        get_uuid = getattr(driver, "cuDeviceGetUuid_v2", None) or driver.cuDeviceGetUuid
         failed = (
             driver.cuInit(0)
             or driver.cuDeviceGet(ctypes.byref(device), number)
-            or driver.cuDeviceGetUuid(ctypes.byref(value), device)
+            or get_uuid(ctypes.byref(value), device)
         )
     except (OSError, AttributeError):
         return None
@@ -50,16 +53,22 @@ class Use(NamedTuple):
     """The use of a GPU over some time.
 
     Attributes:
-      utilization_percent: share of the time in which a kernel ran, mean.
+      utilization_percent: share of the time in which a kernel ran, mean; None where this GPU does
+        not tell.
       power_watts: power draw, mean; None where this GPU does not tell.
       memory_mib: memory in use by all processes, most.
       slowdowns: reasons for which the GPU was slower than it could be.
     """
 
-    utilization_percent: float
+    utilization_percent: float | None
     power_watts: float | None
     memory_mib: float
     slowdowns: tuple[str, ...]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    told = [value for value in values if value is not None]
+    return sum(told) / len(told) if told else None
 
 
 class UseMeter:
@@ -87,15 +96,17 @@ class UseMeter:
           pynvml.NVMLError: this GPU does not tell.
         """
         nvml, handle = self._nvml, self._handle
-        power_watts = None
+        utilization, power_watts = None, None
         with contextlib.suppress(nvml.NVMLError):  # Parts of a GPU (MIG) have none of their own.
+            utilization = nvml.nvmlDeviceGetUtilizationRates(handle).gpu
+        with contextlib.suppress(nvml.NVMLError):
             power_watts = nvml.nvmlDeviceGetPowerUsage(handle) / 1000
         slowdowns: tuple[str, ...] = ()
         with contextlib.suppress(nvml.NVMLError):
             reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
             slowdowns = tuple(text for bit, text in _SLOWDOWNS.items() if reasons & bit)
         use = Use(
-            nvml.nvmlDeviceGetUtilizationRates(handle).gpu,
+            utilization,
             power_watts,
             nvml.nvmlDeviceGetMemoryInfo(handle).used / _MIB,
             slowdowns,
@@ -109,10 +120,9 @@ class UseMeter:
             samples, self._samples = self._samples, []
         if not samples:
             return None
-        powers = [sample.power_watts for sample in samples if sample.power_watts is not None]
         return Use(
-            sum(sample.utilization_percent for sample in samples) / len(samples),
-            sum(powers) / len(powers) if powers else None,
+            _mean([sample.utilization_percent for sample in samples]),
+            _mean([sample.power_watts for sample in samples]),
             max(sample.memory_mib for sample in samples),
             tuple(dict.fromkeys(text for sample in samples for text in sample.slowdowns)),
         )
@@ -154,6 +164,9 @@ def _create_meter(number: int) -> UseMeter | None:
         return None
     try:
         pynvml.nvmlInit()
-        return UseMeter(pynvml, pynvml.nvmlDeviceGetHandleByUUID(name.encode()))
     except pynvml.NVMLError:
         return None
+    for each in (name, name.replace("GPU-", "MIG-")):
+        with contextlib.suppress(pynvml.NVMLError):
+            return UseMeter(pynvml, pynvml.nvmlDeviceGetHandleByUUID(each.encode()))
+    return None

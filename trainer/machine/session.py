@@ -26,7 +26,8 @@ def find_gpu(local_rank: int, local_size: int) -> int | None:
         return 0  # srun and mpirun can give each worker its own GPU alone.
     if local_size > len(gpus):
         raise UserError(
-            f"{local_size} workers on this host, but {len(gpus)} GPUs: start one worker per GPU"
+            f"{local_size} workers on this host, but {len(gpus)} GPUs: start one worker per GPU",
+            known_to_all=False,
         )
     return local_rank
 

@@ -137,7 +137,8 @@ def _measure_pass(config: Config, group: Group, name: str, say: Say) -> Result:
         if not memory.is_exhausted(error):
             raise
         raise UserError(
-            f"--batch_size: must fit in memory, which {config.data.batch_size} does not for {name}"
+            f"--batch_size: must fit in memory, which {config.data.batch_size} does not for {name}",
+            status=exit_status.OUT_OF_MEMORY,
         ) from error
     return Sweep((row,), partial=row.partial)
 

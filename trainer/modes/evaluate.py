@@ -36,8 +36,9 @@ def run(config: Config) -> int:
         # A run may save another checkpoint at this moment: rank 0's choice is everyone's.
         prefix = group.gather(prefix)[0]
         agreement.check_program(group, config)
-        agreement.check(group, {"list of the network's classes": str(class_names)})
-    with group.fail_together():
+        of_network = {f"class {n} of the network": name for n, name in enumerate(class_names or ())}
+        agreement.check(group, of_network)
+    with group.fail_together(), explain_shortage(config, trains=False):
         outputs.check_places(config, group.worker)
         num_classes = config.model.num_classes or restore.count_classes(prefix)
         dataset = open_dataset(

@@ -23,6 +23,7 @@ from trainer.inputs.source import BadImageError, Source
 from trainer.machine import session
 from trainer.process import launcher, texts
 from trainer.run import outputs
+from trainer.safety.shortage import explain_shortage
 
 _BEST = 5
 
@@ -59,7 +60,8 @@ def run(config: Config) -> int:
     num_classes = restore.count_classes(prefix)
     names = name_classes(known_names, num_classes)
     outputs.remark(*skipped, *remarks)
-    found = _classify(config, prefix, num_classes)
+    with explain_shortage(config, trains=False):
+        found = _classify(config, prefix, num_classes)
     predictions = []
     lines = []
     for number, (logits, probabilities) in found.items():

@@ -6,6 +6,7 @@ when it or the C library is loaded.
 
 import enum
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
@@ -103,7 +104,7 @@ def _is_logged_by_nccl(situation: Situation) -> bool:
 def _nccl_log(situation: Situation) -> str | None:
     if not _is_logged_by_nccl(situation):
         return None
-    return os.path.join(tempfile.gettempdir(), f"%h.%p{NCCL_LOG_ENDING}")
+    return os.path.join(tempfile.gettempdir(), f"%p.{secrets.token_hex(4)}{NCCL_LOG_ENDING}")
 
 
 def _nccl_subsystems(situation: Situation) -> str | None:

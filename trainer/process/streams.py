@@ -10,6 +10,8 @@ import os
 import select
 import sys
 import threading
+import time
+from collections.abc import Iterable
 from typing import Any, TextIO
 
 _MAX_WAITING_BYTES = 2**20
@@ -44,6 +46,7 @@ class Printer:
         self._written_bytes = 0
         self._is_busy = False  # Whether the thread has a line in hand.
         self._failures = 0  # Attempts on a full disk.
+        self._given_up_at: int | None = None  # What was written when nobody seemed to read.
         self._is_gone = False
         self._changed = threading.Condition()
         threading.Thread(target=self._run, name="printer", daemon=True).start()
@@ -77,9 +80,12 @@ class Printer:
             self._changed.notify_all()  # On a full disk, the thread tries once more.
             failures = self._failures
             while not self._is_done(failures):
-                moved = functools.partial(self._has_moved, self._written_bytes, failures)
-                if not self._changed.wait_for(moved, patience_sec):
+                written_bytes = self._written_bytes
+                if written_bytes == self._given_up_at:
                     return
+                moved = functools.partial(self._has_moved, written_bytes, failures)
+                if not self._changed.wait_for(moved, patience_sec):
+                    self._given_up_at = written_bytes
 
     def _is_done(self, failures: int) -> bool:
         return not (self._lines or self._is_busy) or self._failures != failures
@@ -149,11 +155,35 @@ class _Stream:
         self._printer.put(text.encode(self._stream.encoding, "backslashreplace"))
         return len(text)
 
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Has texts written."""
+        self.write("".join(lines))
+
+    @property
+    def buffer(self) -> "_Buffer":
+        """The stream for bytes."""
+        return _Buffer(self._printer)
+
     def flush(self) -> None:
         """Does nothing: all is written as soon as it can be."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+class _Buffer:
+    """A standard stream's bytes, which go to a printer."""
+
+    def __init__(self, printer: Printer) -> None:
+        self._printer = printer
+
+    def write(self, data: bytes) -> int:
+        """Has bytes written; returns their number."""
+        self._printer.put(bytes(data))
+        return len(data)
+
+    def flush(self) -> None:
+        """Does nothing: all is written as soon as it can be."""
 
 
 # By what tells files apart, since the two streams are often one file, whose lines keep their order.
@@ -190,6 +220,10 @@ def never_wait() -> None:
 
 
 def drain() -> None:
-    """Waits for what `never_wait` has still to write, while somebody reads it."""
+    """Waits for what `never_wait` has still to write, while somebody reads it.
+
+    Where nobody does, only the first call waits, and for all printers together.
+    """
+    end_sec = time.monotonic() + _PATIENCE_SEC
     for printer in _printers.values():
-        printer.drain()
+        printer.drain(max(0.0, end_sec - time.monotonic()))

@@ -11,6 +11,7 @@ from trainer.checkpoints import layout
 from trainer.distributed import Group
 from trainer.process import files, streams
 from trainer.safety.run_lock import create_run_lock
+from trainer.safety.sudden_exit import within
 from trainer.telemetry import step_profiler
 
 # Their temporary names.
@@ -52,5 +53,5 @@ def _leave(reason: str) -> None:
     """Ends a run that has lost its lock, before it writes into the folder again."""
     with contextlib.suppress(OSError):
         print(f"slim-horovod: --logdir: {reason}; this run ends", file=sys.stderr, flush=True)
-    streams.drain()
+    within(1.0, streams.drain)
     os._exit(1)

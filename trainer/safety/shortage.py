@@ -26,12 +26,12 @@ def explain_shortage(config: Config, *, trains: bool) -> Iterator[None]:
             raise
         remedies = ["a smaller --batch_size"]
         if trains:
-            remedies[0] += " with --accumulate_steps, which gives the same updates,"
+            remedies.append("--accumulate_steps to have as many images per update")
         if config.model.precision == "float32":
             remedies.append("--precision=bfloat16")
         raise UserError(
             f"--batch_size: {config.data.batch_size} images of {config.data.image_size} px do not "
-            f"fit in memory. Try {' or '.join(remedies)}",
+            f"fit in memory. Try {' and '.join(remedies)}",
             known_to_all=False,
             status=exit_status.OUT_OF_MEMORY,
         ) from error

@@ -140,14 +140,14 @@ def _uses_of(reports: Sequence[WorkerReport]) -> list[Use | None]:
 def _gpu_scalars(reports: Sequence[WorkerReport]) -> dict[str, float]:
     """Returns the scalars of the use of the workers' GPUs."""
     uses = [use for use in _uses_of(reports) if use is not None]
-    powers = [use.power_watts for use in uses if use.power_watts is not None]
-    of_tags = {
+    of_tags: dict[str, list[float | None]] = {
         tags.GPU_UTILIZATION: [use.utilization_percent for use in uses],
-        tags.GPU_POWER: powers,
+        tags.GPU_POWER: [use.power_watts for use in uses],
         tags.GPU_MEMORY: [use.memory_mib for use in uses],
     }
     scalars = {}
-    for tag, values in of_tags.items():
+    for tag, told in of_tags.items():
+        values = [value for value in told if value is not None]
         if values:
             scalars[tag] = sum(values) / len(values)
             scalars[f"{tag}{tags.LEAST}"], scalars[f"{tag}{tags.MOST}"] = min(values), max(values)

@@ -178,23 +178,29 @@ def _has_folders(folder: str, name: str) -> bool:
 
 def _has_images(path: str) -> bool:
     suffixes = encoded.image_suffixes()
-    return any(
-        not entry.is_folder and entry.name.lower().endswith(suffixes)
-        for entry in _list_visible(path)
-    )
+    try:
+        entries = _list_visible(path)
+    except OSError:  # It is left out, and told.
+        return False
+    return any(not e.is_folder and e.name.lower().endswith(suffixes) for e in entries)
 
 
 def _check_splits_folder(folder: str, name: str, beside: Iterable[storage.Entry]) -> None:
-    """Raises UserError for a folder with images and folders in it, beside what are classes."""
+    """Raises UserError for a folder with images and folders in it, beside more that are classes."""
     if not _has_images(os.path.join(folder, name)):
         return
-    for other in (entry.name for entry in beside if entry.is_folder):
-        is_class = other.lower() not in _PARTS and not is_hidden(other)
-        if is_class and _has_images(os.path.join(folder, other)):
-            raise UserError(
-                f"{folder}/{name}: has images, as the class {other} beside it, and folders, as a "
-                "folder of classes. Move its images or its folders elsewhere"
-            )
+    classes = [
+        entry.name
+        for entry in beside
+        if entry.is_folder and entry.name.lower() not in _PARTS and not is_hidden(entry.name)
+    ]
+    classes = [other for other in classes if _has_images(os.path.join(folder, other))]
+    inner = [entry for entry in _list_visible(os.path.join(folder, name)) if entry.is_folder]
+    if len(classes) > len(inner):
+        raise UserError(
+            f"{folder}/{name}: has images, as the class {classes[0]} beside it, and folders, as a "
+            "folder of classes. Move its images or its folders elsewhere"
+        )
 
 
 def list_images(
