@@ -17,6 +17,7 @@ from typing import Any, TextIO
 _MAX_WAITING_BYTES = 2**20
 # At the end, a reader may take this long for each line before the rest is given up.
 _PATIENCE_SEC = 5.0
+_LEAST_PATIENCE_SEC = 0.2
 # Errors of a pipe without a reader, a terminal that hung up, a file that was closed. Others may
 # pass, such as those of a full disk.
 _GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
@@ -226,4 +227,5 @@ def drain() -> None:
     """
     end_sec = time.monotonic() + _PATIENCE_SEC
     for printer in _printers.values():
-        printer.drain(max(0.0, end_sec - time.monotonic()))
+        # A slow reader of one may have taken all the time: another's still gets some.
+        printer.drain(max(_LEAST_PATIENCE_SEC, end_sec - time.monotonic()))
