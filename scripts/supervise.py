@@ -27,10 +27,11 @@ from shared import process_tree, program
 from shared.launch import Launch
 
 from flags import command_line
+from trainer import exit_status
 from trainer.checkpoints import manifest
 from trainer.errors import UserError
 from trainer.process import streams
-from trainer.safety import exit_status, lock_holder, status
+from trainer.safety import lock_holder, status
 
 # Ends of a launcher that nobody has asked for. Its workers save then, and call it a preemption.
 _CRASHES = ("SIGKILL", "SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL")

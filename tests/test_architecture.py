@@ -16,6 +16,7 @@ PACKAGES = ("flags", "models", "trainer", "scripts", "tests")
 
 # The rooms of the program, in order: each may use those above it, and itself.
 ROOMS = (
+    "trainer.exit_status",
     "trainer.errors",
     "models",
     "trainer.config",

@@ -6,12 +6,12 @@ import tensorflow.compat.v1 as tf1
 import tiny
 from processes import trainer
 
+from trainer import exit_status
 from trainer.config import Config
 from trainer.distributed import Group
 from trainer.graph.evaluation import build_evaluation_graph
 from trainer.inputs.dataset import open_dataset
 from trainer.run.evaluation import Interrupted, evaluate
-from trainer.safety import exit_status
 
 
 class WithOther(Group):

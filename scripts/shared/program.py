@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from trainer import exit_status
 from trainer.errors import UserError
 from trainer.inputs.sources import storage
 from trainer.process import streams
-from trainer.safety import exit_status
 
 
 def at_least(minimum: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:

@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trainer import exit_status
 from trainer.benchmark.result import PassResult, Sweep
 from trainer.benchmark.runs import Say
 from trainer.config import Config, RunConfig, TelemetryConfig
 from trainer.errors import UserError
 from trainer.process.keeper import unless_nohup
-from trainer.safety import exit_status
 
 
 def to_flags(config: Config) -> list[str]:

@@ -7,7 +7,7 @@ import time
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import distributed
+from trainer import distributed, exit_status
 from trainer.benchmark import allreduce, peak, record, sweep
 from trainer.benchmark import passes as targets
 from trainer.benchmark.record import Result
@@ -22,7 +22,7 @@ from trainer.inputs.dataset import AnyDataset, SyntheticDataset, open_dataset
 from trainer.machine import memory, session
 from trainer.process import files, launcher
 from trainer.run import outputs
-from trainer.safety import agreement, exit_status
+from trainer.safety import agreement
 
 _PEAK_TRIES = 3
 

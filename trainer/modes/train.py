@@ -5,7 +5,7 @@ import enum
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from trainer import distributed
+from trainer import distributed, exit_status
 from trainer.config import Config
 from trainer.distributed import Group
 from trainer.graph import learning_rate
@@ -16,7 +16,7 @@ from trainer.run.guard import LoopGuard
 from trainer.run.monitor import Monitor, create_monitor, metering_gpu
 from trainer.run.setup import Setup, set_up
 from trainer.run.summary import RunTimes
-from trainer.safety import agreement, exit_status, run_folder
+from trainer.safety import agreement, run_folder
 from trainer.safety.protection import Protection, protect
 from trainer.safety.shortage import explain_shortage
 from trainer.safety.status import Status

@@ -8,9 +8,9 @@ both.
 import os
 import threading
 
+from trainer import exit_status
 from trainer.process import identity, launcher
 from trainer.process.identity import Process
-from trainer.safety import exit_status
 from trainer.safety.preemption import StopRequest
 from trainer.safety.sudden_exit import SuddenExit
 

@@ -7,8 +7,8 @@ import threading
 import time
 from collections.abc import Iterator
 
+from trainer import exit_status
 from trainer.process.keeper import STOP_SIGNALS, unless_nohup
-from trainer.safety import exit_status
 from trainer.safety.sudden_exit import SuddenExit
 
 # A launcher may signal a process and its group: signals within this time are one request.

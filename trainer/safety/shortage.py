@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
+from trainer import exit_status
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.machine import memory
-from trainer.safety import exit_status
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ class SuddenExit:
         """Ends the process.
 
         Args:
-          exit_status: one of those in `trainer.safety.exit_status`.
+          exit_status: one of those in `trainer.exit_status`.
           reason: why, in one line.
         """
         within(_LAST_WORDS_SEC, lambda: self._tell(exit_status, reason))

@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator
 from typing import Protocol
 
+from trainer import exit_status
 from trainer.process import streams
 from trainer.process.settings import LONG_PHASE
-from trainer.safety import exit_status
 from trainer.safety.sudden_exit import SuddenExit, within
 
 # A step may take this many times the longest step before it, whatever the flag says.
