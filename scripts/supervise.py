@@ -5,9 +5,10 @@
 
 The command may be any launcher's: it is run as it is. After a failure it is run again, and goes on
 from its newest good checkpoint; the pause before that doubles with each failure, until there is
-progress. A signal asks the run to stop and save (worker 0 is asked; a second signal goes to the
-launcher); such a run is not started again. What happened is told in DIR/supervise.log, and how it
-ended in DIR/status.json.
+progress. What another start would meet again ends it at once: a mistake (status 2), unless earlier
+starts have saved progress, and a batch that does not fit in memory. A signal asks the run to stop
+and save (worker 0 is asked; a second signal goes to the launcher); such a run is not started again.
+What happened is told in DIR/supervise.log, and how it ended in DIR/status.json.
 """
 
 import argparse
@@ -122,7 +123,7 @@ def _status_time(logdir: Path) -> int:
 def supervise(launch: Launch, failures: Failures, logdir: Path, log: Log) -> int:
     """Runs the command until it is done, stopped or given up; returns the exit status."""
     _wait_for_folder(launch, logdir)
-    start = 0
+    start, first_examples = 0, _examples(logdir)
     while (asked := launch.asked()) is None:
         start += 1
         log.tell(f"start {start}")
@@ -142,6 +143,9 @@ def supervise(launch: Launch, failures: Failures, logdir: Path, log: Log) -> int
             return exit_status.PREEMPTED
         if code == exit_status.OUT_OF_MEMORY:
             log.tell(f"out of memory, as another start would be: {reason}")
+            return code
+        if code == exit_status.MISTAKE and _examples(logdir) == first_examples:
+            log.tell(f"start {start} ended by a mistake, which another start would meet again")
             return code
         what = f"start {start} ended with status {code}"
         what += f" ({reason})" if state == "failed" else ""
@@ -228,7 +232,7 @@ def main() -> int:
         "--max_restarts",
         type=program.at_least(0),
         default=5,
-        help="failures in a row, without a newer checkpoint, after which it gives up; %(default)s",
+        help="restarts in a row, without a newer checkpoint, before it gives up; %(default)s",
     )
     parser.add_argument(
         "--first_pause_sec",

@@ -209,9 +209,9 @@ def test_the_allreduce_of_two_workers(tmp_path):
         ("--benchmark_passes=allreduce", "--benchmark_passes: allreduce must have several workers"),
     ],
 )
-def test_a_wrong_flag_is_one_line_and_status_1(flag, line):
+def test_a_wrong_flag_is_one_line_and_status_2(flag, line):
     done = benchmark(flag)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
     assert re.fullmatch(f"slim-horovod: {line}.*", done.stderr.splitlines()[-1])

@@ -122,7 +122,7 @@ def test_the_program_prints_one_line_and_exits_with_1():
         timeout=60,
         check=False,
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr == "slim-horovod: --batch_size: must be at least 1, got 0\n"
     assert done.stdout == ""
 
@@ -138,7 +138,7 @@ def test_only_the_first_worker_of_a_job_complains_of_a_flag(monkeypatch):
             timeout=60,
             check=False,
         )
-        assert done.returncode == 1
+        assert done.returncode == 2
         assert len(done.stderr.splitlines()) == lines
 
 
@@ -214,7 +214,7 @@ def test_what_no_launcher_sets_is_one_line(environ, line):
 
 def test_a_rank_that_no_worker_has_is_told_by_the_process_that_has_it():
     done = trainer("--mode=describe", OMPI_COMM_WORLD_RANK="1", OMPI_COMM_WORLD_SIZE="1")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("slim-horovod: rank 1 of 1 workers: must be less, as mpirun sets")
     assert done.stderr.count("\n") == 1
 

@@ -81,7 +81,7 @@ def test_a_run_with_a_malformed_name_ends_in_one_line(monkeypatch, capsys, mode,
     monkeypatch.setattr(search, "choose", lambda run: search.Chosen("model.ckpt-1"))
     argv = [f"--mode={mode}", "--num_classes=3", f"--{flag}=.x:f"]
     with mock.patch.dict(os.environ):  # A run sets variables for its libraries.
-        assert program.run(["slim-horovod", *argv]) == 1
+        assert program.run(["slim-horovod", *argv]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"slim-horovod: --{flag}: ")
     assert said.endswith("got '.x:f'\n")

@@ -35,6 +35,8 @@ if what == "progress":
     put("checkpoints.json", format="slim-horovod checkpoints 1", checkpoints=[entry])
 if what == "orphan":
     subprocess.Popen(["sleep", "1000"], start_new_session=True)
+if what == "mistaken":
+    sys.exit(2)
 if what == "preempted":
     put("status.json", state="preempted", step=7, reason="asked")
     sys.exit(1)
@@ -135,6 +137,19 @@ def test_progress_begins_the_count_anew(tmp_path):
     assert status == 0
     counts = [line.partition("; failure ")[2][:1] for line in messages if "; failure " in line]
     assert counts == ["1", "2", "1", "2", "1", "2"]
+
+
+def test_a_mistake_is_not_made_again(tmp_path):
+    status, messages = run(tmp_path, "fails", "mistaken", "finished")
+    assert status == 2
+    assert messages[-1] == "start 2 ended by a mistake, which another start would meet again"
+    assert (tmp_path / "starts").read_text() == "xx"
+
+
+def test_what_was_no_mistake_when_the_run_made_progress_is_tried_again(tmp_path):
+    status, messages = run(tmp_path, "progress", "mistaken", "finished")
+    assert status == 0
+    assert messages[3].startswith("start 2 ended with status 2; failure 2 without progress; ")
 
 
 def test_a_preempted_run_is_not_started_again(tmp_path):

@@ -189,7 +189,7 @@ class TestRun:
 
     def test_a_mistake_is_told_once_and_ends_all_workers(self, tmp_path):
         done = horovodrun(2, ["-m", "trainer", "--data_dir=/nowhere", f"--logdir={tmp_path}"])
-        assert done.returncode == 1
+        assert done.returncode == 2
         assert "Traceback" not in done.stderr
         lines = [line for line in done.stderr.splitlines() if "slim-horovod:" in line]
         assert len(lines) == 1
@@ -303,7 +303,7 @@ def test_wrong_input_is_one_line(tmp_path):
     )
     assert right.returncode == 0, right.stderr
     for done, (flags, line) in zip(wrong, cases.items(), strict=True):
-        assert done.returncode == 1, (flags, done.stderr)
+        assert done.returncode == 2, (flags, done.stderr)
         lines = done.stderr.splitlines()
         assert len(lines) == 1, (flags, done.stderr)
         assert lines[0].startswith("slim-horovod: ")

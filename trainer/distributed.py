@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from trainer import exit_status
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.machine import cores, session
@@ -171,6 +172,7 @@ class HorovodGroup(Group):
                 f"worker {self.worker.rank} of {self.worker.size} ends, since another one has "
                 "(its last lines say why) or does not answer (see Horovod's lines above)",
                 known_to_all=False,
+                status=exit_status.FAILED,
             ) from error
 
     @functools.cached_property

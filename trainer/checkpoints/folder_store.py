@@ -9,6 +9,7 @@ from pathlib import Path
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
+from trainer import exit_status
 from trainer.checkpoints import best, changes, layout, restore, search
 from trainer.checkpoints import manifest as checkpoint_manifest
 from trainer.checkpoints.manifest import Entry, RunFacts, SavedFile
@@ -46,7 +47,8 @@ class FolderStore:
         if free_bytes < 2 * one_bytes:
             raise UserError(
                 f"--logdir: must have room for two checkpoints of {one_bytes / 1e6:.0f} MB, got "
-                f"{free_bytes / 1e6:.0f} MB in {self._logdir}. Make room, or choose another folder"
+                f"{free_bytes / 1e6:.0f} MB in {self._logdir}. Make room, or choose another folder",
+                status=exit_status.FAILED,
             )
 
     def restore(self, session: tf1.Session) -> tuple[str, ...]:
@@ -100,7 +102,8 @@ class FolderStore:
         except OSError as error:
             raise UserError(
                 f"--logdir: the checkpoint of step {entry.step} must be saved again as step "
-                f"{step}, since steps have another size now; that failed ({error})"
+                f"{step}, since steps have another size now; that failed ({error})",
+                status=exit_status.FAILED,
             ) from error
         repeated = f", {again} of which are seen again" if again else ""
         return (

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from trainer import exit_status
 from trainer.config import DataConfig
 from trainer.distributed import Worker
 from trainer.errors import UserError
@@ -96,7 +97,7 @@ class Stream:
             reason = self.explain(error)
             if reason is None:
                 raise
-            raise UserError(str(reason), known_to_all=False) from error
+            raise UserError(str(reason), known_to_all=False, status=exit_status.FAILED) from error
 
 
 def count_threads(worker: Worker) -> int:

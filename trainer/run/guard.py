@@ -2,6 +2,7 @@
 
 import contextlib
 
+from trainer import exit_status
 from trainer.distributed import Group
 from trainer.errors import UserError
 from trainer.graph import train_step
@@ -90,7 +91,8 @@ class LoopGuard:
                 if step == self._total_steps:
                     raise UserError(
                         f"--logdir: the last checkpoint, of step {step}, could not be saved "
-                        f"({error}): make room and start again, to go on from the one before"
+                        f"({error}): make room and start again, to go on from the one before",
+                        status=exit_status.FAILED,
                     ) from error
                 self._console.say(
                     f"step {step}: no checkpoint was saved ({error}); training goes on"
@@ -140,7 +142,8 @@ class LoopGuard:
             saved = self._save_before(step)
         raise UserError(
             f"{reason}. Lower --base_learning_rate, lengthen --warmup_epochs, or see "
-            f"--on_nonfinite. {saved}"
+            f"--on_nonfinite. {saved}",
+            status=exit_status.FAILED,
         )
 
     def _save_before(self, step: int) -> str:

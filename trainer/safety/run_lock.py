@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from trainer import exit_status
 from trainer.errors import UserError
 from trainer.process import files
 from trainer.safety import lock_holder
@@ -158,7 +159,8 @@ class FileLock:
         if not is_stale:
             raise UserError(
                 f"--logdir: must not be in use by another run, got {self._path.parent}, which "
-                f"{holder or 'an unknown process'} has. End that run, or choose another folder"
+                f"{holder or 'an unknown process'} has. End that run, or choose another folder",
+                status=exit_status.FAILED,
             )
         with _one_at_a_time(self._path.parent), contextlib.suppress(FileNotFoundError):
             if lock_holder.read(self._path)[1] == text:  # No other run has taken it meanwhile.

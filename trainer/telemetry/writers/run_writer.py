@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from trainer import exit_status
 from trainer.errors import UserError
 from trainer.telemetry.writers import metrics_lines
 from trainer.telemetry.writers.background import BackgroundWriter
@@ -29,5 +30,8 @@ def create_writer(logdir: str | None, *, rank: int, first_step: int | None = Non
     try:
         lines = JsonLinesWriter(metrics, first_step=first_step)
     except OSError as error:
-        raise UserError(f"--logdir: {metrics} cannot be written ({error}): make room") from error
+        raise UserError(
+            f"--logdir: {metrics} cannot be written ({error}): make room",
+            status=exit_status.FAILED,
+        ) from error
     return BackgroundWriter([EventFileWriter(logdir, first_step=first_step), lines])
