@@ -4,12 +4,15 @@ A network is a function. Those of this package are found by their names, all oth
 `package.module:function`:
 
     # my_nets.py, in the current folder or installed: --model=my_nets:tiny
+    import tensorflow as tf
+
     from models.slim_compat import slim
 
     def tiny(images, num_classes, is_training):
         with slim.arg_scope([slim.batch_norm], is_training=is_training):
             net = slim.conv2d(images, 16, [3, 3], stride=2, scope="conv1")  # And BN, and ReLU.
         net = slim.flatten(slim.avg_pool2d(net, net.shape[1:3], scope="pool"))
+        net = tf.cast(net, tf.float32)
         logits = slim.fully_connected(net, num_classes, activation_fn=None, scope="logits")
         return logits, {"pool": net}
 
@@ -18,7 +21,9 @@ A network is a function. Those of this package are found by their names, all oth
 It is called as `function(images, num_classes=..., is_training=...)`: images are float32, bfloat16
 or float16 [batch, height, width, 3], scaled as --preprocessing says, of a known height and width;
 the other two are an int and a bool. It returns `(logits, end_points)`: logits [batch, num_classes],
-before the softmax, and a dict of named tensors, which may be empty. It may be called again in the
+before the softmax, and a dict of named tensors, which may be empty. Logits are to be float32: the
+last layer gets `tf.cast(net, tf.float32)`, and with it the float32 variables. Others are accepted,
+and in low precision several logits of an example are often equal. It may be called again in the
 same graph, to share its variables: so these have to be made by slim or by
 `tf.compat.v1.get_variable`, and every layer has to state its scope. The scope of the layer that
 makes the logits is `logits`, or ends with `/logits`: it tells how many classes a checkpoint has,

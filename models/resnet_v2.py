@@ -17,6 +17,7 @@ from models.arg_scopes import resnet_arg_scope, training_mode
 from models.slim_compat import slim
 
 tf1 = tf.compat.v1
+_LOW_PRECISION = (tf.bfloat16, tf.float16)
 
 __all__ = [
     "bottleneck",
@@ -89,6 +90,29 @@ def _stride_after_root_block(output_stride: int | None) -> int | None:
     return output_stride // 4
 
 
+def _head(
+    net: tf.Tensor, num_classes: int | None, *, global_pool: bool
+) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    """Adds the mean over all pixels and the layer of the logits, as far as they are wanted.
+
+    They are float32 in every precision: of logits that are rounded to bfloat16, several are often
+    equal and the highest.
+
+    Returns:
+      logits or features, and the end point `global_pool`.
+    """
+    if net.dtype in _LOW_PRECISION:
+        net = tf.cast(net, tf.float32)
+    pooled = {}
+    if global_pool:
+        net = tf.reduce_mean(net, [1, 2], keepdims=True, name="pool5")
+        pooled["global_pool"] = net
+    if num_classes:
+        plain = {"normalizer_fn": None, "activation_fn": None}
+        net = slim.conv2d(net, num_classes, [1, 1], scope="logits", **plain)
+    return net, pooled
+
+
 def resnet_v2(
     inputs: tf.Tensor,
     blocks: Sequence[resnet_utils.Block],
@@ -109,6 +133,8 @@ def resnet_v2(
 
     Args:
       inputs: images [batch, height, width, 3], or any map where `include_root_block` is False.
+        Where they are bfloat16 or float16, so are all layers but the last: logits, or the features
+        that take their place, are computed and returned in float32.
       blocks: the stages, in order.
       num_classes: the number of logits. None or 0: no logits, and the features are the result.
       is_training: whether BN uses the batch's statistics, and updates the moving ones.
@@ -147,19 +173,7 @@ def resnet_v2(
                 output_stride = _stride_after_root_block(output_stride)
             net = resnet_utils.stack_blocks_dense(net, blocks, output_stride)
             net = slim.batch_norm(net, activation_fn=tf.nn.relu, scope="postnorm")
-            pooled = {}
-            if global_pool:
-                net = tf.reduce_mean(net, [1, 2], keepdims=True, name="pool5")
-                pooled["global_pool"] = net
-            if num_classes:
-                net = slim.conv2d(
-                    net,
-                    num_classes,
-                    [1, 1],
-                    activation_fn=None,
-                    normalizer_fn=None,
-                    scope="logits",
-                )
+            net, pooled = _head(net, num_classes, global_pool=global_pool)
         end_points = slim.utils.convert_collection_to_dict(collection) | pooled
         if num_classes:
             if spatial_squeeze and global_pool:

@@ -17,6 +17,7 @@ from trainer.graph.network import classify
 from trainer.graph.train_step import build_train_graph
 from trainer.inputs.dataset import Dataset, DatasetInfo
 from trainer.inputs.source import Source
+from trainer.modes import predict
 from trainer.run.evaluation import evaluate
 
 PRECISIONS = ["float32", "bfloat16", "float16"]
@@ -76,9 +77,13 @@ def test_a_network_whose_logits_are_equal_is_right_about_one_class(precision):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_all_that_tells_a_class_agrees_with_argmax(precision):
-    """A random network of 200 classes: what is counted, and what is predicted."""
+def test_all_that_tells_a_class_agrees_with_argmax(precision, tmp_path):
+    """A random network of 200 classes: what is counted, and what is predicted of the same files."""
     config, data = configure(precision, 400, CLASSES)
+    files = [tmp_path / f"{number}.png" for number in range(400)]
+    for number, file in enumerate(files):
+        file.write_bytes(tiny.Patches(400, seed=3).read(number))
+    all_logits = []
     with tf.Graph().as_default(), tf1.Session() as session:
         tf1.set_random_seed(1)
         evaluation = build_evaluation_graph(config, Group(), data)
@@ -93,3 +98,12 @@ def test_all_that_tells_a_class_agrees_with_argmax(precision):
             order = np.argsort(-found, axis=1, kind="stable")
             assert totals[1] == np.sum(classes == seen.labels)
             assert totals[2] == np.sum(order[:, :5] == seen.labels[:, None])
+            all_logits += list(found[seen.weights > 0])
+        prefix = tf1.train.Saver().save(session, str(tmp_path / "model.ckpt"))
+    all_logits = np.float32(all_logits)
+    low_bits = all_logits.view(np.uint32) & 0x1FFF  # float16 has none of these, bfloat16 neither.
+    assert np.mean(low_bits != 0) > 0.99
+    config = dataclasses.replace(config, files=tuple(map(str, files)))
+    predicted = predict._classify(config, prefix, CLASSES)
+    assert len(predicted) == 400
+    np.testing.assert_array_equal([logits for logits, _ in predicted.values()], all_logits)

@@ -83,7 +83,7 @@ class Convolution:
             inputs, filters, bias, addend, gradient = (
                 tf.reshape(fed, value.shape) if known else fed for fed, value in feeds.items()
             )
-            with cpu_gradients.faster_gradients():
+            with cpu_gradients.overridden():
                 outputs = tf.nn.conv2d(inputs, filters, **self.settings)
             by_inputs = tf.gradients(outputs, inputs, gradient)[0]
             # What is fetched is left as it is, without what comes behind.
@@ -171,7 +171,7 @@ def test_groups_are_tensorflows():
     def differentiate(config):
         with tf.Graph().as_default():
             inputs, filters = (tf.constant(value, tf.float32) for value in values)
-            with cpu_gradients.faster_gradients():
+            with cpu_gradients.overridden():
                 outputs = tf.nn.conv2d(inputs, filters, 1, "SAME")
             gradients = tf.gradients(outputs**2, [inputs, filters])
             with tf1.Session(config=config) as one_session:

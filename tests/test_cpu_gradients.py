@@ -58,7 +58,7 @@ FOREIGN = {
 
 
 def with_or_without(faster):
-    return cpu_gradients.faster_gradients() if faster else contextlib.nullcontext()
+    return cpu_gradients.overridden() if faster else contextlib.nullcontext()
 
 
 def convolution_gradients(dtype, *, threads=2, faster=True, **case):
@@ -162,7 +162,7 @@ def test_gradients_by_biases_equal_numpys_sums(dtype, shape, data_format):
     values = np.random.default_rng(6).integers(-2, 4, [size or 6 for size in shape])
     axis = 1 if data_format == "NCHW" else -1
     expected = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis]).sum(0)
-    with tf.Graph().as_default(), cpu_gradients.faster_gradients():
+    with tf.Graph().as_default(), cpu_gradients.overridden():
         bias = tf.zeros([values.shape[axis]], dtype)
         by_outputs = tf1.placeholder(dtype, shape)
         outputs = tf.nn.bias_add(tf.zeros_like(by_outputs), bias, data_format)
@@ -276,7 +276,7 @@ def test_whatever_is_made_of_batch_norms_result_has_its_own_gradient(build):
 
 
 def test_the_gradient_by_batch_norms_result_itself_is_right():
-    with tf.Graph().as_default(), cpu_gradients.faster_gradients():
+    with tf.Graph().as_default(), cpu_gradients.overridden():
         inputs = tf.random.normal([2, 3, 3, 16])
         result, _, _ = tf1.nn.fused_batch_norm(inputs, tf.ones([16]), tf.zeros([16]))
         gradients = tf.gradients(tf.nn.relu(result), [inputs, result])

@@ -226,7 +226,7 @@ def test_a_network_is_as_without(is_training):
             ]
             with (
                 slim.arg_scope(resnet_utils.resnet_arg_scope(batch_norm_decay=0.5)),
-                cpu_gradients.faster_gradients(),
+                cpu_gradients.overridden(),
             ):
                 logits, _ = resnet_v2.resnet_v2(
                     tf1.placeholder_with_default(images, images.shape),

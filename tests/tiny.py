@@ -38,6 +38,7 @@ def network(images, num_classes, is_training):
         net, 8, 3, stride=2, scope="conv2", normalizer_params={"is_training": is_training}
     )
     net = slim.flatten(slim.avg_pool2d(net, net.shape[1:3], scope="pool"))
+    net = tf.cast(net, tf.float32)
     logits = slim.fully_connected(net, num_classes, activation_fn=None, scope="logits")
     return logits, {}
 

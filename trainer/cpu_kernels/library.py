@@ -49,7 +49,12 @@ def describe() -> str:
 
 def has_instructions(cpuinfo: Path = _CPUINFO) -> bool:
     """Returns whether this CPU has the instructions that the operations are written with."""
-    return _read_flags(cpuinfo) >= _INSTRUCTIONS
+    return cpu_flags(cpuinfo) >= _INSTRUCTIONS
+
+
+def has_avx512(cpuinfo: Path = _CPUINFO) -> bool:
+    """Returns whether this CPU has AVX-512, without which oneDNN has no bfloat16."""
+    return "avx512f" in cpu_flags(cpuinfo)
 
 
 def reason_for_none(cpuinfo: Path = _CPUINFO, library: Path = LIBRARY) -> str:
@@ -85,14 +90,15 @@ def _find_obstacle(cpuinfo: Path, library: Path) -> str:
     """Returns what is missing for the built operations; nothing where all is there."""
     if not has_instructions(cpuinfo):
         return "this CPU lacks AVX-512 with bfloat16"
-    if _MATRIX_UNIT in _read_flags(cpuinfo):
+    if _MATRIX_UNIT in cpu_flags(cpuinfo):
         return "this CPU has a matrix unit (AMX), which TensorFlow's own use"
     if not library.exists():
         return "they were not built"
     return ""
 
 
-def _read_flags(cpuinfo: Path) -> set[str]:
+def cpu_flags(cpuinfo: Path = _CPUINFO) -> set[str]:
+    """Returns what the CPU can do, and other words of the file that lists it."""
     try:
         return set(cpuinfo.read_text(encoding="utf-8").split())
     except OSError:

@@ -57,7 +57,7 @@ def build_logits(
     with (
         tf1.variable_scope("", custom_getter=getter, reuse=tf1.AUTO_REUSE),
         slim.arg_scope(arg_scope),
-        gradients.faster_gradients(),
+        gradients.overridden(),
     ):
         logits, _ = network.fn(
             tf.cast(images, dtype), num_classes=num_classes, is_training=is_training

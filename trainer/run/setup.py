@@ -12,7 +12,7 @@ from trainer.checkpoints.store import Store, create_store
 from trainer.config import Config
 from trainer.cpu_kernels import library
 from trainer.distributed import Group
-from trainer.graph import moving_statistics, train_step
+from trainer.graph import moving_statistics, precision, train_step
 from trainer.graph.evaluation import EvaluationGraph, build_evaluation_graph
 from trainer.inputs import synthetic
 from trainer.inputs.dataset import AnyDataset, DatasetInfo, open_dataset
@@ -95,7 +95,7 @@ def set_up(config: Config, group: Group) -> Setup:
         config=create_config(
             local_rank=group.worker.local_rank,
             local_size=group.worker.local_size,
-            xla=config.model.xla,
+            model=config.model,
         ),
     )
     session.run(initializer)
@@ -109,6 +109,7 @@ def set_up(config: Config, group: Group) -> Setup:
         store=store,
         messages=(
             *_describe_data(dataset),
+            *precision.describe_slowness(config.model.precision, library.cpu_flags()),
             *_describe_statistics(config, dataset.info, plan, variables),
             *store.restore(session),
         ),
