@@ -75,7 +75,7 @@ setup(
             "setuptools",
         ],
         # NCCL comes with and-cuda: Horovod is linked with the very library that TensorFlow loads.
-        "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
+        "gpu": ["tensorflow[and-cuda]>=2.21,<2.22", "nvidia-ml-py>=12"],
         "build": ["cmake>=3.18", "packaging", "pip", "setuptools", "wheel"],
         "demo": ["scikit-learn>=1.4"],
         "report": ["matplotlib>=3.9,<4"],

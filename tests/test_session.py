@@ -7,6 +7,8 @@ import pytest
 import tensorflow as tf
 from processes import run
 
+from trainer.config import ModelConfig
+from trainer.errors import UserError
 from trainer.machine import cores as machine_cores
 from trainer.machine import session
 from trainer.process import launcher, settings
@@ -200,3 +202,39 @@ def test_workers_of_launchers_that_bind_are_left_to_them(bound, monkeypatch):
 def test_workers_with_gpus_are_not_bound(bound, monkeypatch):
     monkeypatch.setattr(session.tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
     assert bound(0, 2) is None
+
+
+@pytest.mark.parametrize(("layout", "optimizer"), [("auto", "DEFAULT"), ("nhwc", "OFF")])
+def test_a_layout_is_what_the_flag_says(layout, optimizer):
+    config = session.create_config(model=ModelConfig(layout=layout))
+    options = config.graph_options.rewrite_options
+    assert options.Toggle.Name(options.layout_optimizer) == optimizer
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    monkeypatch.setattr(session.tf.config, "list_physical_devices", lambda kind: ["GPU:0", "GPU:1"])
+
+
+def test_a_worker_has_the_gpu_of_its_local_rank_and_memory_as_it_needs(two_gpus):
+    for local_rank in (0, 1):
+        options = session.create_config(local_rank=local_rank, local_size=2).gpu_options
+        assert (options.visible_device_list, options.allow_growth) == (str(local_rank), True)
+    assert session.step_device() == "/gpu:0"
+
+
+def test_more_workers_than_gpus_are_refused(two_gpus):
+    with pytest.raises(UserError) as refused:
+        session.find_gpu(2, 3)
+    line = "3 workers on this host, but 2 GPUs: start one worker per GPU"
+    assert str(refused.value) == line
+
+
+def test_a_worker_to_which_srun_leaves_one_gpu_has_that(monkeypatch):
+    monkeypatch.setattr(session.tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
+    assert session.find_gpu(0, 1) == 0
+    with pytest.raises(UserError):
+        session.find_gpu(1, 2)
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    assert session.find_gpu(1, 2) == 0

@@ -29,7 +29,7 @@ def prepare(case: Case, *, xla: bool) -> Prepared:
         target = passes.PASSES[_PASSES[case.task]](
             config, distributed.Group(), open_dataset(data, num_classes=None)
         )
-        run = tf1.Session(config=session.create_config(xla=xla))
+        run = tf1.Session(config=session.create_config(model=model))
         run.run(tf1.global_variables_initializer())
         run.run(target.begin)
         run.run(target.stream.initializer, {target.stream.start_step: 0})

@@ -17,7 +17,7 @@ import tiny
 
 from trainer import distributed
 from trainer.benchmark import passes
-from trainer.config import Config, DataConfig
+from trainer.config import Config, DataConfig, ModelConfig
 from trainer.inputs.dataset import open_dataset
 from trainer.machine import session
 
@@ -43,7 +43,7 @@ def trace(name, *, xla):
     with tf.Graph().as_default():
         target = build(name)
         initializer = tf1.global_variables_initializer()
-        with tf1.Session(config=session.create_config(xla=xla)) as run:
+        with tf1.Session(config=session.create_config(model=ModelConfig(xla=xla))) as run:
             run.run(initializer)
             run.run(target.stream.initializer, {target.stream.start_step: 0})
             run_once = run.make_callable(target.fetch, list(target.feeds), accept_options=True)

@@ -27,7 +27,7 @@ class ModelConfig(Checked):
     )
     batch_norm_decay: float = flag(
         0.997,
-        "Decay of BN's moving statistics, which need some 3 / (1 - it) steps: short runs want 0.9.",
+        "Decay of BN's moving statistics, which need some 5 / (1 - it) steps: short runs want 0.9.",
         minimum=0.0,
         below=1.0,
         is_hparam=True,
@@ -48,6 +48,13 @@ class ModelConfig(Checked):
         True,
         "On GPUs, multiply float32 in TensorFloat-32 (10 bits of mantissa), as TensorFlow does by "
         "default. --notf32: in float32, at a fraction of the speed.",
+        is_hparam=True,
+    )
+    layout: str = flag(
+        "auto",
+        "Order of the dimensions of maps on GPUs. auto: TensorFlow's layout optimizer chooses, by "
+        "GPU and precision. nhwc: as the network is written, without transpositions.",
+        choices=("auto", "nhwc"),
         is_hparam=True,
     )
     xla: bool = flag(

@@ -1,7 +1,9 @@
 """The configuration of a worker's sessions: its GPU, its threads, its graph optimizers."""
 
 import tensorflow as tf
+from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
 
+from trainer.config import ModelConfig
 from trainer.cpu_kernels import library
 from trainer.errors import UserError
 from trainer.machine import cores
@@ -38,14 +40,17 @@ def step_device() -> str:
 
 
 def create_config(
-    *, local_rank: int = 0, local_size: int = 1, xla: bool = False
+    *,
+    local_rank: int = 0,
+    local_size: int = 1,
+    model: ModelConfig = ModelConfig(),  # noqa: B008 (frozen)
 ) -> tf.compat.v1.ConfigProto:
     """Returns the configuration of every session of this process.
 
     Args:
       local_rank: rank of this worker on its host, and number of its GPU, where there are GPUs.
       local_size: number of workers on this host, which share its cores evenly.
-      xla: whether XLA compiles clusters of operations.
+      model: whether XLA compiles clusters of operations, and the layout on GPUs.
 
     Raises:
       UserError: there are GPUs, but fewer than workers.
@@ -71,7 +76,9 @@ def create_config(
     if gpu is not None:
         config.gpu_options.visible_device_list = str(gpu)
         config.gpu_options.allow_growth = True
-    if xla:
+    if model.layout == "nhwc":
+        config.graph_options.rewrite_options.layout_optimizer = RewriterConfig.OFF
+    if model.xla:
         config.graph_options.optimizer_options.global_jit_level = tf.compat.v1.OptimizerOptions.ON_1
     elif library.find() is not None:  # XLA fuses BN itself, and can't compile our operations.
         config.graph_options.rewrite_options.custom_optimizers.add(name=library.OPTIMIZER)

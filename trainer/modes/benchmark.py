@@ -153,7 +153,7 @@ def _measure(config: Config, group: Group, name: str, say: Say) -> PassResult:
         pass_graph.finalize()
     if target.flops:  # Before the runs, so that after Ctrl-C nothing is left to be measured.
         _find_peak_gflops(config.model.precision)
-    session_config = session.create_config(xla=config.model.xla)
+    session_config = session.create_config(model=config.model)
     memory.reset_peak()
     with (
         tf1.Session(graph=pass_graph, config=session_config) as pass_session,

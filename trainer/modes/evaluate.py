@@ -55,7 +55,7 @@ def run(config: Config) -> int:
                 config=create_config(
                     local_rank=group.worker.local_rank,
                     local_size=group.worker.local_size,
-                    xla=config.model.xla,
+                    model=config.model,
                 )
             )
             restore.restore_weights(session, prefix, restore.network_variables(), new_logits=False)

@@ -99,7 +99,7 @@ def _classify(
         logits = classify(config, stream.batch.images, num_classes=num_classes)
         predictions = (logits, tf.nn.softmax(logits))
         fetches = (predictions, stream.batch.labels, stream.batch.weights)
-        with tf1.Session(config=session.create_config()) as predict_session:
+        with tf1.Session(config=session.create_config(model=config.model)) as predict_session:
             restore.restore_weights(
                 predict_session, prefix, restore.network_variables(), new_logits=False
             )

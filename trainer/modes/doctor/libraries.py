@@ -50,7 +50,7 @@ def _describe_huge_pages() -> str:
     modes = read_text("/sys/kernel/mm/transparent_hugepage/enabled")
     chosen = re.search(r"\[(\w+)\]", modes)
     state = chosen[1] if chosen else "unknown"
-    hint = "" if state in ("always", "madvise") else ": steps take some 9 % longer without"
+    hint = "" if state in ("always", "madvise") else ": steps take some 8 % longer without"
     return f"{state}{hint}"
 
 
