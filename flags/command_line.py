@@ -12,7 +12,9 @@ from typing import Any, get_args
 
 from absl import flags as absl_flags
 
+from flags import flag_files
 from trainer import config as config_lib
+from trainer.config import flag_file
 from trainer.config.statement import statement_of
 from trainer.errors import ConfigError, UserError
 
@@ -23,8 +25,23 @@ GROUPS: dict[str, Any] = {
 }
 
 
+# The flags that say which data a run has.
+_WHICH_DATA = (
+    "dataset",
+    "data_dir",
+    "follow_links",
+    "label_offset",
+    "validation_fraction",
+    "max_bad_examples",
+)
+
+
 class HelpRequested(Exception):
     """The request of --help. Its message is the text to print."""
+
+
+class VersionRequested(Exception):
+    """The request of --version."""
 
 
 def _value_type(annotation: Any) -> type:
@@ -41,10 +58,14 @@ def _define_field(field: dataclasses.Field[Any], group: str, values: absl_flags.
         float: absl_flags.DEFINE_float,
         bool: absl_flags.DEFINE_bool,
     }[_value_type(field.type)]
+    statement = statement_of(field)
+    named = statement.choices or ()
+    is_listed = all(choice in statement.help for choice in named)
+    choices = "" if is_listed else f" One of {', '.join(named)}."
     define(
         field.name,
         field.default,
-        statement_of(field).help,
+        statement.help + choices,
         flag_values=values,
         module_name=group,
     )
@@ -69,7 +90,14 @@ def define(values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
         flag_values=values,
         module_name=group,
     )
-    absl_flags.DEFINE_bool("help", False, "Print this.", flag_values=values, module_name=group)
+    for name, short_name, text in (
+        ("help", "h", "Print this."),
+        ("helpfull", None, "Likewise."),
+        ("version", None, "Print the versions of this program and of what it stands on."),
+    ):
+        absl_flags.DEFINE_bool(
+            name, False, text, flag_values=values, module_name=group, short_name=short_name
+        )
     for name, group_type in GROUPS.items():
         for field in dataclasses.fields(group_type):
             _define_field(field, name, values)
@@ -87,30 +115,43 @@ def _value(field: dataclasses.Field[Any], values: absl_flags.FlagValues) -> Any:
     return os.path.expanduser(value) if is_path else value
 
 
+def _describe_unknown(error: absl_flags.UnrecognizedFlagError) -> str:
+    """Returns the line about an unknown flag, with this program's name for it where it has one."""
+    for group_type in GROUPS.values():
+        for field in dataclasses.fields(group_type):
+            if error.flagname in statement_of(field).elsewhere:
+                return f"Unknown command line flag '{error.flagname}'. Did you mean: {field.name}?"
+    return " ".join(str(error).split())
+
+
 def parse(
     argv: Sequence[str], values: absl_flags.FlagValues = absl_flags.FLAGS
 ) -> config_lib.Config:
     """Returns the configuration that a command line gives.
 
     Args:
-      argv: name of the program and its arguments. `--flagfile=F` reads flags from F.
+      argv: name of the program and its arguments. `--flagfile=F` reads flags from F; see
+        `flag_files`. With --mode=evaluate, data that are not given are those of the run in
+        --logdir.
       values: absl's flags, which are defined where they are not yet, and parsed.
 
     Raises:
       UserError: the command line has an unknown flag, a value of the wrong type or outside its
         bounds, or an argument that the mode does not have.
-      HelpRequested: --help is given.
+      HelpRequested, VersionRequested: --help or --version is given.
     """
     define(values)
     values.set_gnu_getopt(True)  # Flags may follow the files of --mode=predict.
     try:
-        rest = values(list(argv))[1:]
+        rest = values([*argv[:1], *flag_files.expand(argv[1:])])[1:]
+    except absl_flags.UnrecognizedFlagError as error:
+        raise UserError(_describe_unknown(error)) from None
     except absl_flags.Error as error:
         raise UserError(" ".join(str(error).split())) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"--flagfile: must be UTF-8 ({error.reason})") from None
-    if values.help:
+    if values.help or values.helpfull:
         raise HelpRequested(usage(values))
+    if values.version:
+        raise VersionRequested
     mode = values.mode
     if values.benchmark:
         if values["mode"].present and mode != "benchmark":
@@ -132,4 +173,24 @@ def parse(
         for field in dataclasses.fields(group_type)
         if values[field.name].present
     ]
-    return config_lib.Config(mode=mode, files=tuple(rest), given=tuple(given), **groups)
+    config = config_lib.Config(mode=mode, files=tuple(rest), given=tuple(given), **groups)
+    return _with_data_of_run(config) if mode == "evaluate" else config
+
+
+def _with_data_of_run(config: config_lib.Config) -> config_lib.Config:
+    """Returns a configuration with the data of the run in --logdir, where none are given.
+
+    Raises:
+      UserError: the run's flag file is damaged.
+    """
+    path = os.path.join(config.run.logdir or "", flag_file.NAME)
+    is_named = not {"data_dir", "dataset"}.isdisjoint(config.given)
+    if is_named or config.run.logdir is None or not os.path.isfile(path):
+        return config
+    try:
+        values = absl_flags.FlagValues()  # type: ignore[no-untyped-call]
+        of_run = parse(["", f"--flagfile={path}"], values).data
+    except UserError as error:
+        raise UserError(f"--data_dir: must be given, since {path} is damaged ({error})") from None
+    taken = {name: getattr(of_run, name) for name in _WHICH_DATA if name not in config.given}
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **taken))

@@ -27,7 +27,7 @@ from typing import NoReturn
 from shared import process_tree, program
 from shared.launch import Launch
 
-from flags import command_line
+from flags import command_line, flag_files
 from trainer import exit_status
 from trainer.checkpoints import manifest
 from trainer.errors import UserError
@@ -176,35 +176,19 @@ def _give_up(logdir: Path, log: Log, failures: Failures, what: str) -> None:
     status.Status(str(logdir), rank=0, has_begun=True).set("failed", reason=reason)
 
 
-def find_logdir(command: Sequence[str], *, within: Sequence[str] = ()) -> str | None:
+def find_logdir(command: Sequence[str]) -> str | None:
     """The value of --logdir in a command line or in the flag files that it names: the last one.
 
-    Args:
-      command: words of the command line.
-      within: flag files that they are in, each within the one before.
+    Raises:
+      UserError: a flag file can't be read.
     """
     found = None
-    for position, word in enumerate(command):
+    words = flag_files.expand([word for word in command if word != "--"])  # Of srun, perhaps.
+    for position, word in enumerate(words):
         name, equals, value = word.lstrip("-").partition("=")
-        if not word.startswith("-") or name not in ("logdir", "flagfile"):
-            continue
-        if not equals:
-            value = command[position + 1] if position + 1 < len(command) else ""
-        if name == "flagfile" and value in within:
-            continue  # It names itself, which absl passes over.
-        found = (_logdir_in_file(value, within) if name == "flagfile" else value) or found
+        if word.startswith("-") and name == "logdir":
+            found = (value if equals else "".join(words[position + 1 : position + 2])) or found
     return found
-
-
-def _logdir_in_file(path: str, within: Sequence[str]) -> str | None:
-    """The value of --logdir in a flag file, which has a word of the command line in each line."""
-    try:
-        lines = Path(os.path.expanduser(path)).read_text(encoding="utf-8").splitlines()
-        lines = [line.strip() for line in lines]
-    except (OSError, ValueError):  # The trainer itself will say what is wrong with it.
-        return None
-    words = [line for line in lines if not line.startswith(("#", "//"))]
-    return find_logdir(words, within=(*within, path))
 
 
 def check_flags(command: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 
@@ -10,8 +11,8 @@ from absl import flags as absl_flags
 from processes import trainer
 
 from flags import command_line
-from trainer.config import Config, DataConfig, OptimizerConfig, RunConfig
-from trainer.config.statement import PathKind
+from trainer.config import Config, DataConfig, OptimizerConfig, RunConfig, flag_file
+from trainer.config.statement import PathKind, statement_of
 from trainer.errors import ConfigError, UserError
 from trainer.process import launcher
 
@@ -48,6 +49,60 @@ def test_a_flagfile_carries_a_recipe(tmp_path):
     recipe.write_text("# a comment\n--batch_size=5\n--seed=3\n")
     config = parse(f"--flagfile={recipe}", "--seed=4")
     assert (config.data.batch_size, config.run.seed) == (5, 4)
+
+
+def test_a_flagfile_may_have_comments_and_other_flagfiles(tmp_path):
+    own, other = tmp_path / "own.flags", tmp_path / "other.flags"
+    own.write_text(
+        "\ufeff--batch_size=5  # behind a flag\r\n\r\n// --seed=1\n  --data_dir=a #1/b # c\n"
+        f"--flagfile={other}\n--logdir=x#y\n"
+    )
+    other.write_text(f"--seed=3\t#\n--flagfile={own}\n--steps=7")  # It names the one it is in.
+    config = parse("--flagfile", str(own), "--steps=9")
+    assert (config.data.batch_size, config.run.seed, config.run.steps) == (5, 3, 9)
+    assert (config.data.data_dir, config.run.logdir) == ("a #1/b", "x#y")
+
+
+def test_what_is_behind_two_dashes_is_no_flagfile():
+    assert parse("--mode=predict", "--", "--flagfile=a").files == ("--flagfile=a",)
+
+
+def test_the_flag_file_of_a_run_repeats_it_from_any_folder(tmp_path):
+    flags = ["--batch_size=5", "--notf32", "--deterministic", "--base_learning_rate=1e-05"]
+    given = parse("--data_dir=a b/c#d", "--logdir=runs/x", *flags)
+    (tmp_path / "flags").write_text(flag_file.write(given))
+    again = parse(f"--flagfile={tmp_path}/flags")
+    assert again.given == given.given
+    assert again == dataclasses.replace(
+        given,
+        data=dataclasses.replace(given.data, data_dir=os.path.abspath("a b/c#d")),
+        run=dataclasses.replace(given.run, logdir=os.path.abspath("runs/x")),
+    )
+
+
+@pytest.mark.parametrize("value", ["a # b", "a\nb", "caf\udce9", "a #"])
+def test_a_value_that_fits_into_no_line_is_left_out_of_the_flag_file(value):
+    text = flag_file.write(parse(f"--data_dir={value}", "--seed=3"))
+    assert [line for line in text.splitlines() if line[0] != "#"] == ["--seed=3"]
+    assert "# --data_dir has a value" in text
+
+
+def test_an_evaluation_knows_the_data_of_the_run(tmp_path):
+    logdir = f"--logdir={tmp_path}"
+    of_run = ["--data_dir=/images", "--validation_fraction=0.2", "--batch_size=5"]
+    (tmp_path / "flags").write_text(flag_file.write(parse(*of_run)))
+    data = parse("--mode=evaluate", logdir).data
+    assert (data.data_dir, data.validation_fraction) == ("/images", 0.2)
+    assert data.batch_size == DataConfig().batch_size
+    data = parse("--mode=evaluate", logdir, "--validation_fraction=1").data
+    assert (data.data_dir, data.validation_fraction) == ("/images", 1.0)
+    for other in ("--data_dir=/others", "--dataset=synthetic"):
+        given = parse("--mode=evaluate", logdir, other)
+        assert given.data == parse(other).data
+    assert parse(logdir).data == DataConfig()
+    (tmp_path / "flags").write_text("--no_such_flag=1")
+    with pytest.raises(UserError, match=f"^--data_dir: must be given, since {tmp_path}/flags is "):
+        parse("--mode=evaluate", logdir)
 
 
 def test_a_flagfile_that_is_no_text_is_one_line(tmp_path):
@@ -89,7 +144,12 @@ def test_a_flagfile_that_is_no_text_is_one_line(tmp_path):
             ["--benchmark", "--mode=train"],
             "--benchmark: must not be given with --mode=train",
         ),
-        (["--flagfile=nowhere.flags"], "nowhere.flags"),
+        (
+            ["--flagfile=nowhere.flags"],
+            "--flagfile: must be a file that can be read, got 'nowhere.flags' .No such file",
+        ),
+        (["--flagfile"], "--flagfile: must be a file that can be read, got ''"),
+        (["--lr=1"], "Unknown command line flag 'lr'. Did you mean: base_learning_rate?"),
         (["--resume=must"], "--logdir: must be given with --resume=must, got none"),
         (["--logdir=runs/lr[1]"], "--logdir: must have none of .*, got 'runs/lr.1.'"),
         (["--batch_size=9999999999"], "--batch_size: must be at most 2147483647, got 9999999999"),
@@ -105,13 +165,37 @@ def test_predict_takes_files():
     assert parse("--mode=predict", "a.png", "b.jpg").files == ("a.png", "b.jpg")
 
 
-def test_help_lists_every_flag_with_its_default():
+@pytest.mark.parametrize("flag", ["--help", "-h", "--helpfull"])
+def test_help_lists_every_flag_with_its_default_and_its_choices(flag):
     with pytest.raises(command_line.HelpRequested) as caught:
-        parse("--help")
-    text = str(caught.value)
+        parse(flag)
+    line = re.compile(r"^  (?:-h,)?--(?:\[no\])?(\w+): ", re.MULTILINE)
+    names_and_helps = line.split(str(caught.value))[1:]
+    helps = dict(zip(names_and_helps[::2], names_and_helps[1::2], strict=True))
     for group in command_line.GROUPS.values():
         for field in dataclasses.fields(group):
-            assert f"--{field.name}:" in text or f"--[no]{field.name}:" in text
+            assert "(default: " in helps[field.name] or field.default is None
+            choices = statement_of(field).choices or ()
+            assert all(choice in helps[field.name] for choice in choices)
+
+
+def test_names_of_other_programs_are_no_flags_here_and_stand_for_one():
+    fields = [
+        field for group in command_line.GROUPS.values() for field in dataclasses.fields(group)
+    ]
+    names = [field.name for field in fields]
+    names += [name for field in fields for name in statement_of(field).elsewhere]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_the_versions_are_told_without_tensorflow():
+    done = trainer("--version", TF_CPP_MIN_LOG_LEVEL="0")
+    assert done.returncode == 0
+    assert re.fullmatch(
+        r"slim-horovod \S+ on Python 3\S+, tensorflow 2\S+, tf-slim 1\S+, horovod 0\.28\S+\n",
+        done.stdout,
+    )
+    assert done.stderr == ""
 
 
 def test_the_program_prints_one_line_and_exits_with_1():

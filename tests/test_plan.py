@@ -32,6 +32,18 @@ def test_total_steps(run, steps):
     assert make_plan(**run).total_steps == steps
 
 
+@pytest.mark.parametrize(("run", "steps"), [({}, 100), ({"epochs": 90.0}, 2021), ({"steps": 7}, 7)])
+def test_images_that_mean_nothing_are_trained_on_for_as_long_as_timing_takes(run, steps):
+    plan = create_plan(
+        RunConfig(**run),
+        global_batch_size=64,
+        train_examples=1437,
+        validation_examples=0,
+        is_synthetic=True,
+    )
+    assert plan.total_steps == steps
+
+
 def test_rounding_adds_no_step():
     plan = create_plan(
         RunConfig(epochs=1.1), global_batch_size=10, train_examples=1000, validation_examples=0
@@ -53,7 +65,15 @@ def test_numbers_are_written_before_each_checkpoint():
 
 def test_evaluation_interval_is_rounded_to_steps():
     plan = make_plan(epochs=2.0, eval_every_epochs=0.5)
-    assert [n for n in range(1, 46) if plan.evaluates_at(n)] == [11, 22, 33, 44, 45]
+    assert [n for n in range(1, 46) if plan.evaluates_at(n)] == [11, 22, 33, 45]
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"), [(45, [11, 22, 33, 45]), (46, [11, 22, 33, 44, 46])]
+)
+def test_no_evaluation_is_shortly_before_the_last(steps, expected):
+    plan = make_plan(steps=steps, eval_every_epochs=0.5)
+    assert [n for n in range(1, steps + 1) if plan.evaluates_at(n)] == expected
 
 
 def test_without_validation_data_nothing_is_evaluated():

@@ -8,7 +8,9 @@ The modes: train, evaluate, benchmark, export, predict FILE..., describe, doctor
 """
 
 import contextlib
+import importlib.metadata
 import os
+import platform
 import signal
 import sys
 from collections.abc import Sequence
@@ -42,6 +44,19 @@ def _find_plug_ins_here() -> None:
             sys.path.append(os.getcwd())
 
 
+def _versions() -> str:
+    """Returns the versions of this program and of what it stands on, without loading any."""
+    parts = [f"Python {platform.python_version()}"]
+    for package in ("tensorflow", "tf-slim", "horovod"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            parts.append(f"{package} {importlib.metadata.version(package)}")
+    try:
+        own = importlib.metadata.version("slim-horovod")
+    except importlib.metadata.PackageNotFoundError:  # It runs from a folder, not installed.
+        own = "(not installed)"
+    return f"slim-horovod {own} on {', '.join(parts)}"
+
+
 def run(argv: Sequence[str]) -> int:
     """Runs one command line; returns the exit status. A user's mistake is one line."""
     try:
@@ -50,6 +65,9 @@ def run(argv: Sequence[str]) -> int:
         return modes.run(config)
     except command_line.HelpRequested as help_text:
         print(__doc__ or "", help_text, sep="\n")
+        return 0
+    except command_line.VersionRequested:
+        print(_versions())
         return 0
     except UserError as error:
         if launcher.is_first() or not error.known_to_all:

@@ -6,6 +6,8 @@ import math
 from trainer.config import RunConfig
 
 DEFAULT_EPOCHS = 90.0
+SYNTHETIC_STEPS = 100  # Enough to time them.
+_LEAST_APART = 0.1  # Share of an interval that has to be between the last two evaluations.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +39,11 @@ class Plan:
         return self._is_due(step, self.checkpoint_every)
 
     def evaluates_at(self, step: int) -> bool:
-        """Returns whether an evaluation follows `step`."""
-        return self.evaluate_every is not None and self._is_due(step, self.evaluate_every)
+        """Returns whether an evaluation follows `step`: none does shortly before the last one."""
+        if self.evaluate_every is None or not self._is_due(step, self.evaluate_every):
+            return False
+        left = self.total_steps - step
+        return left == 0 or left >= _LEAST_APART * self.evaluate_every
 
     def reports_at(self, step: int) -> bool:
         """Returns whether the numbers of the latest steps are gathered and written after `step`."""
@@ -55,11 +60,21 @@ def create_plan(
     global_batch_size: int,
     train_examples: int,
     validation_examples: int,
+    is_synthetic: bool = False,
 ) -> Plan:
-    """Creates the plan of a run over `train_examples`, with `global_batch_size` of them a step."""
+    """Creates the plan of a run.
+
+    Args:
+      config: length of the run, and what is due when.
+      global_batch_size: number of examples of a step, over all workers.
+      train_examples, validation_examples: number of examples of each split.
+      is_synthetic: whether the examples mean nothing, so that a run ends when it has been timed.
+    """
     steps_per_epoch = train_examples / global_batch_size
     if config.steps is not None:
         total_steps = config.steps
+    elif is_synthetic and config.epochs is None:
+        total_steps = SYNTHETIC_STEPS
     else:
         epochs = DEFAULT_EPOCHS if config.epochs is None else config.epochs
         # Rounded first: 1.1 epochs of 100 steps are 110, though 1.1 * 100 is a little more.

@@ -22,6 +22,8 @@ from trainer.process import files, texts
 class FolderStore:
     """The store of rank 0 with --logdir: see `store.Store`."""
 
+    keeps = True
+
     def __init__(
         self, config: RunConfig, logdir: str, variables: Sequence[tf.Variable], facts: RunFacts
     ) -> None:

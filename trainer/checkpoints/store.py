@@ -14,7 +14,13 @@ from trainer.errors import UserError
 
 
 class Store(Protocol):
-    """Saves a run's checkpoints, and restores the run from them."""
+    """Saves a run's checkpoints, and restores the run from them.
+
+    Attributes:
+      keeps: whether this worker's store keeps what it saves.
+    """
+
+    keeps: bool
 
     def check_room(self) -> None:
         """Checks before a run that the disk has room for two checkpoints: the old and the new one.
@@ -76,6 +82,8 @@ class Store(Protocol):
 class NullStore:
     """The store of ranks other than 0, which get their variables by broadcast."""
 
+    keeps = False
+
     def check_room(self) -> None:
         pass
 
@@ -110,7 +118,8 @@ class NoLogdirStore(NullStore):
         self._network = restore.network_variables()
 
     def restore(self, session: tf1.Session) -> tuple[str, ...]:
-        return restore.initialize(session, self._init_checkpoint, self._network)
+        started = restore.initialize(session, self._init_checkpoint, self._network)
+        return (*started, "no --logdir: nothing of this run will be kept")
 
     def roll_back(self, session: tf1.Session) -> tuple[str, ...]:
         del session

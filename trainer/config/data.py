@@ -20,6 +20,7 @@ class DataConfig(Checked):
         "Folder of the data set.",
         changes_training=False,
         path=PathKind.LOCAL_OR_REMOTE,
+        elsewhere=("data", "data_path", "dataset_dir"),
     )
     image_size: int = flag(
         224,
@@ -28,6 +29,7 @@ class DataConfig(Checked):
         maximum=2**15,
         is_hparam=True,
         belongs_to_model=True,
+        elsewhere=("img_size", "train_image_size", "resolution"),
     )
     batch_size: int = flag(
         32,
@@ -35,6 +37,7 @@ class DataConfig(Checked):
         minimum=1,
         maximum=2**31 - 1,
         is_hparam=True,
+        elsewhere=("batch", "bs", "train_batch_size"),
     )
     label_offset: int | None = flag(
         None,
@@ -52,6 +55,7 @@ class DataConfig(Checked):
         minimum=0.0,
         maximum=1.0,
         read_by=("folder",),
+        elsewhere=("val_split", "validation_split"),
     )
     follow_links: bool = flag(
         False,

@@ -14,6 +14,7 @@ class ModelConfig(Checked):
         "resnet_v2_50, resnet_v2_101, resnet_v2_152, resnet_v2_200, or package.module:function.",
         is_hparam=True,
         belongs_to_model=True,
+        elsewhere=("arch", "model_name", "network"),
     )
     num_classes: int | None = flag(
         None, "Classes of the network. Default: as many as the data has.", minimum=1
@@ -24,6 +25,7 @@ class ModelConfig(Checked):
         "sum(w^2) / 2.",
         minimum=0.0,
         is_hparam=True,
+        elsewhere=("wd",),
     )
     batch_norm_decay: float = flag(
         0.997,
@@ -31,6 +33,7 @@ class ModelConfig(Checked):
         minimum=0.0,
         below=1.0,
         is_hparam=True,
+        elsewhere=("bn_decay", "bn_momentum"),
     )
     batch_norm_epsilon: float = flag(
         1e-5,
@@ -43,6 +46,7 @@ class ModelConfig(Checked):
         "Type of activations and convolutions. Variables, BN, logits and loss are float32.",
         choices=("float32", "bfloat16", "float16"),
         is_hparam=True,
+        elsewhere=("dtype", "amp", "fp16", "use_fp16"),
     )
     tf32: bool = flag(
         True,

@@ -12,15 +12,23 @@ class RunConfig(Checked):
 
     epochs: float | None = flag(
         None,
-        "Passes over the training data. Default: 90, where --steps is not given.",
+        "Passes over the training data. Default: 90, where --steps is not given; of synthetic "
+        "data 100 steps.",
         above=0.0,
+        elsewhere=("num_epochs", "train_epochs", "max_epochs"),
     )
-    steps: int | None = flag(None, "Updates in all, instead of --epochs.", minimum=1)
+    steps: int | None = flag(
+        None,
+        "Updates in all, instead of --epochs.",
+        minimum=1,
+        elsewhere=("max_steps", "train_steps", "num_steps", "max_number_of_steps", "num_batches"),
+    )
     logdir: str | None = flag(
         None,
         "Folder of checkpoints, TensorBoard events and status.json. Default: nothing is kept.",
         changes_training=False,
         path=PathKind.LOCAL_OF_TENSORFLOW,
+        elsewhere=("log_dir", "train_dir", "output_dir", "model_dir", "checkpoint_dir"),
     )
     resume: str = flag(
         "auto",
@@ -41,24 +49,28 @@ class RunConfig(Checked):
         "logits of another number of classes are left as initialized. To evaluate, export or "
         "predict: the checkpoint to use instead of --logdir's newest.",
         path=PathKind.LOCAL_OF_TENSORFLOW,
+        elsewhere=("checkpoint", "checkpoint_path", "pretrained", "weights"),
     )
     log_every: int = flag(
         10,
         "Steps between two console lines.",
         minimum=1,
         changes_training=False,
+        elsewhere=("log_every_n_steps", "print_freq", "display_every"),
     )
     checkpoint_every: int = flag(
         1000,
         "Steps between two checkpoints; one is always saved at the end. 0: only then.",
         minimum=0,
         changes_training=False,
+        elsewhere=("save_every", "save_interval", "save_interval_secs"),
     )
     keep_checkpoints: int = flag(
         3,
         "Newest checkpoints to keep.",
         minimum=1,
         changes_training=False,
+        elsewhere=("max_to_keep",),
     )
     eval_every_epochs: float = flag(
         1.0,
@@ -72,6 +84,7 @@ class RunConfig(Checked):
         minimum=0,
         maximum=2**31 - 1,
         is_hparam=True,
+        elsewhere=("random_seed",),
     )
     deterministic: bool = flag(
         False,

@@ -42,6 +42,7 @@ class Statement(NamedTuple):
         network has to have the same value.
       path: kind of a file or folder that the flag names; None: it names none.
       read_by: kinds of data sets that read the flag; None: all. A plug-in may read any.
+      elsewhere: names that other programs have for the flag, which are suggested from.
     """
 
     help: str
@@ -55,6 +56,7 @@ class Statement(NamedTuple):
     belongs_to_model: bool
     path: PathKind | None
     read_by: Sequence[str] | None
+    elsewhere: Sequence[str]
 
 
 def flag(
@@ -71,13 +73,14 @@ def flag(
     belongs_to_model: bool = False,
     path: PathKind | None = None,
     read_by: Sequence[str] | None = None,
+    elsewhere: Sequence[str] = (),
 ) -> T:
     """Returns a dataclass field that is also a flag.
 
     Args:
       default: value where the flag is not given. None: the help says what happens then.
       help, minimum, above, maximum, below, choices, is_hparam, changes_training, belongs_to_model,
-        path, read_by: see `Statement`.
+        path, read_by, elsewhere: see `Statement`.
     """
     statement = Statement(
         help,
@@ -91,6 +94,7 @@ def flag(
         belongs_to_model,
         path,
         read_by,
+        elsewhere,
     )
     return dataclasses.field(default=default, metadata={_KEY: statement})
 

@@ -21,12 +21,14 @@ class OptimizerConfig(Checked):
         "(arXiv:1706.02677).",
         minimum=0.0,
         is_hparam=True,
+        elsewhere=("lr", "learning_rate", "initial_learning_rate"),
     )
     warmup_epochs: float = flag(
         5.0,
         "Epochs of linear warm-up from 0 to the peak learning rate (arXiv:1706.02677).",
         minimum=0.0,
         is_hparam=True,
+        elsewhere=("lr_warmup_epochs",),
     )
     lr_schedule: str = flag(
         "cosine",
@@ -34,6 +36,7 @@ class OptimizerConfig(Checked):
         "polynomial (power 2, to 0), or constant.",
         choices=("cosine", "step", "polynomial", "constant"),
         is_hparam=True,
+        elsewhere=("lr_scheduler", "sched"),
     )
     momentum: float = flag(
         0.9,
@@ -49,6 +52,7 @@ class OptimizerConfig(Checked):
         "Pays where memory is too small for a larger batch, or the network between hosts is slow.",
         minimum=1,
         is_hparam=True,
+        elsewhere=("gradient_accumulation_steps", "grad_accum_steps"),
     )
     label_smoothing: float = flag(
         0.0,
@@ -56,6 +60,7 @@ class OptimizerConfig(Checked):
         minimum=0.0,
         below=1.0,
         is_hparam=True,
+        elsewhere=("smoothing",),
     )
 
 
@@ -69,6 +74,7 @@ class CommunicationConfig(Checked):
         "hosts on a slow network; within a host, and on CPUs, converting costs more than it saves.",
         choices=("none", "float16"),
         is_hparam=True,
+        elsewhere=("fp16_allreduce",),
     )
     fusion_threshold_mb: int | None = flag(
         None,

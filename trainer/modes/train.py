@@ -116,6 +116,7 @@ def _train(
     logdir = None if is_complete and not lacks_evaluation else config.run.logdir
     status.set("running", step=done)
     outputs.write_model(config, group.worker, setup.info.class_names)
+    outputs.write_flags(config, group.worker)
     outcome = Outcome(Ending.FINISHED, RunTimes())
     with (
         contextlib.closing(create_console(rank, plan, first_step=done + 1)) as console,

@@ -107,9 +107,10 @@ class LoopGuard:
         rank, reason = next((rank, reason) for rank, reason in reasons if reason is not None)
         text = f"worker {rank} was {reason}"
         self._status.set("preempted", reason=f"step {step}: {text}")
-        self._console.say(
-            f"step {step}: stopped, since {text}; the same command goes on from the last checkpoint"
-        )
+        what = "the same command goes on from the last checkpoint"
+        if not self._store.keeps:
+            what = "nothing is kept without --logdir"
+        self._console.say(f"step {step}: stopped, since {text}; {what}")
         # The first worker that exits makes the launcher end the others: wait for rank 0.
         self._group.gather(step)
 
@@ -151,5 +152,7 @@ class LoopGuard:
             self._store.save_before(self._session, step)
         except OSError as error:
             return f"The state before it could not be saved ({error})"
+        if not self._store.keeps:
+            return "The state before it is not kept without --logdir"
         self._status.set("running", step=step - 1)
         return f"The state after step {step - 1} is saved"

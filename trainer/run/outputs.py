@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainer.checkpoints import layout, model_file
-from trainer.config import Config
+from trainer.config import Config, flag_file
 from trainer.distributed import Worker
 from trainer.errors import UserError
 from trainer.inputs import class_names
@@ -86,6 +86,21 @@ def write_model(config: Config, worker: Worker, names: Sequence[str] | None) -> 
         model_file.write(Path(config.run.logdir), config, names)
     except OSError as error:
         raise _unwritable("logdir", Path(config.run.logdir) / layout.MODEL, error) from error
+
+
+def write_flags(config: Config, worker: Worker) -> None:
+    """Writes `<logdir>/flags`, which repeats the run; on rank 0 alone.
+
+    Raises:
+      UserError: the file can't be written.
+    """
+    if config.run.logdir is None or worker.rank != 0:
+        return
+    path = Path(config.run.logdir) / flag_file.NAME
+    try:
+        files.write_text(path, flag_file.write(config))
+    except OSError as error:
+        raise _unwritable("logdir", path, error) from error
 
 
 def check_classes(config: Config, worker: Worker, names: Sequence[str] | None) -> None:

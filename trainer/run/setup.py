@@ -71,6 +71,7 @@ def set_up(config: Config, group: Group) -> Setup:
             * group.worker.size,
             train_examples=dataset.info.num_train_examples,
             validation_examples=dataset.info.num_validation_examples,
+            is_synthetic=dataset.info.name == synthetic.NAME,
         )
         evaluation = None
         if plan.evaluate_every is not None:
@@ -122,7 +123,13 @@ def set_up(config: Config, group: Group) -> Setup:
 def _describe_data(dataset: AnyDataset) -> tuple[str, ...]:
     """Returns what the user has to be told of the data."""
     info = dataset.info
-    if info.num_validation_examples or info.name == synthetic.NAME:
+    if info.name == synthetic.NAME:
+        return (
+            *dataset.remarks,
+            "the data are one batch of random images, for timing (--steps: how long); give "
+            "--data_dir=DIR to train on images",
+        )
+    if info.num_validation_examples:
         return dataset.remarks
     return (*dataset.remarks, "there are no validation examples: nothing is evaluated")
 

@@ -83,8 +83,9 @@ class StepLog:
         """Adds a step, whose scalars the next `flush` writes."""
         self._waiting.append((time.time(), step))
         metrics = step.metrics
+        # Without weight decay, as evaluations have it.
         self._console.report_step(
-            step.number, step.duration_sec, loss=metrics.loss, top1=metrics.top1
+            step.number, step.duration_sec, loss=metrics.cross_entropy, top1=metrics.top1
         )
 
     def flush(self) -> None:
