@@ -144,15 +144,17 @@ def supervise(launch: Launch, failures: Failures, logdir: Path, log: Log) -> int
         if code == exit_status.OUT_OF_MEMORY:
             log.tell(f"out of memory, as another start would be: {reason}")
             return code
-        if code == exit_status.MISTAKE and _examples(logdir) == first_examples:
-            log.tell(f"start {start} ended by a mistake, which another start would meet again")
-            return code
         what = f"start {start} ended with status {code}"
         what += f" ({reason})" if state == "failed" else ""
         pause_sec = failures.add(_examples(logdir))
+        if code == exit_status.MISTAKE and failures.furthest <= first_examples:
+            what = f"{what}: a mistake, which another start would meet again"
+            _end_as_failed(logdir, log, what, spares_finished=True)
+            return code
         if pause_sec is None:
-            _give_up(logdir, log, failures, what)
-            return 1
+            reason = f"given up after {failures.in_a_row} failures without progress: {what}"
+            _end_as_failed(logdir, log, reason)
+            return exit_status.FAILED
         log.tell(f"{what}; failure {failures.in_a_row} without progress; again in {pause_sec:g} s")
         launch.wait(pause_sec)
     log.tell(f"stopped by {asked.name}; status.json says {status.read(logdir)._asdict()}")
@@ -168,11 +170,13 @@ def _wait_for_folder(launch: Launch, logdir: Path) -> None:
         launch.wait(0.2)
 
 
-def _give_up(logdir: Path, log: Log, failures: Failures, what: str) -> None:
-    reason = f"given up after {failures.in_a_row} failures without progress: {what}"
+def _end_as_failed(logdir: Path, log: Log, reason: str, *, spares_finished: bool = False) -> None:
+    """Tells why there is no further start, in status.json, too."""
     log.tell(reason)
     if lock_holder.find_alive(logdir) is not None:
         return  # The status is of another run, which has the folder.
+    if spares_finished and status.read(logdir).state == "finished":
+        return  # A start that was refused has changed nothing.
     status.Status(str(logdir), rank=0, has_begun=True).set("failed", reason=reason)
 
 

@@ -198,7 +198,7 @@ def test_the_versions_are_told_without_tensorflow():
     assert done.stderr == ""
 
 
-def test_the_program_prints_one_line_and_exits_with_1():
+def test_the_program_prints_one_line_and_exits_with_2():
     done = subprocess.run(
         [sys.executable, "-m", "trainer", "--batch_size=0"],
         capture_output=True,

@@ -35,7 +35,9 @@ if what == "progress":
     put("checkpoints.json", format="slim-horovod checkpoints 1", checkpoints=[entry])
 if what == "orphan":
     subprocess.Popen(["sleep", "1000"], start_new_session=True)
-if what == "mistaken":
+if "away" in what:  # As when the folder is not mounted.
+    (folder / "checkpoints.json").unlink()
+if "mistaken" in what:
     sys.exit(2)
 if what == "preempted":
     put("status.json", state="preempted", step=7, reason="asked")
@@ -142,12 +144,24 @@ def test_progress_begins_the_count_anew(tmp_path):
 def test_a_mistake_is_not_made_again(tmp_path):
     status, messages = run(tmp_path, "fails", "mistaken", "finished")
     assert status == 2
-    assert messages[-1] == "start 2 ended by a mistake, which another start would meet again"
+    line = "start 2 ended with status 2: a mistake, which another start would meet again"
+    assert messages[-1] == line
     assert (tmp_path / "starts").read_text() == "xx"
+    content = json.loads((tmp_path / "status.json").read_text())
+    assert content == {"state": "failed", "step": 3, "reason": line}
+
+
+def test_a_finished_run_stays_finished_after_a_mistake(tmp_path):
+    run(tmp_path, "finished")
+    before = (tmp_path / "status.json").read_text()
+    (tmp_path / "starts").unlink()
+    status, _ = run(tmp_path, "mistaken")
+    assert status == 2
+    assert (tmp_path / "status.json").read_text() == before
 
 
 def test_what_was_no_mistake_when_the_run_made_progress_is_tried_again(tmp_path):
-    status, messages = run(tmp_path, "progress", "mistaken", "finished")
+    status, messages = run(tmp_path, "progress", "mistaken and away", "finished")
     assert status == 0
     assert messages[3].startswith("start 2 ended with status 2; failure 2 without progress; ")
 

@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from trainer import modes
+from trainer import exit_status, modes
 from trainer.errors import UserError
 from trainer.process import keeper, launcher, settings, streams
 from trainer.process.quick_exit import QuickExit
@@ -24,7 +24,8 @@ try:
     from flags import command_line
 except ModuleNotFoundError as error:
     remedy = "scripts/setup.sh, then source .venv/bin/activate"
-    sys.exit(f"slim-horovod: {sys.executable} has no {error.name}: {remedy}")
+    print(f"slim-horovod: {sys.executable} has no {error.name}: {remedy}", file=sys.stderr)
+    sys.exit(exit_status.MISTAKE)
 
 
 def main() -> None:

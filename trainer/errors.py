@@ -1,6 +1,14 @@
 """The errors that users can correct; the program prints them in one line, without a traceback."""
 
+import errno
+
 from trainer import exit_status
+
+# Errors of files that the same command will meet again, unless somebody mends what they name.
+_LASTING = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM}
+    | {errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+)
 
 
 class UserError(Exception):
@@ -23,6 +31,14 @@ class UserError(Exception):
         super().__init__(message)
         self.known_to_all = known_to_all
         self.status = status
+
+
+def status_of(error: OSError) -> int:
+    """Returns the status of a UserError that an error of a file causes.
+
+    A full disk, or a server that does not answer, may be gone when the same command runs again.
+    """
+    return exit_status.MISTAKE if error.errno in _LASTING else exit_status.FAILED
 
 
 class ConfigError(UserError):

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from trainer import timing
+from trainer import exit_status, timing
 from trainer.errors import UserError
 from trainer.machine import cores
 
@@ -94,7 +94,8 @@ def create_result(
     if flops and achieved > _PEAK_TOLERANCE * peak_gflops:
         raise UserError(
             f"{label}: {achieved:.0f} GFLOP/s is above the measured peak of this device, "
-            f"{peak_gflops:.0f} GFLOP/s: the measurement is wrong; do not use it"
+            f"{peak_gflops:.0f} GFLOP/s: the measurement is wrong; do not use it",
+            status=exit_status.FAILED,
         )
     return PassResult(
         batch_size=batch_size,

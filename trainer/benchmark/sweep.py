@@ -66,15 +66,23 @@ def _run_alone(flags: Sequence[str]) -> _Ended:
     return _Ended(process.returncode, errors, is_interrupted)
 
 
-def _explain(status: int, errors: str) -> str:
-    """Returns in one line why a process has no result."""
-    if status < 0:
-        return f"does not fit in memory, it seems (ended by {signal.Signals(-status).name})"
-    lines = errors.strip().splitlines() or [f"exit status {status}"]
-    return lines[-1].removeprefix("slim-horovod: ")
+class _Failure(NamedTuple):
+    """Why a process has no result: in one line, and as an exit status."""
+
+    reason: str
+    status: int
 
 
-def _measure_alone(config: Config, name: str, size: int) -> tuple[PassResult | str, bool]:
+def _explain(ended: _Ended) -> _Failure:
+    if ended.status < 0:
+        name = signal.Signals(-ended.status).name
+        reason = f"does not fit in memory, it seems (ended by {name})"
+        return _Failure(reason, exit_status.OUT_OF_MEMORY)
+    lines = ended.errors.strip().splitlines() or [f"exit status {ended.status}"]
+    return _Failure(lines[-1].removeprefix("slim-horovod: "), ended.status)
+
+
+def _measure_alone(config: Config, name: str, size: int) -> tuple[PassResult | _Failure, bool]:
     """Times a pass at a batch size in a process of its own.
 
     Returns:
@@ -106,7 +114,7 @@ def _measure_alone(config: Config, name: str, size: int) -> tuple[PassResult | s
         if not path.exists():
             if is_interrupted:
                 raise KeyboardInterrupt
-            return _explain(ended.status, ended.errors), False
+            return _explain(ended), False
         row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["result"]["passes"][name]
     return PassResult(**row | {"durations_sec": tuple(row["durations_sec"])}), is_interrupted
 
@@ -119,14 +127,14 @@ def measure(config: Config, name: str, say: Say) -> Sweep:
       KeyboardInterrupt: Ctrl-C came before any batch size was timed.
     """
     rows: list[PassResult] = []
-    failures: dict[int, str] = {}
+    failures: dict[int, _Failure] = {}
     partial = False
     try:
         for size in config.benchmark.batch_sizes:
             row, partial = _measure_alone(config, name, size)
-            if isinstance(row, str):
+            if isinstance(row, _Failure):
                 failures[size] = row
-                say(f"{name}, batch {size}: {row}")
+                say(f"{name}, batch {size}: {row.reason}")
                 continue
             rows.append(row)
             if partial:
@@ -136,6 +144,11 @@ def measure(config: Config, name: str, say: Say) -> Sweep:
             raise
         partial = True
     if not rows:
-        size, error = next(iter(failures.items()))
-        raise UserError(f"{name}: none of --benchmark_batch_sizes could be timed; {size}: {error}")
-    return Sweep(tuple(rows), failures, partial=partial)
+        size, (reason, status) = next(iter(failures.items()))
+        is_alike = len({failure.status for failure in failures.values()}) == 1
+        raise UserError(
+            f"{name}: none of --benchmark_batch_sizes could be timed; {size}: {reason}",
+            status=status if is_alike else exit_status.FAILED,
+        )
+    reasons = {size: failure.reason for size, failure in failures.items()}
+    return Sweep(tuple(rows), reasons, partial=partial)

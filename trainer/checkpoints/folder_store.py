@@ -71,7 +71,10 @@ class FolderStore:
     def roll_back(self, session: tf1.Session) -> tuple[str, ...]:
         found = search.find_newest(str(self._logdir))
         if found.prefix is None:
-            raise UserError("--on_nonfinite: rollback needs a checkpoint to go back to, got none")
+            raise UserError(
+                "--on_nonfinite: rollback needs a checkpoint to go back to, got none",
+                status=exit_status.FAILED,
+            )
         return self._load(session, found, found.prefix)
 
     def _load(self, session: tf1.Session, found: Found, prefix: str) -> tuple[str, ...]:

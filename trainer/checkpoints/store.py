@@ -6,6 +6,7 @@ from typing import Protocol
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
+from trainer import exit_status
 from trainer.checkpoints import restore
 from trainer.checkpoints.folder_store import FolderStore
 from trainer.checkpoints.manifest import RunFacts
@@ -123,7 +124,9 @@ class NoLogdirStore(NullStore):
 
     def roll_back(self, session: tf1.Session) -> tuple[str, ...]:
         del session
-        raise UserError("--on_nonfinite: rollback needs --logdir, got none")
+        raise UserError(
+            "--on_nonfinite: rollback needs --logdir, got none", status=exit_status.FAILED
+        )
 
 
 def create_store(

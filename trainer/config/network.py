@@ -57,7 +57,7 @@ class ModelConfig(Checked):
     layout: str = flag(
         "auto",
         "Order of the dimensions of maps on GPUs. auto: TensorFlow's layout optimizer chooses, by "
-        "GPU and precision. nhwc: as the network is written, without transpositions.",
+        "GPU and precision. nhwc: as the network is written; cuDNN may still transpose within it.",
         choices=("auto", "nhwc"),
         is_hparam=True,
     )

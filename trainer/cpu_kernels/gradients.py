@@ -5,8 +5,8 @@ A graph is built with the gradients by filters and biases, and with those of bat
 optimizer of graphs, see `library`, replaces them as it does convolutions.
 
 Gradients of low precision are sums of float32 in any case. On CPUs TensorFlow's own bias gradient
-adds up bfloat16 as such, and makes 256 of 1,000 ones; so does, where oneDNN has no bfloat16, its
-gradient by filters with the partial sums of blocks, which makes 2,560 of 3,600 ones.
+adds up bfloat16 as such, and makes 256 of 1,000 ones; so does, where oneDNN has no such type, its
+gradient by filters within blocks, which makes 2,560 of 3,600 ones.
 """
 
 import contextlib
@@ -92,7 +92,7 @@ def _conv2d_gradient(op: tf.Operation, gradient: tf.Tensor) -> tuple[tf.Tensor, 
     dtype = inputs.dtype
     compiled = library.find()
     geometry = None if compiled is None else _find_geometry(op)
-    if geometry is None and dtype == tf.bfloat16 and not library.has_avx512():
+    if geometry is None and not library.sums_in_float32(dtype):
         inputs, filters, gradient = (tf.cast(x, tf.float32) for x in (inputs, filters, gradient))
     settings = {
         name: op.get_attr(name)

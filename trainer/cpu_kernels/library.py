@@ -8,6 +8,8 @@ README beside this file tells what they compute, how exactly, and how they are t
 
 import functools
 import importlib.machinery
+import os
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,11 @@ OPTIMIZER = "SlimHorovodGraphOptimizer"
 _CPUINFO = Path("/proc/cpuinfo")
 _INSTRUCTIONS = {"avx512f", "avx512bw", "avx512vl", "avx512_bf16"}
 _MATRIX_UNIT = "amx_bf16"
+# Of an x86 CPU's flags, those of which oneDNN needs one for a type of low precision.
+_INSTRUCTIONS_OF = {
+    tf.bfloat16: {"avx512f", "avx_ne_convert"},
+    tf.float16: {"avx512_fp16", "avx_ne_convert"},
+}
 NOT_LOADED = "they can't be loaded"
 
 
@@ -52,9 +59,26 @@ def has_instructions(cpuinfo: Path = _CPUINFO) -> bool:
     return cpu_flags(cpuinfo) >= _INSTRUCTIONS
 
 
-def has_avx512(cpuinfo: Path = _CPUINFO) -> bool:
-    """Returns whether this CPU has AVX-512, without which oneDNN has no bfloat16."""
-    return "avx512f" in cpu_flags(cpuinfo)
+def lacks_instructions(dtype: tf.DType, flags: Set[str] | None = None) -> bool:
+    """Returns whether an x86 CPU is known to have no instructions for a type of low precision.
+
+    oneDNN has bfloat16 and float16 only with them; with AVX-512 alone, bfloat16 by way of float32.
+
+    Args:
+      dtype: the type.
+      flags: the CPU's flags, as Linux names them; None: this CPU's.
+    """
+    flags = cpu_flags() if flags is None else flags
+    return "sse2" in flags and not flags & _INSTRUCTIONS_OF.get(dtype, flags)
+
+
+def sums_in_float32(dtype: tf.DType) -> bool:
+    """Returns whether TensorFlow's own convolutions of a type have float32 sums on this CPU.
+
+    They are oneDNN's where it has the type and is not turned off, else Eigen's.
+    """
+    is_off = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1").lower() in ("0", "false")
+    return dtype not in _INSTRUCTIONS_OF or not (is_off or lacks_instructions(dtype))
 
 
 def reason_for_none(cpuinfo: Path = _CPUINFO, library: Path = LIBRARY) -> str:

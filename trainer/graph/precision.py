@@ -1,29 +1,25 @@
 """Activations of low precision, with float32 master variables."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Set
 from typing import Any
 
 import tensorflow as tf
 
-# Of an x86 CPU's flags, those of which one is needed to compute with a type at speed. With AVX-512
-# alone, oneDNN computes in float32.
-_INSTRUCTIONS = {"bfloat16": {"avx512f"}, "float16": {"avx512_fp16", "amx_fp16"}}
+from trainer.cpu_kernels import library
 
 
-def describe_slowness(precision: str, cpu_flags: Iterable[str]) -> tuple[str, ...]:
+def describe_slowness(precision: str, cpu_flags: Set[str]) -> tuple[str, ...]:
     """Returns a line where the CPU lacks the instructions of a precision.
 
     Args:
       precision: the value of --precision.
       cpu_flags: the CPU's flags, as Linux names them.
     """
-    flags = set(cpu_flags)
-    is_known_to_lack = "sse2" in flags and not flags & _INSTRUCTIONS.get(precision, flags)
-    if not is_known_to_lack or tf.config.list_physical_devices("GPU"):
+    has_gpu = bool(tf.config.list_physical_devices("GPU"))
+    if has_gpu or not library.lacks_instructions(compute_dtype(precision), cpu_flags):
         return ()
     return (
-        f"--precision={precision}: this CPU has no instructions for it; steps take many times as "
-        "long as in float32",
+        f"--precision={precision}: this CPU has no instructions for it, and is faster in float32",
     )
 
 

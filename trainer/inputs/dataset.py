@@ -11,7 +11,7 @@ from models import plug_in
 from trainer.config import DataConfig
 from trainer.config.statement import statement_of
 from trainer.distributed import Worker
-from trainer.errors import ConfigError, UserError
+from trainer.errors import ConfigError, UserError, status_of
 from trainer.inputs import synthetic
 from trainer.inputs.class_names import by_name, name_classes
 from trainer.inputs.pipeline import Stream, build_stream
@@ -249,7 +249,8 @@ def open_dataset(
     except OSError as error:
         raise UserError(
             f"{error.filename or config.data_dir or config.dataset}: cannot be read "
-            f"({error.strerror or error})"
+            f"({error.strerror or error})",
+            status=status_of(error),
         ) from error
     if class_names is not None:
         _check_labels(source, len(source.class_names or class_names))

@@ -5,6 +5,7 @@ from pathlib import Path
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
+from trainer import exit_status
 from trainer.checkpoints import restore, search
 from trainer.config import Config
 from trainer.errors import UserError
@@ -43,7 +44,10 @@ def run(config: Config) -> int:
                     )
             except (OSError, tf.errors.OpError) as error:
                 reason = texts.first_line(error)
-                raise UserError(f"--export_dir: {target} was not written ({reason})") from error
+                raise UserError(
+                    f"--export_dir: {target} was not written ({reason})",
+                    status=exit_status.FAILED,
+                ) from error
     print(f"{prefix}: exported to {target}")
     return 0
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from trainer.errors import UserError
+from trainer.errors import UserError, status_of
 from trainer.process import identity
 from trainer.process.identity import Process
 
@@ -236,4 +236,7 @@ def check_writable(path: str | os.PathLike[str], flag_name: str, *, is_folder: b
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"--{flag_name}: must be writable, got {path} ({error.strerror})") from None
+        raise UserError(
+            f"--{flag_name}: must be writable, got {path} ({error.strerror})",
+            status=status_of(error),
+        ) from None

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from trainer.checkpoints import layout, model_file
 from trainer.config import Config, flag_file
 from trainer.distributed import Worker
-from trainer.errors import UserError
+from trainer.errors import UserError, status_of
 from trainer.inputs import class_names
 from trainer.machine import environment
 from trainer.process import files, launcher
@@ -66,7 +66,9 @@ def _write(flag: str, path: str | Path, content: dict[str, Any]) -> None:
 
 
 def _unwritable(flag: str, path: str | Path, error: OSError) -> UserError:
-    return UserError(f"--{flag}: {path} could not be written ({error.strerror})")
+    return UserError(
+        f"--{flag}: {path} could not be written ({error.strerror})", status=status_of(error)
+    )
 
 
 def write_model(config: Config, worker: Worker, names: Sequence[str] | None) -> None:

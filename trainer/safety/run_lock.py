@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from trainer import exit_status
-from trainer.errors import UserError
+from trainer.errors import UserError, status_of
 from trainer.process import files
 from trainer.safety import lock_holder
 from trainer.safety.lock_holder import FILE_NAME
@@ -87,7 +87,8 @@ class FileLock:
                 messages = self._remove_stale() or messages
         except OSError as error:
             raise UserError(
-                f"--logdir: must be writable, got {self._logdir} ({error.strerror})"
+                f"--logdir: must be writable, got {self._logdir} ({error.strerror})",
+                status=status_of(error),
             ) from None
         self._thread.start()
         return messages

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainer.config import Config
-from trainer.errors import UserError
+from trainer.errors import UserError, status_of
 from trainer.plan import Plan
 from trainer.telemetry.writers.growing_file import GrowingFile
 
@@ -80,7 +80,10 @@ class MLPerfLogFile:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).write_bytes(b"")
         except OSError as error:
-            raise UserError(f"--mllog: must be writable, got {path} ({error.strerror})") from None
+            raise UserError(
+                f"--mllog: must be writable, got {path} ({error.strerror})",
+                status=status_of(error),
+            ) from None
         self._file = GrowingFile(Path(path))
         self._log(_POINT, "cache_clear", True)
         self._log(_START, "init_start")

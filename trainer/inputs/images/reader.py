@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from absl import logging
 
+from trainer import exit_status
 from trainer.config import DataConfig
 from trainer.distributed import Worker
 from trainer.errors import ConfigError, UserError
@@ -137,5 +138,6 @@ class ImageReader:
             raise ConfigError(
                 f"--cache: {self._config.cache} images need about {needed / 2**30:.1f} GiB for "
                 f"{worker.local_size} workers on this host, which has {available / 2**30:.1f} GiB "
-                f"left, got {self._config.cache!r}"
+                f"left, got {self._config.cache!r}",
+                status=exit_status.FAILED,
             )

@@ -4,6 +4,7 @@ TensorFlow is imported for remote paths only, so that programs on local files st
 """
 
 import contextlib
+import errno
 import mmap
 import os
 import threading
@@ -21,6 +22,17 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+# Of TensorFlow's codes (google.rpc.Code), those that have a meaning of their own for files.
+_ERRNO = {
+    3: errno.EINVAL,  # INVALID_ARGUMENT
+    5: errno.ENOENT,  # NOT_FOUND
+    6: errno.EEXIST,  # ALREADY_EXISTS
+    7: errno.EACCES,  # PERMISSION_DENIED
+    12: errno.ENOTSUP,  # UNIMPLEMENTED
+    16: errno.EACCES,  # UNAUTHENTICATED
+}
+
+
 @contextlib.contextmanager
 def _gfile(path: str) -> Iterator[Any]:
     """Yields `tf.io.gfile`, and turns its errors into OSErrors, such as local files raise."""
@@ -29,7 +41,7 @@ def _gfile(path: str) -> Iterator[Any]:
     try:
         yield tf.io.gfile
     except tf.errors.OpError as error:
-        raise OSError(error.error_code, error.message, path) from error
+        raise OSError(_ERRNO.get(error.error_code, errno.EIO), error.message, path) from error
 
 
 def normalize(path: str) -> str:
