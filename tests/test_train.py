@@ -297,11 +297,20 @@ def test_wrong_input_is_one_line(tmp_path):
         ),
         (f"--init_checkpoint={tmp_path}/none",): "--init_checkpoint: must be the prefix of a ",
     }
-    right, *wrong = trainers(
+    right, known, kept_nowhere, *wrong = trainers(
         [*FLAGS, "--steps=2", f"--logdir={tmp_path}/other"],
+        ["--mode=evaluate", f"--logdir={tmp_path}/other"],
+        ["--model=tiny:network", "--image_size=16", "--batch_size=2", "--num_classes=4"],
         *([*FLAGS, "--steps=1", *flags] for flags in cases),
     )
     assert right.returncode == 0, right.stderr
+    assert f"logs: {tmp_path}/other" in right.stdout
+    assert known.returncode == 0, known.stderr
+    assert f"({tiny.VALIDATION_EXAMPLES} examples)" in known.stdout
+    assert kept_nowhere.returncode == 0, kept_nowhere.stderr
+    assert "no --logdir: nothing of this run will be kept" in kept_nowhere.stdout
+    assert "give --data_dir=DIR to train on images" in kept_nowhere.stdout
+    assert "finished after 100 steps; " in kept_nowhere.stdout
     for done, (flags, line) in zip(wrong, cases.items(), strict=True):
         assert done.returncode == 2, (flags, done.stderr)
         lines = done.stderr.splitlines()
