@@ -62,24 +62,19 @@ def assert_relatively_close(actual, expected, tolerance=1e-5):
     assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
 
 
-# Which statistics BN takes does not depend on the depth.
-MODES = {"resnet_v2_50": (False, True)}
-
-
 class Towers:
-    """A network of 1000 classes, in training mode or both, for images of any size, in a graph."""
+    """resnet_v2_50 with 1000 classes, in both modes, for images of any size, in a graph."""
 
-    def __init__(self, modules, name):
+    def __init__(self, modules):
         nets, utils = modules
-        modes = MODES.get(name, (True,))
         with tf.Graph().as_default() as self.graph:
             tf1.set_random_seed(1)
             self.images = tf1.placeholder(tf.float32, [None, None, None, 3])
             self.logits, self.end_points = {}, {}
-            for is_training in modes:
+            for is_training in (False, True):
                 with slim.arg_scope(utils.resnet_arg_scope()):
-                    logits, end_points = getattr(nets, name)(
-                        self.images, 1000, is_training=is_training, reuse=is_training != modes[0]
+                    logits, end_points = nets.resnet_v2_50(
+                        self.images, 1000, is_training=is_training, reuse=is_training
                     )
                 self.logits[is_training] = tf.reshape(logits, [-1, 1000])
                 self.end_points[is_training] = set(end_points)
@@ -107,28 +102,54 @@ class Towers:
         return session.run([self.logits, self.decay_loss], {self.images: images})
 
 
-@pytest.fixture(scope="module", params=models.NAMES)
-def networks(request):
-    """A network's name, and ours and slim's of that name."""
-    return request.param, Towers(OURS, request.param), Towers(SLIMS, request.param)
+@pytest.fixture(scope="module")
+def networks():
+    """Ours and slim's."""
+    return Towers(OURS), Towers(SLIMS)
 
 
 @pytest.mark.slow
 def test_variables_updates_and_losses_are_slims(networks):
-    name, ours, slims = networks
+    ours, slims = networks
     for is_training, points in slims.end_points.items():
         extra = ours.end_points[is_training] - points
         assert points <= ours.end_points[is_training]
         assert {point.rpartition("/")[2] for point in extra} == {"global_pool", "spatial_squeeze"}
-    assert ours.structure() == slims.structure()
-    if name == "resnet_v2_50":
-        structure = ours.structure()
-        trainable = set(structure["trainable"])
-        shapes = {each: shape for each, shape, _ in structure["variables"]}
-        assert sum(np.prod(shapes[each]) for each in trainable) == PUBLISHED_SIZE
-        assert len(shapes) == 272
-        assert len(structure["updates"]) == 98
-        assert len(structure["regularization"]) == 54
+    structure = ours.structure()
+    assert structure == slims.structure()
+    trainable = set(structure["trainable"])
+    shapes = {each: shape for each, shape, _ in structure["variables"]}
+    assert sum(np.prod(shapes[each]) for each in trainable) == PUBLISHED_SIZE
+    assert len(shapes) == 272
+    assert len(structure["updates"]) == 98
+    assert len(structure["regularization"]) == 54
+
+
+def list_units(nets, name, monkeypatch):
+    """The units of a network, and what else its function gives the one that builds them all."""
+    signature = inspect.signature(nets.resnet_v2)
+    calls = []
+
+    def note(*given, **named):
+        calls.append(signature.bind(*given, **named).arguments)
+
+    monkeypatch.setattr(nets, "resnet_v2", note)
+    getattr(nets, name)("images", 7, is_training=False)
+    (arguments,) = calls
+    # slim's has no such argument: its logits keep the 1 x 1.
+    named = {name: value for name, value in arguments.items() if name != "spatial_squeeze"}
+    return [(block.scope, list(block.args)) for block in named.pop("blocks")], named
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_the_networks_differ_in_their_units_as_slims_do(name, monkeypatch):
+    """What builds the units is the same for all, and is compared for resnet_v2_50."""
+    ours = list_units(resnet_v2, name, monkeypatch)
+    assert ours == list_units(slim_resnet_v2, name, monkeypatch)
+    blocks, named = ours
+    assert (named["inputs"], named["scope"], named["num_classes"]) == ("images", name, 7)
+    # A unit has three layers; the first convolution and the logits are the others.
+    assert f"resnet_v2_{3 * sum(len(units) for _, units in blocks) + 2}" == name
 
 
 @pytest.mark.slow
@@ -140,12 +161,10 @@ def test_without_the_arg_scope_resnet_v2_50_has_not_the_published_size():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("networks", ["resnet_v2_50", "resnet_v2_200"], indirect=True)
 def test_a_checkpoint_of_slims_network_gives_the_same_logits(networks, tmp_path):
-    name, ours, slims = networks
-    sizes = (224, 299) if name == "resnet_v2_50" else (224,)  # Depth and size do not meet.
+    ours, slims = networks
     rng = np.random.default_rng(2)
-    batches = [rng.uniform(-1, 1, (2, size, size, 3)).astype(np.float32) for size in sizes]
+    batches = [rng.uniform(-1, 1, (2, size, size, 3)).astype(np.float32) for size in (224, 299)]
     with tf1.Session(graph=slims.graph) as session, slims.graph.as_default():
         session.run(tf1.global_variables_initializer(), random_initial_values(seed=3))
         expected = [slims.run(session, images) for images in batches]
@@ -157,26 +176,27 @@ def test_a_checkpoint_of_slims_network_gives_the_same_logits(networks, tmp_path)
         assert our_loss == pytest.approx(slim_loss, rel=1e-6)
         for is_training, logits in slim_logits.items():
             assert_relatively_close(our_logits[is_training], logits)
-        if name in MODES:  # They differ, so that one cannot stand in for the other.
-            assert not np.allclose(slim_logits[False], slim_logits[True], rtol=0.1)
+        # They differ, so that one cannot stand in for the other.
+        assert not np.allclose(slim_logits[False], slim_logits[True], rtol=0.1)
 
 
 @pytest.mark.parametrize(
-    ("size", "arguments"),
+    ("size", "arguments", "is_training"),
     [
-        (81, {"global_pool": False}),
-        (81, {"global_pool": False, "num_classes": 5}),
-        (81, {"global_pool": False, "output_stride": 4}),
-        (80, {"global_pool": False, "output_stride": 8}),
-        (81, {"global_pool": False, "output_stride": 16}),
-        (81, {"global_pool": False, "output_stride": 32}),
-        (33, {"include_root_block": False, "num_classes": 5, "output_stride": 2}),
-        (33, {"include_root_block": False, "global_pool": False}),
-        (64, {}),
+        (81, {"global_pool": False}, True),
+        (81, {"global_pool": False, "num_classes": 5}, True),
+        (81, {"global_pool": False, "output_stride": 4}, True),
+        (80, {"global_pool": False, "output_stride": 8}, True),
+        (80, {"global_pool": False, "output_stride": 8}, False),
+        (81, {"global_pool": False, "output_stride": 16}, True),
+        (81, {"global_pool": False, "output_stride": 32}, True),
+        (33, {"include_root_block": False, "num_classes": 5, "output_stride": 2}, True),
+        (33, {"include_root_block": False, "num_classes": 5, "output_stride": 2}, False),
+        (33, {"include_root_block": False, "global_pool": False}, True),
+        (64, {}, True),
     ],
 )
 @pytest.mark.slow
-@pytest.mark.parametrize("is_training", [False, True])
 def test_every_argument_gives_slims_result(size, arguments, is_training, tmp_path):
     images = np.random.default_rng(4).uniform(-1, 1, (2, size, size, 3)).astype(np.float32)
     results = []
