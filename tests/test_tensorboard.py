@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 
 import fixed_tags
@@ -158,7 +159,15 @@ def test_the_custom_page_names_tags_that_are_there(server):
 
 def test_the_graph_and_histograms_are_there(server):
     assert server.get("plugin/graphs/info")["whole"]["run_graph"]
-    assert 'name: "conv1/' in server.get("plugin/graphs/graph", run="whole")
+    graph = server.get("plugin/graphs/graph", run="whole")
+    first = {name.partition("/")[0] for name in re.findall(r'^  name: "([^"]+)"', graph, re.M)}
+    of_network = {"conv1", "conv2", "pool", "logits"}
+    others = {"Flatten", "Cast"}  # The network's author gave these no scope.
+    assert of_network < first
+    assert {name for name in first if re.sub(r"_\d+$", "", name) not in of_network | others} == {
+        *("inputs", "losses", "gradients", "gradient", "update", "loss_scale", "global_step"),
+        *("urgent", "start", "save", "evaluation", "histograms"),
+    }
     tags = server.get("plugin/histograms/tags")["whole"]
     assert {"gradient/conv1/weights", "weight/conv1/weights"} <= set(tags)
     points = server.get("plugin/histograms/histograms", run="whole", tag="weight/conv1/weights")

@@ -49,7 +49,8 @@ class Run:
         return self.session.run(self.variables)
 
     def step(self, **fed):
-        feeds = {f"{name}:0": value for name, value in fed.items()}
+        names = {"request": self.train.request}
+        feeds = {names.get(name, f"{name}:0"): value for name, value in fed.items()}
         feeds[self.train.learning_rate] = LEARNING_RATE
         return self.session.run([self.train.metrics, self.train.train_op], feeds)[0]
 

@@ -129,14 +129,15 @@ class HorovodGroup(Group):
         self._hvd = hvd
 
     def average(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
-        return self._hvd.allreduce(tensor, op=self._hvd.Average, name=name)
+        # A slash at its end makes a name of an operation that of no name scope.
+        return self._hvd.allreduce(tensor, op=self._hvd.Average, name=f"{name}/")
 
     def build_broadcast(self, variables: Sequence[tf.Variable]) -> tf.Operation:
         return tf.group(
             *(
                 tf.compat.v1.assign(
                     variable,
-                    self._hvd.broadcast(variable, 0, name=f"{URGENT}broadcast/{variable.op.name}"),
+                    self._hvd.broadcast(variable, 0, name=f"{URGENT}broadcast/{variable.op.name}/"),
                 )
                 for variable in variables
             )

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from trainer.config import Config
 from trainer.distributed import Group
-from trainer.graph import accuracy
+from trainer.graph import accuracy, scopes
 from trainer.graph.losses import build_cross_entropy
 from trainer.graph.network import classify
 from trainer.inputs.dataset import AnyDataset
@@ -46,18 +46,19 @@ class EvaluationGraph(NamedTuple):
 
 def build_evaluation_graph(config: Config, group: Group, dataset: AnyDataset) -> EvaluationGraph:
     """Adds the evaluation of a batch to the default graph."""
-    stream = dataset.build_evaluation(group.worker)
-    if stream.steps is None:
-        raise ValueError("the stream of an evaluation must have an end")
-    batch = stream.batch
-    logits = classify(config, batch.images, num_classes=dataset.info.num_classes)
-    cross_entropy = build_cross_entropy(logits, tf.one_hot(batch.labels, logits.shape[-1]))
-    right = [accuracy.are_right(logits, batch.labels, among) for among in (1, 5)]
-    rows = tf.stack([tf.ones_like(cross_entropy), *right, cross_entropy])
-    # Padding counts nothing, not even where its cross-entropy is not finite.
-    counted = tf.where(batch.weights > 0, rows, tf.zeros_like(rows))
-    totals = tf.reduce_sum(tf.cast(counted, tf.float64), axis=1)
-    classes = tf.cast(accuracy.predict(logits), tf.int32)
-    weights = tf.where(accuracy.have_order(logits), batch.weights, tf.zeros_like(batch.weights))
-    predictions = Predictions(batch.labels, classes, weights)
-    return EvaluationGraph(totals, predictions, stream, stream.steps)
+    with tf.name_scope(scopes.EVALUATION):
+        stream = dataset.build_evaluation(group.worker)
+        if stream.steps is None:
+            raise ValueError("the stream of an evaluation must have an end")
+        batch = stream.batch
+        logits = classify(config, batch.images, num_classes=dataset.info.num_classes)
+        cross_entropy = build_cross_entropy(logits, tf.one_hot(batch.labels, logits.shape[-1]))
+        right = [accuracy.are_right(logits, batch.labels, among) for among in (1, 5)]
+        rows = tf.stack([tf.ones_like(cross_entropy), *right, cross_entropy])
+        # Padding counts nothing, not even where its cross-entropy is not finite.
+        counted = tf.where(batch.weights > 0, rows, tf.zeros_like(rows))
+        totals = tf.reduce_sum(tf.cast(counted, tf.float64), axis=1)
+        classes = tf.cast(accuracy.predict(logits), tf.int32)
+        weights = tf.where(accuracy.have_order(logits), batch.weights, tf.zeros_like(batch.weights))
+        predictions = Predictions(batch.labels, classes, weights)
+        return EvaluationGraph(totals, predictions, stream, stream.steps)

@@ -12,6 +12,7 @@ import tensorflow.compat.v1 as tf1
 INITIAL_SCALE = 2.0**15
 GROWTH_STEPS = 2000
 _MAXIMUM_SCALE = 2.0**24
+_SCOPE = "loss_scale/"
 
 
 class LossScale:
@@ -32,15 +33,18 @@ class LossScale:
                 "good_steps", [], tf.int32, tf1.zeros_initializer(), trainable=False
             )
         self.is_used = precision == "float16"
-        self.value = tf.identity(self._scale.read_value()) if self.is_used else tf.constant(1.0)
+        with tf.name_scope(_SCOPE):
+            self.value = tf.identity(self._scale.read_value()) if self.is_used else tf.constant(1.0)
 
     def multiply(self, loss: tf.Tensor) -> tf.Tensor:
         """Returns the scaled loss, whose gradients are computed: float32 []."""
-        return loss * self.value if self.is_used else loss
+        with tf.name_scope(_SCOPE):
+            return loss * self.value if self.is_used else loss
 
     def divide(self, gradient: tf.Tensor) -> tf.Tensor:
         """Returns the gradient of the loss, from a float32 gradient of the scaled loss."""
-        return gradient / self.value if self.is_used else gradient
+        with tf.name_scope(_SCOPE):
+            return gradient / self.value if self.is_used else gradient
 
     def build_update(self, is_finite: tf.Tensor) -> tf.Operation:
         """Adds what halves or doubles the scale; `is_finite`: bool [], the same on all workers."""

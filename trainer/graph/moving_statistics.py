@@ -7,6 +7,7 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
 from trainer.distributed import URGENT, Group
+from trainer.graph import scopes
 
 # Share of their initial values that may be left in the statistics at the end of a run.
 _MOST_LEFT = 0.01
@@ -60,14 +61,15 @@ class Statistics:
         trainable = {variable.ref() for variable in tf1.trainable_variables()}
         moving = tf1.get_collection(tf1.GraphKeys.MODEL_VARIABLES)
         self._moving = [variable for variable in moving if variable.ref() not in trainable]
-        with tf.control_dependencies([after]):
-            sent = tf.concat([tf.stack(scalars), self._read()], 0)
-            mean = group.average(sent, f"{URGENT}statistics")
-        self.scalars, self._mean = mean[: len(scalars)], mean[len(scalars) :]
-        # The statistics after the last good step, to be restored after a bad one.
-        self._kept = tf1.Variable(
-            tf.zeros(self._mean.shape), trainable=False, collections=[], use_resource=True
-        )
+        with tf.name_scope(scopes.STATISTICS):
+            with tf.control_dependencies([after]):
+                sent = tf.concat([tf.stack(scalars), self._read()], 0)
+                mean = group.average(sent, f"{URGENT}statistics")
+            self.scalars, self._mean = mean[: len(scalars)], mean[len(scalars) :]
+            # The statistics after the last good step, to be restored after a bad one.
+            self._kept = tf1.Variable(
+                tf.zeros(self._mean.shape), trainable=False, collections=[], use_resource=True
+            )
 
     def build_begin(self) -> tf.Operation:
         """Adds what is to be run before a run's first step, when the statistics have values."""

@@ -40,6 +40,8 @@ def create_variable_getter(dtype: tf.DType) -> Callable[..., Any]:
         if dtype == tf.float32 or kwargs["dtype"] != dtype:
             return getter(*args, **kwargs)
         kwargs["dtype"] = tf.float32
-        return tf.cast(getter(*args, **kwargs), dtype)
+        master = getter(*args, **kwargs)
+        with tf.name_scope(f"{master.op.name}/"):  # There may be none where a layer asks for it.
+            return tf.cast(master, dtype)
 
     return get_variable

@@ -36,8 +36,8 @@ def build_histograms(
     if not config.histogram_every:
         return HistogramGraph((), ())
     names = [variable.op.name for variable in variables]
-    values = [variable.read_value() for variable in variables]
     with tf1.name_scope("histograms"):
+        values = [variable.read_value() for variable in variables]
         return HistogramGraph(
             gradients=_build_summaries("gradient", names, gradients),
             weights=_build_summaries("weight", names, values),

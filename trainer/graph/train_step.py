@@ -9,10 +9,10 @@ import tensorflow.compat.v1 as tf1
 
 from trainer.config import Config
 from trainer.distributed import Group
-from trainer.graph import accuracy, images, optimizers
+from trainer.graph import accuracy, images, optimizers, scopes
 from trainer.graph.accumulation import Accumulator
 from trainer.graph.loss_scale import LossScale
-from trainer.graph.losses import build_losses
+from trainer.graph.losses import Losses, build_losses
 from trainer.graph.moving_statistics import Statistics
 from trainer.graph.network import build_logits
 from trainer.graph.summaries import HistogramGraph, build_histograms
@@ -114,52 +114,53 @@ class TrainGraph(NamedTuple):
 def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> TrainGraph:
     """Adds the training step to the default graph, the same on every worker."""
     stream, batch, wait_sec = _build_timed_input(config, group, dataset)
-    logits = build_logits(
-        config.model,
-        images.network_input(batch, config.data),
-        num_classes=dataset.info.num_classes,
-        is_training=True,
-    )
-    losses = build_losses(config, logits, batch)
-    top1 = tf.reduce_mean(accuracy.are_right(logits, batch.labels))
-
-    learning_rate = tf1.placeholder(tf.float32, [], name="learning_rate")
-    request = tf1.placeholder_with_default(0.0, [], name="request")
+    losses, top1 = _build_forward(config, batch, dataset.info.num_classes)
+    with tf.name_scope(scopes.UPDATE):
+        learning_rate = tf1.placeholder(tf.float32, [], name="learning_rate")
+        request = tf1.placeholder_with_default(0.0, [], name="request")
     optimizer = optimizers.create_optimizer(config.optimizer, learning_rate)
     loss_scale = LossScale(config.model.precision)
     gradients, variables = _compute_gradients(optimizer, loss_scale.multiply(losses.total))
     scalars = [losses.total, losses.cross_entropy, top1]
     batches = config.optimizer.accumulate_steps
-    accumulator = Accumulator([*gradients, *scalars], batches)
+    with tf.name_scope(scopes.GRADIENTS):
+        accumulator = Accumulator([*gradients, *scalars], batches)
     local, scalars = accumulator.means[: len(gradients)], accumulator.means[len(gradients) :]
-    with tf.control_dependencies(local):
+    with tf.name_scope(scopes.GRADIENTS), tf.control_dependencies(local):
         gradients_ready_sec = _build_now(config)
     averaged = [
         loss_scale.divide(_average_gradient(config, group, gradient, variable.op.name))
         for gradient, variable in zip(local, variables, strict=True)
     ]
-    update_ops = tf.group(*tf1.get_collection(tf1.GraphKeys.UPDATE_OPS))
-    all_done = tf.group(update_ops, *(gradient.op for gradient in local))
+    with tf.name_scope(scopes.GRADIENTS):
+        update_ops = tf.group(*tf1.get_collection(tf1.GraphKeys.UPDATE_OPS))
+        accumulate_op = tf.group(accumulator.add_op, update_ops)
+        all_done = tf.group(update_ops, *(gradient.op for gradient in local))
     statistics = Statistics(group, [*scalars, request], all_done)
-    loss, cross_entropy, top1, requested = tf.unstack(statistics.scalars)
-    gradient_norm = tf.linalg.global_norm(averaged)
-
-    # All workers see the same loss and gradients: all of them apply the update, or none.
-    is_finite = tf.math.is_finite(loss + gradient_norm)
-    nonfinite = tf.cond(is_finite, lambda: tf.constant(-1), lambda: _find_nonfinite(local))
+    with tf.name_scope(scopes.CHECKS):
+        loss, cross_entropy, top1, requested = tf.unstack(statistics.scalars)
+        gradient_norm = tf.linalg.global_norm(averaged)
+        # All workers see the same loss and gradients: all of them apply the update, or none.
+        is_finite = tf.math.is_finite(loss + gradient_norm)
+        is_applied = tf.cast(is_finite, tf.float32)
+        nonfinite = tf.cond(is_finite, lambda: tf.constant(-1), lambda: _find_nonfinite(local))
     global_step = tf1.train.get_or_create_global_step()
     pairs = list(zip(averaged, variables, strict=True))
+    # Outside of name scopes, which would be part of the names of an optimizer's variables.
     with tf.control_dependencies([is_finite, nonfinite]):
+        update = tf.cond(is_finite, lambda: optimizer.apply_gradients(pairs), tf.no_op, "update")
+    with tf.name_scope(scopes.UPDATE), tf.control_dependencies([is_finite, nonfinite]):
         train_op = tf.group(
-            tf.cond(is_finite, lambda: optimizer.apply_gradients(pairs), tf.no_op),
+            update,
             statistics.build_update(is_finite),
             loss_scale.build_update(is_finite),
             accumulator.build_reset(),
             global_step.assign_add(1).op,
         )
-    broadcast_op = group.build_broadcast(tf1.global_variables())
-    with tf.control_dependencies([broadcast_op]):
-        begin_op = tf.group(statistics.build_begin(), accumulator.build_reset())
+    with tf.name_scope(scopes.START):
+        broadcast_op = group.build_broadcast(tf1.global_variables())
+        with tf.control_dependencies([broadcast_op]):
+            begin_op = tf.group(statistics.build_begin(), accumulator.build_reset())
     return TrainGraph(
         train_op=train_op,
         metrics=StepMetrics(
@@ -169,13 +170,13 @@ def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> Trai
             gradient_norm=gradient_norm,
             top1=top1,
             request=requested,
-            is_applied=tf.cast(is_finite, tf.float32),
+            is_applied=is_applied,
             loss_scale=loss_scale.value,
             nonfinite_gradient=nonfinite,
             data_wait_sec=wait_sec,
             gradients_ready_sec=gradients_ready_sec,
         ),
-        accumulate_op=tf.group(accumulator.add_op, update_ops),
+        accumulate_op=accumulate_op,
         accumulate_wait_sec=wait_sec,
         batches_per_update=batches,
         learning_rate=learning_rate,
@@ -192,15 +193,27 @@ def _build_timed_input(
     config: Config, group: Group, dataset: AnyDataset
 ) -> tuple[Stream, Batch, tf.Tensor]:
     """Returns the stream, its batch, and the time waited for the batch: float64 [], seconds."""
-    began = _build_now(config)
+    with tf.name_scope(scopes.INPUTS):
+        began = _build_now(config)
     with tf.control_dependencies([began]):
         stream = dataset.build_train(group.worker, seed=config.run.seed)
     batch = stream.batch
-    with tf.control_dependencies([batch.images]):
-        data_ready = _build_now(config)
-    with tf.control_dependencies([data_ready]):
-        batch = batch._replace(images=tf.identity(batch.images))
-    return stream, batch, data_ready - began
+    with tf.name_scope(scopes.INPUTS):
+        with tf.control_dependencies([batch.images]):
+            data_ready = _build_now(config)
+        with tf.control_dependencies([data_ready]):
+            batch = batch._replace(images=tf.identity(batch.images))
+        return stream, batch, data_ready - began
+
+
+def _build_forward(config: Config, batch: Batch, num_classes: int) -> tuple[Losses, tf.Tensor]:
+    """Adds the network and its losses; returns these, and the share of images that are right."""
+    with tf.name_scope(scopes.INPUTS):
+        network_input = images.network_input(batch, config.data)
+    logits = build_logits(config.model, network_input, num_classes=num_classes, is_training=True)
+    with tf.name_scope(scopes.LOSSES):
+        losses = build_losses(config, logits, batch)
+        return losses, tf.reduce_mean(accuracy.are_right(logits, batch.labels))
 
 
 def _compute_gradients(
@@ -215,8 +228,9 @@ def _compute_gradients(
 def _average_gradient(config: Config, group: Group, gradient: tf.Tensor, name: str) -> tf.Tensor:
     """Averages a gradient over all workers, sent in the type of --gradient_compression."""
     compression = config.communication.gradient_compression
-    sent = gradient if compression == "none" else tf.cast(gradient, compression)
-    return tf.cast(group.average(sent, f"gradient/{name}"), tf.float32)
+    with tf.name_scope(scopes.GRADIENTS):
+        sent = gradient if compression == "none" else tf.cast(gradient, compression)
+        return tf.cast(group.average(sent, f"gradient/{name}"), tf.float32)
 
 
 def _find_nonfinite(gradients: Sequence[tf.Tensor]) -> tf.Tensor:

@@ -182,7 +182,7 @@ def build_stream(
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
     options.autotune.enabled = False
-    with tf.name_scope("inputs"), tf.device(_HOST):
+    with tf.name_scope("inputs") as scope, tf.device(_HOST):
         start_step = tf.compat.v1.placeholder(tf.int64, [], name="start_step")
         end = tf.int64.max if steps is None else steps * batch_size
         starts = tf.data.Dataset.range(start_step * batch_size, end, count)
@@ -196,7 +196,7 @@ def build_stream(
             # The pixels are still bytes. Without this their copy would begin with the step, which
             # has nothing else to do meanwhile.
             batches = batches.apply(tf.data.experimental.copy_to_device(device, _HOST))
-    with tf.name_scope("inputs"), tf.device(device):
+    with tf.name_scope(scope), tf.device(device):
         if device != _HOST:
             batches = batches.prefetch(1)
         iterator = tf.compat.v1.data.make_initializable_iterator(batches)

@@ -12,7 +12,7 @@ from trainer.checkpoints.store import Store, create_store
 from trainer.config import Config
 from trainer.cpu_kernels import library
 from trainer.distributed import Group
-from trainer.graph import moving_statistics, precision, train_step
+from trainer.graph import moving_statistics, precision, scopes, train_step
 from trainer.graph.evaluation import EvaluationGraph, build_evaluation_graph
 from trainer.inputs import synthetic
 from trainer.inputs.dataset import AnyDataset, DatasetInfo, open_dataset
@@ -76,8 +76,10 @@ def set_up(config: Config, group: Group) -> Setup:
         evaluation = None
         if plan.evaluate_every is not None:
             evaluation = build_evaluation_graph(config, group, dataset)
+        with tf.name_scope(scopes.INPUTS):
+            sampled = input_samples.build_samples(train.stream, config, dataset.info.num_classes)
         samples = input_samples.create_input_samples(
-            input_samples.build_samples(train.stream, config, dataset.info.num_classes),
+            sampled,
             config,
             rank=group.worker.rank,
             names=dataset.info.names_of_classes,
@@ -89,7 +91,8 @@ def set_up(config: Config, group: Group) -> Setup:
             facts=_create_facts(config, group, dataset.info, plan),
         )
         variables = [variable.op.name for variable in tf1.global_variables()]
-        initializer = tf1.global_variables_initializer()
+        with tf.name_scope(scopes.START):
+            initializer = tf1.global_variables_initializer()
         main_graph.finalize()
     session = tf1.Session(
         graph=main_graph,
