@@ -33,7 +33,8 @@ def expand(words: Sequence[str], *, within: Sequence[str] = ()) -> list[str]:
             expanded.append(word)
             continue
         path = os.path.expanduser(next(rest, "") if flag[1] is None else flag[1])
-        if path not in within:
+        is_left_empty = flag[1] == ""  # As by a variable of the shell that is not set.
+        if path not in within and not is_left_empty:
             expanded += expand(_read(path), within=(*within, path))
     return expanded
 

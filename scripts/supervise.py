@@ -203,7 +203,8 @@ def check_flags(command: Sequence[str]) -> None:
     """
     for position, words in enumerate(itertools.pairwise(command), start=2):
         if words == ("-m", "trainer"):
-            with contextlib.suppress(command_line.HelpRequested):
+            asked = (command_line.HelpRequested, command_line.VersionRequested)
+            with contextlib.suppress(*asked):
                 command_line.parse(["trainer", *command[position:]])
 
 

@@ -63,21 +63,28 @@ def test_a_flagfile_may_have_comments_and_other_flagfiles(tmp_path):
     assert (config.data.data_dir, config.run.logdir) == ("a #1/b", "x#y")
 
 
+def test_an_empty_name_of_a_flagfile_is_none():
+    assert parse("--flagfile=", "--seed=3").run.seed == 3
+
+
 def test_what_is_behind_two_dashes_is_no_flagfile():
     assert parse("--mode=predict", "--", "--flagfile=a").files == ("--flagfile=a",)
 
 
 def test_the_flag_file_of_a_run_repeats_it_from_any_folder(tmp_path):
     flags = ["--batch_size=5", "--notf32", "--deterministic", "--base_learning_rate=1e-05"]
-    given = parse("--data_dir=a b/c#d", "--logdir=runs/x", *flags)
-    (tmp_path / "flags").write_text(flag_file.write(given))
+    given = parse("--data_dir=a b/../c#d", *flags)
+    of_one_start = ["--logdir=x", "--resume=never", "--new_class_names", "--result_json=r"]
+    started = parse("--data_dir=a b/../c#d", *of_one_start, "--init_checkpoint=/w", *flags)
+    text = flag_file.write(started)
+    assert text.startswith(flag_file.HEADER)
+    assert "# --init_checkpoint=/w, to begin anew\n" in text
+    (tmp_path / "flags").write_text(text)
     again = parse(f"--flagfile={tmp_path}/flags")
     assert again.given == given.given
-    assert again == dataclasses.replace(
-        given,
-        data=dataclasses.replace(given.data, data_dir=os.path.abspath("a b/c#d")),
-        run=dataclasses.replace(given.run, logdir=os.path.abspath("runs/x")),
-    )
+    data_dir = f"{os.getcwd()}/a b/../c#d"
+    data = dataclasses.replace(given.data, data_dir=data_dir)
+    assert again == dataclasses.replace(given, data=data)
 
 
 @pytest.mark.parametrize("value", ["a # b", "a\nb", "caf\udce9", "a #"])

@@ -21,7 +21,7 @@ from trainer.safety import run_folder
 
 UNFINISHED = {
     *("log/saving", "log/status.json", "log/run.lock", "log/metrics.jsonl", "log/model.json"),
-    *("log/profiling", "log/profile/steps_1_to_2.trace.json.gz"),
+    *("log/flags", "log/profiling", "log/profile/steps_1_to_2.trace.json.gz"),
     *("result.json", "train-00000-of-00001", ".train.index.npz", "export"),
 }
 OF_EARLIER_VERSIONS = (

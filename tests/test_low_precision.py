@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer.cpu_kernels import gradients, switch
+from trainer.cpu_kernels import gradients, library, switch
 from trainer.graph.precision import describe_slowness
 from trainer.machine import session
 
@@ -88,3 +88,16 @@ def test_a_precision_that_the_cpu_has_no_instructions_for_is_told(precision, fla
     lines = describe_slowness(precision, set(flags.split()))
     assert len(lines) == is_said
     assert all(line.startswith(f"--precision={precision}: this CPU has no ") for line in lines)
+
+
+def test_sums_are_known_to_be_of_float32_only_where_onednn_has_the_type(monkeypatch):
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+    of_cpu = {"sse2", "avx512f"}
+    monkeypatch.setattr(library, "cpu_flags", lambda: of_cpu)
+    types = (tf.float32, tf.bfloat16, tf.float16)
+    assert [library.sums_in_float32(dtype) for dtype in types] == [True, True, False]
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    assert [library.sums_in_float32(dtype) for dtype in types] == [True, False, False]
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS")
+    of_cpu = {"asimd", "bf16"}  # Not an x86 CPU.
+    assert [library.sums_in_float32(dtype) for dtype in types] == [True, False, False]

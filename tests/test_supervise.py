@@ -254,6 +254,11 @@ def test_the_logdir_is_found(tmp_path, monkeypatch, words):
     assert supervise.find_logdir(words) == "my runs/a"
 
 
+def test_a_question_for_versions_or_help_is_no_mistake_in_the_flags():
+    for flag in ("--version", "--help"):
+        supervise.check_flags(["python", "-m", "trainer", "--logdir=x", flag])
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

@@ -7,7 +7,12 @@ from trainer import exit_status
 # Errors of files that the same command will meet again, unless somebody mends what they name.
 _LASTING = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM}
-    | {errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+    | {errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENOTSUP}
+)
+# A plug-in may raise these without a number.
+_LASTING_KINDS = (
+    *(FileNotFoundError, FileExistsError, PermissionError),
+    *(IsADirectoryError, NotADirectoryError),
 )
 
 
@@ -36,9 +41,10 @@ class UserError(Exception):
 def status_of(error: OSError) -> int:
     """Returns the status of a UserError that an error of a file causes.
 
-    A full disk, or a server that does not answer, may be gone when the same command runs again.
+    A full disk, or a broken connection, may be mended when the same command runs again.
     """
-    return exit_status.MISTAKE if error.errno in _LASTING else exit_status.FAILED
+    is_lasting = error.errno in _LASTING or isinstance(error, _LASTING_KINDS)
+    return exit_status.MISTAKE if is_lasting else exit_status.FAILED
 
 
 class ConfigError(UserError):

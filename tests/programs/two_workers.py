@@ -96,7 +96,8 @@ def run_steps(group, config, feeds_of_steps):
             for feeds in feeds_of_steps:
                 for _ in range(train_graph.batches_per_update - 1):
                     collectives["batch"] = count_collectives(run, train_graph.accumulate_op, {})[0]
-                feed = {f"{name}:0": value for name, value in feeds.items()}
+                names = {"request": train_graph.request}
+                feed = {names.get(name, f"{name}:0"): value for name, value in feeds.items()}
                 feed[train_graph.learning_rate] = LEARNING_RATE
                 fetches = (train_graph.metrics, train_graph.train_op)
                 collectives["update"], (taken, _) = count_collectives(run, fetches, feed)

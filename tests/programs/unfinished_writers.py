@@ -84,6 +84,7 @@ def main():
         lambda: run_lock.create_run_lock(str(logdir), rank=0, on_loss=print).take(),
         lambda: JsonLinesWriter(logdir / "metrics.jsonl", first_step=1),
         lambda: outputs.write_model(config, Worker(), None),
+        lambda: outputs.write_flags(config, Worker()),
         lambda: outputs.report(config, Worker(), {}, text=""),
         lambda: shard_writer.convert_shard(task),
         lambda: index._write_cached([str(folder / ".train.index.npz")], "state", shards),

@@ -1,4 +1,4 @@
-"""The flag file of a run: its folder's `flags`, which repeats the run.
+"""The flag file of a run: its folder's `flags`, with what the run was started with.
 
 `flags.flag_files` reads such files.
 """
@@ -10,6 +10,11 @@ from trainer.config import Config
 from trainer.config.statement import Flag
 
 NAME = "flags"
+HEADER = "# The flags of this run: with --logdir=DIR they go on with it there, or repeat it"
+# Flags of one start, or of one place: whoever uses the file says these anew.
+_LEFT_OUT = frozenset({"logdir", "resume", "new_class_names", "result_json"})
+# Read where a run begins, and in other modes in place of what it has learned.
+_AT_THE_BEGINNING = "init_checkpoint"
 # What would be read as a comment, or without its outer spaces.
 _UNREADABLE = re.compile(r"\s#(\s|$)|^\s|\s$")
 
@@ -19,17 +24,17 @@ def write(config: Config) -> str:
 
     Paths are absolute, so that the file can be used from any folder.
     """
-    lines = ["# The flags of this run, which go on with it: --flagfile=THIS_FILE"]
-    lines += [_line(flag) for flag in config.flags() if flag.name in config.given]
-    return "".join(f"{line}\n" for line in lines)
+    flags = [flag for flag in config.flags() if flag.name in set(config.given) - _LEFT_OUT]
+    return "".join(f"{line}\n" for line in (HEADER, *map(_line, flags)))
 
 
 def _line(flag: Flag) -> str:
     if isinstance(flag.value, bool):
         return f"--{'' if flag.value else 'no'}{flag.name}"
     value = str(flag.value)
-    if flag.statement.path is not None and "://" not in value:
-        value = os.path.abspath(value)
+    if flag.statement.path is not None and "://" not in value and not os.path.isabs(value):
+        value = os.path.join(os.getcwd(), value)  # Not abspath: what `..` is depends on links.
     if _UNREADABLE.search(value) or not value.isprintable():
         return f"# --{flag.name} has a value that does not fit into a line of text"
-    return f"--{flag.name}={value}"
+    text = f"--{flag.name}={value}"
+    return f"# {text}, to begin anew" if flag.name == _AT_THE_BEGINNING else text

@@ -26,8 +26,8 @@ _INSTRUCTIONS = {"avx512f", "avx512bw", "avx512vl", "avx512_bf16"}
 _MATRIX_UNIT = "amx_bf16"
 # Of an x86 CPU's flags, those of which oneDNN needs one for a type of low precision.
 _INSTRUCTIONS_OF = {
-    tf.bfloat16: {"avx512f", "avx_ne_convert"},
-    tf.float16: {"avx512_fp16", "avx_ne_convert"},
+    tf.bfloat16: {"avx512f"},
+    tf.float16: {"avx512_fp16"},
 }
 NOT_LOADED = "they can't be loaded"
 
@@ -73,12 +73,14 @@ def lacks_instructions(dtype: tf.DType, flags: Set[str] | None = None) -> bool:
 
 
 def sums_in_float32(dtype: tf.DType) -> bool:
-    """Returns whether TensorFlow's own convolutions of a type have float32 sums on this CPU.
+    """Returns whether TensorFlow's own convolutions of a type are sure to have float32 sums here.
 
-    They are oneDNN's where it has the type and is not turned off, else Eigen's.
+    They are oneDNN's on x86 CPUs where it has the type and is not turned off, else Eigen's.
     """
-    is_off = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1").lower() in ("0", "false")
-    return dtype not in _INSTRUCTIONS_OF or not (is_off or lacks_instructions(dtype))
+    if dtype not in _INSTRUCTIONS_OF:
+        return True
+    is_on = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1").lower() not in ("0", "false")
+    return is_on and bool(cpu_flags() & _INSTRUCTIONS_OF[dtype])
 
 
 def reason_for_none(cpuinfo: Path = _CPUINFO, library: Path = LIBRARY) -> str:

@@ -100,6 +100,8 @@ def write_flags(config: Config, worker: Worker) -> None:
         return
     path = Path(config.run.logdir) / flag_file.NAME
     try:
+        if path.exists() and not path.read_bytes().startswith(flag_file.HEADER.encode()):
+            return  # It is somebody's own file.
         files.write_text(path, flag_file.write(config))
     except OSError as error:
         raise _unwritable("logdir", path, error) from error

@@ -83,7 +83,7 @@ class StepLog:
         """Adds a step, whose scalars the next `flush` writes."""
         self._waiting.append((time.time(), step))
         metrics = step.metrics
-        # Without weight decay, as evaluations have it.
+        # Without weight decay, which evaluations do not have either.
         self._console.report_step(
             step.number, step.duration_sec, loss=metrics.cross_entropy, top1=metrics.top1
         )
