@@ -83,7 +83,7 @@ def test_what_a_killed_process_was_writing_is_removed_at_the_next_start(tmp_path
     )
     with process:
         try:
-            assert process.stdout.readline() == "10\n"
+            assert process.stdout.readline() == "11\n"
             assert temporaries(tmp_path) == UNFINISHED
             start_everything_again(tmp_path)
             assert temporaries(tmp_path) == UNFINISHED  # It is still alive.
