@@ -23,6 +23,8 @@ from pathlib import Path
 
 from shared import process_tree, program
 
+from trainer.checkpoints import layout
+from trainer.config import flag_file
 from trainer.errors import UserError
 
 _SUPERVISE = Path(__file__).resolve().parent / "supervise.py"
@@ -99,10 +101,11 @@ def find_faults(straight: Path, soaked: Path) -> list[str]:
     log = soaked / "supervise.log"
     if log.exists() and "left behind" in log.read_text(encoding="utf-8"):
         faults.append("processes were left behind: see supervise.log")
-    known = (".json", ".jsonl", ".index", ".data-00000-of-00001", ".log")
+    endings = (".json", ".jsonl", ".index", ".data-00000-of-00001", ".log")
+    known = (layout.STATE, layout.BEST, flag_file.NAME)
     for path in soaked.iterdir():
         is_events = path.name.startswith("events.")
-        if not (is_events or path.name.endswith(known) or path.name in ("checkpoint", "best")):
+        if not (is_events or path.name.endswith(endings) or path.name in known):
             faults.append(f"{path} was left behind")
     return faults
 
