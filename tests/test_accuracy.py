@@ -20,7 +20,11 @@ from trainer.inputs.source import Source
 from trainer.modes import predict
 from trainer.run.evaluation import evaluate
 
-PRECISIONS = ["float32", "bfloat16", "float16"]
+PRECISIONS = [
+    pytest.param("float32", marks=pytest.mark.slow),
+    "bfloat16",
+    pytest.param("float16", marks=pytest.mark.slow),
+]
 CLASSES = 200
 
 
