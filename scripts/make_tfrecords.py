@@ -4,8 +4,10 @@
   scripts/make_tfrecords.py --images=DIR --out=DIR
 
 DIR has train/<class>/* and validation/<class>/*, or <class>/* and --validation_fraction.
-{formats} files go in as they are; other formats are turned into PNG. Stopped and started
-again, it goes on where it was; the same images and options give the same shards, bit for bit.
+JPEGs and PNGs go in as they are, but upright: those that cameras store turned are encoded anew.
+Other formats are turned into PNG. With --shorter_side=512, larger images become as large as
+training needs, and are quick to read. Stopped and started again, it goes on where it was; the same
+images and options give the same shards, bit for bit.
 """
 
 import argparse
@@ -15,13 +17,13 @@ from shared import program
 
 from trainer.errors import UserError
 from trainer.inputs.conversion import convert
-from trainer.inputs.images import encoded
+from trainer.inputs.conversion.rewrite import DEFAULT_QUALITY, Rewriting
 from trainer.inputs.sources import manifest
 
 
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").format(formats=encoded.format_names("and")),
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--images", type=program.path, required=True, help="folder of images")
@@ -31,6 +33,18 @@ def _parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--shard_mb", type=program.at_least(1e-6, float), default=128, help="size of a shard, MiB"
+    )
+    parser.add_argument(
+        "--shorter_side",
+        type=program.at_least(1),
+        help="make larger images smaller, to this many pixels, in sRGB, as JPEG; "
+        "512 suits training at 224; default: sizes stay",
+    )
+    parser.add_argument(
+        "--quality",
+        type=program.at_least(1),
+        default=DEFAULT_QUALITY,
+        help=f"of the JPEGs that --shorter_side makes, 1 to 100; default: {DEFAULT_QUALITY}",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the order of the images")
     parser.add_argument(
@@ -51,6 +65,8 @@ def _parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if not 0 <= arguments.validation_fraction <= 1:
         parser.error("--validation_fraction: must be at least 0 and at most 1")
+    if arguments.quality > 100:
+        parser.error("--quality: must be at least 1 and at most 100")
     return arguments
 
 
@@ -68,6 +84,7 @@ def main() -> None:
         max_bad=arguments.max_bad,
         processes=arguments.processes,
         follow_links=arguments.follow_links,
+        rewriting=Rewriting(arguments.shorter_side, arguments.quality),
     )
     for split, shards in described.splits.items():
         examples = sum(shard.examples for shard in shards)

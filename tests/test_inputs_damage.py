@@ -46,12 +46,13 @@ def big_png():
 
 
 BAD_IMAGES = {
-    "text": (b"not an image at all\n", "neither JPEG nor PNG"),
+    "text": (b"not an image at all\n", "neither JPEG, PNG, "),
     "empty": (b"", "0 bytes"),
     "big": (big_png(), "40000 x 40000 pixels"),
     "cut jpeg": (encode(noise(1, 64, 64), "JPEG")[:1500], "a JPEG that is damaged or cut off"),
     "cut png": (encode(noise(1, 64, 64))[:-500], "a PNG that is damaged or cut off"),
-    "gif": (encode(noise(1), "GIF"), "a GIF"),
+    "cut webp": (encode(noise(1, 64, 64), "WEBP")[:-500], "a WebP: "),
+    "heic": (b"\0\0\0\x18ftypheic" + bytes(40), "a HEIC, neither JPEG, PNG, "),
 }
 
 
@@ -239,7 +240,7 @@ def test_a_class_that_can_not_be_listed_does_not_end_a_verification(tmp_path, mo
     refused, empty, bad = (fault for verdict in verdicts for fault in verdict.faults)
     assert refused == f"{tmp_path}/c: cannot be listed (Permission denied)"
     assert empty.startswith(f"{tmp_path}/empty: a class without images")
-    assert bad.startswith(f"{tmp_path}/b/0.png: neither JPEG nor PNG")
+    assert bad.startswith(f"{tmp_path}/b/0.png: neither JPEG, PNG, ")
 
 
 def test_shards_of_a_split_that_dataset_json_does_not_name_are_refused(tmp_path):

@@ -21,6 +21,8 @@ OTHERS = {
     "validation_fraction": 0.5,
     "follow_links": True,
     "preprocessing": "imagenet",
+    "resize": "bilinear",
+    "exif_orientation": "ignore",
     "augment": "shift",
     "crop_min_area": 0.5,
     "flip": False,

@@ -9,7 +9,7 @@ import tensorflow as tf
 from input_data import encode, noise
 from PIL import Image
 
-from trainer.inputs.conversion import shard_writer
+from trainer.inputs.conversion.rewrite import KEEP_SIZES, rewrite
 from trainer.inputs.conversion.verify import Verifier
 from trainer.inputs.images import encoded
 from trainer.inputs.images.decoder import Decoder
@@ -76,7 +76,7 @@ RIGHT = {
 @pytest.mark.parametrize("mode", RIGHT)
 def test_pixels_in_shards_are_right(mode):
     pixels, to_rgb = RIGHT[mode]
-    data, header = shard_writer._as_readable(tiff(pixels, mode))
+    data, header, _ = rewrite(tiff(pixels, mode), KEEP_SIZES)
     assert (header.height, header.width) == (HEIGHT, WIDTH)
     found = tf.io.decode_png(data, channels=3).numpy().astype(float)
     if to_rgb is None:  # Dithered: right on the whole.
@@ -92,7 +92,7 @@ def test_pixels_are_right_where_0_is_white(mode):
     entry = b"\x06\x01\x03\x00\x01\x00\x00\x00"  # Tag 262, PhotometricInterpretation: a short.
     data = tiff(pixels, mode)
     assert data.count(entry + b"\x01") == 1
-    data, _ = shard_writer._as_readable(data.replace(entry + b"\x01", entry + b"\x00"))
+    data, *_ = rewrite(data.replace(entry + b"\x01", entry + b"\x00"), KEEP_SIZES)
     found = tf.io.decode_png(data, channels=3).numpy().astype(float)
     assert np.abs(found - (255 - to_rgb(pixels))).max() <= 3
 
@@ -113,7 +113,7 @@ def tiff_of_12_bits(rows):
 
 def test_pixels_of_12_bits_are_right():
     levels = ramp(1, np.uint16) >> 4
-    data, _ = shard_writer._as_readable(tiff_of_12_bits(levels))
+    data, *_ = rewrite(tiff_of_12_bits(levels), KEEP_SIZES)
     found = tf.io.decode_png(data, channels=3).numpy().astype(float)
     assert np.abs(found - of_grey(levels / 4095 * 255)).max() <= 3
     assert found.max() > 250
@@ -126,13 +126,13 @@ def test_pixels_of_12_bits_are_right():
 )
 def test_pixels_without_a_range_are_refused_by_name(mode, pixels):
     with pytest.raises(BadImageError, match=f"mode {mode}, which cannot be turned into red, "):
-        shard_writer._as_readable(tiff(pixels, mode))
+        rewrite(tiff(pixels, mode), KEEP_SIZES)
 
 
 def test_no_profile_of_other_colours_goes_into_shards():
     out = io.BytesIO()
     Image.fromarray(noise(0)).save(out, "TIFF", icc_profile=b"some profile" * 20)
-    data, _ = shard_writer._as_readable(out.getvalue())
+    data, *_ = rewrite(out.getvalue(), KEEP_SIZES)
     assert b"iCCP" not in data
 
 
@@ -182,10 +182,10 @@ def test_kinds_of_jpegs_that_the_decoder_does_not_know_are_named(marker, depth, 
 def test_what_training_can_not_decode_is_not_put_into_shards():
     """Here nobody can: its kind is told, and no other reason."""
     with pytest.raises(BadImageError, match=r"^a lossless JPEG"):
-        shard_writer._as_readable(with_frame(0xC3, 8))
+        rewrite(with_frame(0xC3, 8), KEEP_SIZES)
     cut = encode(noise(0, 64, 64), "JPEG")[:1500]
     with pytest.raises(BadImageError, match="damaged or cut off"):
-        shard_writer._as_readable(cut)
+        rewrite(cut, KEEP_SIZES)
 
 
 WHOLE = {

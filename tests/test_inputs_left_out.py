@@ -60,17 +60,17 @@ def test_what_is_read_and_what_is_left_out_is_all_there_is(tmp_path):
     """In the trainer, in make_tfrecords.py and in verify_dataset.py alike."""
     write(tmp_path / "D", *ODD)
     source = read(tmp_path / "D")
-    assert counts(source) == {"train": 7, "validation": 1}
-    assert left_out(source.remarks) == len(ODD) - 8
+    assert counts(source) == {"train": 9, "validation": 1}
+    assert left_out(source.remarks) == len(ODD) - 10
     for told in ("*.heic", "within a class", "beside the folders of", "in test/", "in Validation/"):
         assert told in source.remarks[0]
     verifier = Verifier(str(tmp_path / "D"))
     assert verifier.remarks == source.remarks
-    assert sum(verdict.examples for verdict in verifier.run(1)) == 8
+    assert sum(verdict.examples for verdict in verifier.run(1)) == 10
     said = []
     described = convert.convert(str(tmp_path / "D"), str(tmp_path / "out"), say=said.append)
     assert tuple(said) == source.remarks
-    assert sum(shard.examples for part in described.splits.values() for shard in part) == 8
+    assert sum(shard.examples for part in described.splits.values() for shard in part) == 10
 
 
 def test_a_tidy_folder_has_no_remarks(tmp_path):

@@ -245,7 +245,8 @@ def test_the_programs_say_what_is_wrong_in_one_line(tmp_path):
     result = run("verify_dataset.py", "--data_dir", tmp_path / "in")
     assert result.returncode == 1
     assert result.stdout.splitlines() == [
-        f"{tmp_path}/in/a/t.jpg: neither JPEG nor PNG: it begins with b'text'",
+        f"{tmp_path}/in/a/t.jpg: neither JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF nor JPEG 2000: it "
+        "begins with b'text'",
         "train: 6 examples",
         "1 faults",
     ]

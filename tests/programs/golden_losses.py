@@ -100,6 +100,7 @@ def compute_losses(group, network, precision):
             image_size=network.image_size,
             batch_size=network.batch_size,
             augment="none",
+            resize="bilinear",
         ),
     )
     with tf.Graph().as_default():

@@ -8,7 +8,11 @@ from trainer.config import Config
 
 # Flags whose changes are not reported: they do not affect what is computed.
 _SILENT = frozenset(flag.name for flag in Config().flags() if not flag.statement.changes_training)
-_DEFAULTS = {flag.name: flag.default for flag in Config().flags()}
+# What a flag was before there was the flag.
+_BEFORE = {
+    flag.name: flag.default if flag.statement.before is None else flag.statement.before
+    for flag in Config().flags()
+}
 
 
 def describe(before: RunFacts, now: RunFacts) -> list[str]:
@@ -21,7 +25,7 @@ def describe(before: RunFacts, now: RunFacts) -> list[str]:
     lines = []
     config = _flatten(now.config)
     # A checkpoint of an earlier version lacks newer flags.
-    earlier = {name: _DEFAULTS.get(name) for name in config} | _flatten(before.config)
+    earlier = {name: _BEFORE.get(name) for name in config} | _flatten(before.config)
     flags = [*_changed(earlier, config, skip=_SILENT)]
     if flags:
         lines.append(f"flags that have changed since: {', '.join(flags)}")

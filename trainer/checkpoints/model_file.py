@@ -115,9 +115,12 @@ def apply(config: Config, found: ModelFile) -> Config:
       UserError: the file has a value that its flag cannot have.
     """
     for flag in list_flags(config):
-        if flag.name in config.given or flag.name not in found.flags:
+        if flag.name in config.given:
             continue
-        value = found.flags[flag.name]
+        # The file of an earlier version lacks newer flags.
+        value = found.flags.get(flag.name, flag.statement.before)
+        if value is None:
+            continue
         reason = f"{flag.name} is {value!r}"
         if type(value) is not type(flag.default) and not (
             isinstance(flag.default, float) and type(value) is int
@@ -129,6 +132,24 @@ def apply(config: Config, found: ModelFile) -> Config:
             raise _unreadable(found.path, str(error)) from error
         config = dataclasses.replace(config, **{flag.group: group})
     return config
+
+
+def as_begun(found: ModelFile | None, config: Config) -> dict[str, Any]:
+    """Returns newer flags than a run that goes on knows, by name, with what it did without them.
+
+    Args:
+      found: the file of the run; None: there is none.
+      config: configuration, whose flags of the command line are left out.
+    """
+    if found is None:
+        return {}
+    return {
+        flag.name: flag.statement.before
+        for flag in list_flags(config)
+        if flag.statement.before is not None
+        and flag.name not in found.flags
+        and flag.name not in config.given
+    }
 
 
 def describe_assumed(config: Config) -> str | None:

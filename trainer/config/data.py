@@ -63,6 +63,27 @@ class DataConfig(Checked):
         changes_training=False,
         read_by=("folder",),
     )
+    resize: str = flag(
+        "antialias",
+        "How images become smaller. antialias: each pixel is an average of those that it stands "
+        "for, as in Pillow; large JPEGs are decoded at a half, a quarter or an eighth; bilinear: "
+        "between four neighbours, as in slim, whose published accuracies were measured so.",
+        choices=("antialias", "bilinear"),
+        is_hparam=True,
+        belongs_to_model=True,
+        before="bilinear",
+        read_by=("tfrecord", "folder"),
+    )
+    exif_orientation: str = flag(
+        "auto",
+        "Images that are stored turned or mirrored. apply: they are turned upright, as their EXIF "
+        "orientation says; ignore: they are taken as stored; auto: applied but for TFRecords "
+        "without dataset.json.",
+        choices=("auto", "apply", "ignore"),
+        belongs_to_model=True,
+        before="ignore",
+        read_by=("tfrecord", "folder"),
+    )
     preprocessing: str = flag(
         "inception",
         "inception: pixels scaled to [-1, 1]; imagenet: each channel minus ImageNet's mean, "

@@ -252,6 +252,8 @@ def open_dataset(
             f"({error.strerror or error})",
             status=status_of(error),
         ) from error
+    if config.exif_orientation == "auto" and not source.turns_upright:
+        config = dataclasses.replace(config, exif_orientation="ignore")
     if class_names is not None:
         _check_labels(source, len(source.class_names or class_names))
         source = by_name(source, class_names)

@@ -13,10 +13,11 @@ import numpy.typing as npt
 from trainer.config import DataConfig
 from trainer.distributed import Worker
 from trainer.errors import UserError
-from trainer.inputs.images import augmentation
+from trainer.inputs.images import augmentation, orientation
 from trainer.inputs.images.encoded import RAW, ImageHeader
-from trainer.inputs.images.pixels import NUM_RANDOMS, Rows
+from trainer.inputs.images.pixels import FLIP, NUM_RANDOMS, Rows
 from trainer.inputs.images.reader import Image, ImageReader
+from trainer.inputs.images.reduction import Parts, find_parts
 from trainer.inputs.order import EpochOrder, global_positions
 from trainer.inputs.source import Split
 from trainer.inputs.sources import storage
@@ -31,7 +32,7 @@ class TrainRows:
 
     def __init__(self, config: DataConfig, split: Split, worker: Worker, *, seed: int) -> None:
         self.images = ImageReader(split, config, worker)
-        self._config = config
+        self.config = config
         self._labels = split.labels
         self._worker = worker
         self._seed = seed
@@ -49,7 +50,7 @@ class TrainRows:
         Raises:
           UserError: too many bad images, or a damaged data set.
         """
-        config = self._config
+        config = self.config
         positions = global_positions(local_positions, self._worker, config.batch_size)
         epochs, examples = self._order.examples_at(positions)
         counts = (NUM_RANDOMS, augmentation.CROP_RANDOMS, augmentation.MIXTURE_RANDOMS)
@@ -64,14 +65,21 @@ class TrainRows:
         shares, boxes = augmentation.mixtures(
             for_mixtures, mixup=config.mixup, cutmix=config.cutmix, size=config.image_size
         )
-        rows = _create_rows(images, self._windows(images, for_crops), self._labels)
-        return rows._replace(randoms=for_pixels.astype(np.float32), shares=shares, boxes=boxes)
+        rows = _create_rows(images, self._parts(images, for_crops), self._labels)
+        for_pixels = for_pixels.astype(np.float32)
+        if config.augment in ("standard", "rand") and config.flip:
+            mirrored = (for_pixels[:, FLIP] < 0.5) * np.int32(orientation.MIRRORED)
+            rows = rows._replace(turns=rows.turns ^ mirrored)
+        return rows._replace(randoms=for_pixels, shares=shares, boxes=boxes)
 
-    def _windows(self, images: Sequence[Image], randoms: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        config = self._config
+    def _parts(self, images: Sequence[Image], randoms: npt.NDArray[Any]) -> Parts:
+        config = self.config
         if config.augment in ("none", "shift"):
-            return _centre_windows(images, config)
-        return augmentation.random_crops(*_sizes(images), randoms, min_area=config.crop_min_area)
+            return _centre_parts(images, config)
+        windows = augmentation.random_crops(
+            *_upright_sizes(images), randoms, min_area=config.crop_min_area
+        )
+        return find_parts([image.header for image in images], windows, config)
 
     def _good_image(
         self, position: int, example: int, crop_randoms: npt.NDArray[Any], *, decode: bool
@@ -86,9 +94,9 @@ class TrainRows:
                 continue
             if not decode:
                 return image
-            if self.images.can_decode(image, self._windows([image], crop_randoms)[0].tolist()):
+            if self.images.can_decode(image, self._parts([image], crop_randoms)):
                 return image
-        raise UserError(f"{self._config.data_dir}: not one image of the data set can be read")
+        raise UserError(f"{self.config.data_dir}: not one image of the data set can be read")
 
 
 class EvaluationRows:
@@ -99,16 +107,16 @@ class EvaluationRows:
 
     def __init__(self, config: DataConfig, split: Split, worker: Worker) -> None:
         self.images = ImageReader(split, config, worker)
-        self._config = config
+        self.config = config
         self._labels = split.labels
         self._worker = worker
 
     def create(self, local_positions: npt.NDArray[Any], *, decode: bool) -> Rows:
         """Makes the rows at some positions of this worker's sequence; see `TrainRows.create`."""
-        positions = global_positions(local_positions, self._worker, self._config.batch_size)
+        positions = global_positions(local_positions, self._worker, self.config.batch_size)
         images = [self._good_image(position, decode=decode) for position in positions.tolist()]
         filled = [image or _BLANK for image in images]
-        rows = _create_rows(filled, _centre_windows(filled, self._config), self._labels)
+        rows = _create_rows(filled, _centre_parts(filled, self.config), self._labels)
         return rows._replace(weights=np.array([image is not None for image in images], np.float32))
 
     def _good_image(self, position: int, *, decode: bool) -> Image | None:
@@ -116,8 +124,8 @@ class EvaluationRows:
         image = self.images.read(position) if position < len(self._labels) else None
         if image is None or not decode:
             return image
-        window = _centre_windows([image], self._config)[0].tolist()
-        return image if self.images.can_decode(image, window) else None
+        parts = _centre_parts([image], self.config)
+        return image if self.images.can_decode(image, parts) else None
 
 
 class GuardedRows:
@@ -140,19 +148,22 @@ class GuardedRows:
             return self.maker.create(start + np.arange(count), decode=decode)
         except UserError as error:
             self.error = self.error or error
+        blanks = [_BLANK] * count
         windows = np.tile(np.array([0, 0, 1, 1], np.int32), (count, 1))
-        rows = _create_rows([_BLANK] * count, windows, np.zeros(1, np.int64))
+        parts = find_parts([blank.header for blank in blanks], windows, self.maker.config)
+        rows = _create_rows(blanks, parts, np.zeros(1, np.int64))
         return rows._replace(weights=np.full(count, -1, np.float32))
 
 
-def _sizes(images: Sequence[Image]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Returns the heights and widths of images: int64 [n] each, pixels."""
-    sizes = np.array([(image.header.height, image.header.width) for image in images])
+def _upright_sizes(images: Sequence[Image]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Returns the heights and widths of upright images: int64 [n] each, pixels."""
+    sizes = np.array([image.header.upright_size for image in images])
     return sizes[:, 0], sizes[:, 1]
 
 
-def _centre_windows(images: Sequence[Image], config: DataConfig) -> npt.NDArray[Any]:
-    return augmentation.centre_crops(*_sizes(images), fraction=config.crop_fraction)
+def _centre_parts(images: Sequence[Image], config: DataConfig) -> Parts:
+    windows = augmentation.centre_crops(*_upright_sizes(images), fraction=config.crop_fraction)
+    return find_parts([image.header for image in images], windows, config)
 
 
 def _contents(image: Image, window: Sequence[int]) -> bytes:
@@ -163,18 +174,19 @@ def _contents(image: Image, window: Sequence[int]) -> bytes:
     return image.data[top : top + height, left : left + width].tobytes()
 
 
-def _create_rows(
-    images: Sequence[Image], windows: npt.NDArray[Any], labels: npt.NDArray[Any]
-) -> Rows:
+def _create_rows(images: Sequence[Image], parts: Parts, labels: npt.NDArray[Any]) -> Rows:
     """Makes rows of weight 1 without augmentation; `labels` are those of the whole split."""
     contents = np.empty(len(images), object)
     contents[:] = [
-        _contents(image, window) for image, window in zip(images, windows.tolist(), strict=True)
+        _contents(image, window)
+        for image, window in zip(images, parts.windows.tolist(), strict=True)
     ]
     return Rows(
         contents=contents,
-        decoders=np.array([image.header.decoder for image in images], np.int32),
-        windows=windows,
+        decoders=parts.decoders,
+        windows=parts.windows,
+        crops=parts.crops,
+        turns=parts.turns,
         randoms=np.zeros((len(images), NUM_RANDOMS), np.float32),
         labels=labels[[image.example for image in images]].astype(np.int32),
         weights=np.ones(len(images), np.float32),

@@ -60,6 +60,8 @@ class Source(NamedTuple):
       class_names: the names of the classes, by label. None: not known.
       fingerprint: a text that changes when the data set does.
       remarks: lines for the user, such as what is left out.
+      turns_upright: whether images are turned as their EXIF orientation says, unless
+        --exif_orientation says otherwise.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Source(NamedTuple):
     class_names: tuple[str, ...] | None
     fingerprint: str
     remarks: tuple[str, ...] = ()
+    turns_upright: bool = True
 
 
 OpenFn = Callable[[DataConfig], Source]

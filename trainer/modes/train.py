@@ -64,12 +64,13 @@ def run(config: Config) -> int:
         explain_shortage(config, trains=True),
     ):
         agreement.check_program(group, config)
+        config, remarks = outputs.as_begun(config, group)
         with group.fail_together(), explain_shortage(config, trains=True):
             setup = set_up(config, group)
         agreement.check_data(group, setup.info)
         with setup.session:
             setup.session.run(setup.train.broadcast_op)
-            messages = (*lock_messages, *setup.messages)
+            messages = (*lock_messages, *remarks, *setup.messages)
             outcome, result = _train(config, group, setup, status, protection, messages)
             while outcome.ending is Ending.ROLLED_BACK:
                 messages = outcome.messages

@@ -1,5 +1,6 @@
 """Files that a run leaves for programs: --result_json and model.json."""
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 from trainer.checkpoints import layout, model_file
 from trainer.config import Config, flag_file
-from trainer.distributed import Worker
+from trainer.distributed import Group, Worker
 from trainer.errors import UserError, status_of
 from trainer.inputs import class_names
 from trainer.machine import environment
@@ -132,6 +133,30 @@ def check_classes(config: Config, worker: Worker, names: Sequence[str] | None) -
             f"{difference}. Give the data that it began with or another --logdir, or "
             "--new_class_names to go on with other labels"
         )
+
+
+def as_begun(config: Config, group: Group) -> tuple[Config, tuple[str, ...]]:
+    """Returns the configuration of a run that goes on, and a line about what was changed in it.
+
+    A run that was begun by a version without some flags goes on as it was begun, unless they are
+    given. All workers call it, with the same result: rank 0 knows the run's folder.
+    """
+    logdir, flags = config.run.logdir, {}
+    if group.worker.rank == 0 and logdir is not None and config.run.resume != "never":
+        with contextlib.suppress(UserError):  # A damaged file will be written anew.
+            found = model_file.read(Path(logdir))
+            flags = model_file.as_begun(found, config) if layout.steps_in(logdir) else {}
+    flags = group.gather(flags)[0]
+    if not flags:
+        return config, ()
+    for flag in model_file.list_flags(config):
+        if flag.name in flags:
+            changed = dataclasses.replace(
+                getattr(config, flag.group), **{flag.name: flags[flag.name]}
+            )
+            config = dataclasses.replace(config, **{flag.group: changed})
+    text = " ".join(f"--{name}={value}" for name, value in flags.items())
+    return config, (f"begun by a version without these flags, the run goes on with {text}",)
 
 
 class Trained(NamedTuple):

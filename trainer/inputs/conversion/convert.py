@@ -5,6 +5,7 @@ written to a temporary file and renamed, with a receipt beside it. A run that wa
 with the shards that have no receipt, and the result is the same to the bit.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -14,12 +15,13 @@ import multiprocessing
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import tqdm
 
 from trainer.errors import UserError
+from trainer.inputs.conversion.rewrite import KEEP_SIZES, Rewriting
 from trainer.inputs.conversion.shard_writer import (
     Receipt,
     Task,
@@ -31,7 +33,7 @@ from trainer.inputs.sources import listing, manifest, storage
 from trainer.process import files
 
 # To be raised with every change of what becomes of an image, so that shards are written anew.
-_RULES = 2
+_RULES = 3
 REPORT_NAME = "unreadable.txt"
 # The temporary files of killed converters of earlier versions.
 _OF_EARLIER_VERSIONS = re.compile(r"\..*\.writing")
@@ -52,6 +54,7 @@ def _split_tasks(
     out: str,
     shard_bytes: int,
     seed: int,
+    rewriting: Rewriting,
 ) -> list[Task]:
     """Shuffles the files of a split and cuts them into shards of about the same number."""
     images = [
@@ -67,6 +70,7 @@ def _split_tasks(
         Task(
             path=os.path.join(out, f"{split}-{number:05}-of-{count:05}"),
             plan="",
+            rewriting=rewriting,
             images=tuple(images[start:end]),
         )
         for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
@@ -78,7 +82,7 @@ def _plan(splits: Mapping[str, Sequence[Task]]) -> str:
     digest = hashlib.sha256(f"{manifest.FORMAT} {_RULES}".encode())
     for tasks in splits.values():
         for task in tasks:
-            digest.update(os.path.basename(task.path).encode())
+            digest.update(f"{os.path.basename(task.path)} {task.rewriting}".encode())
             for image in task.images:
                 digest.update(repr((image[1:], _state(image[0]))).encode())
     return digest.hexdigest()[:16]
@@ -163,6 +167,7 @@ def convert(
     max_bad: int = 0,
     processes: int = 1,
     follow_links: bool = False,
+    rewriting: Rewriting = KEEP_SIZES,
     say: Callable[[str], object] = print,
 ) -> manifest.Manifest:
     """Writes the shards that are missing, and then the manifest.
@@ -177,7 +182,8 @@ def convert(
       max_bad: the number of unreadable files that are left out without failing.
       processes: the number of processes that work at the same time.
       follow_links: whether links may lead out of the source.
-      say: the function that gets lines about what is left out.
+      rewriting: what becomes of images that are large.
+      say: the function that gets lines about what is left out or changed.
 
     Raises:
       UserError: the source or the output folder is not fit, or too many files are unreadable.
@@ -188,7 +194,7 @@ def convert(
         say(remark)
     splits = images.splits
     tasks = {
-        split: _split_tasks(files, split, source, out, shard_bytes, seed)
+        split: _split_tasks(files, split, source, out, shard_bytes, seed, rewriting)
         for split, files in splits.items()
     }
     plan = _plan(tasks)
@@ -202,11 +208,24 @@ def convert(
         _remove_others(out, described, everything)
         receipts = _convert_all(everything, processes)
         _report(out, receipts, max_bad)
+        for line in _describe_changes(receipts.values()):
+            say(line)
         described = _describe(plan, tuple(next(iter(splits.values()))), tasks, receipts)
         manifest.write_manifest(out, described)
         for task in everything:
             os.unlink(receipt_path(task.path))
     return described
+
+
+def _describe_changes(receipts: Iterable[Receipt]) -> list[str]:
+    """Returns a line for each kind of change, with the number of images that it was made in."""
+    counts: collections.Counter[str] = collections.Counter()
+    for receipt in receipts:
+        counts.update(receipt.changes)
+    return [
+        f"{count} image{'s' if count > 1 else ''} {change}"
+        for change, count in sorted(counts.items())
+    ]
 
 
 def _describe(

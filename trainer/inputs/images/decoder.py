@@ -7,7 +7,7 @@ from typing import Any
 import numpy.typing as npt
 import tensorflow as tf
 
-from trainer.inputs.images import encoded
+from trainer.inputs.images import by_pillow, encoded, graph_decoders
 from trainer.inputs.images.pixels import decode_window
 from trainer.inputs.source import BadImageError
 
@@ -17,7 +17,13 @@ tf1 = tf.compat.v1
 class Decoder:
     """The pipeline's decoder in a session of its own, on the CPU. Several threads may use it."""
 
-    def __init__(self) -> None:
+    def __init__(self, resize: str = "bilinear") -> None:
+        """Creates a decoder whose graph is built when it is first needed.
+
+        Args:
+          resize: --resize of the pipeline, by which JPEGs are decoded.
+        """
+        self._resize = resize
         self._lock = threading.Lock()
         self._session: tf.compat.v1.Session | None = None
 
@@ -29,7 +35,7 @@ class Decoder:
                 tf1.placeholder(tf.int32, []),
                 tf1.placeholder(tf.int32, [4]),
             )
-            self._pixels = decode_window(*self._inputs)
+            self._pixels = decode_window(*self._inputs, self._resize)
         options = tf1.ConfigProto(
             device_count={"GPU": 0},
             intra_op_parallelism_threads=1,
@@ -37,15 +43,32 @@ class Decoder:
         )
         return tf1.Session(graph=graph, config=options)
 
-    def decode(
-        self, data: bytes, header: encoded.ImageHeader, window: Sequence[int] | None = None
-    ) -> npt.NDArray[Any]:
-        """Decodes an image, or a part of it.
+    def decode(self, data: bytes, header: encoded.ImageHeader) -> npt.NDArray[Any]:
+        """Decodes an image as it is stored.
 
         Args:
           data: the encoded image.
           header: the image's header, as `encoded.read_header` returns it.
-          window: top, left, height and width of the part. None: the whole image.
+
+        Returns:
+          uint8 [height, width, 3].
+
+        Raises:
+          BadImageError: it cannot be decoded, or is smaller than its header says.
+        """
+        if encoded.FORMATS[header.format].decode is None:
+            with encoded.naming(header.format):
+                return by_pillow.decode(data)
+        number = graph_decoders.number_of(header.format, 1)
+        return self.decode_part(data, number, (0, 0, header.height, header.width))
+
+    def decode_part(self, data: bytes, decoder: int, window: Sequence[int]) -> npt.NDArray[Any]:
+        """Decodes a part of an image, perhaps reduced, as the pipeline's graph does.
+
+        Args:
+          data: the encoded image.
+          decoder: the number of the decoder; see `pixels.Rows`.
+          window: top, left, height and width of the part of the image, or of the reduced image.
 
         Returns:
           uint8 [height, width, 3].
@@ -56,9 +79,9 @@ class Decoder:
         with self._lock:
             if self._session is None:
                 self._session = self._create()
-        values = (data, header.decoder, window or (0, 0, header.height, header.width))
+        values = (data, decoder, tuple(window))
         try:
             return self._session.run(self._pixels, dict(zip(self._inputs, values, strict=True)))
         except tf.errors.InvalidArgumentError as error:
-            name = encoded.FORMATS[header.decoder].name
+            name = encoded.FORMATS[graph_decoders.split(decoder)[0]].name
             raise BadImageError(f"a {name} that is damaged or cut off") from error

@@ -1,24 +1,26 @@
 """The table of image formats, and the headers of encoded images.
 
-The pixels are decoded by C++ operations. The header tells what has to be known before: which format
-an image has, whatever its file is called; where a crop may lie; and whether a small file would
-decode to more pixels than any training image has. TensorFlow is imported only where a graph is
-built, so that programs which only read headers start at once.
+JPEGs and PNGs are decoded by C++ operations in the graph, other formats by Pillow. The header tells
+what has to be known before: which format an image has, whatever its file is called; where a crop
+may lie; which side is up; and whether a small file would decode to more pixels than any training
+image has. TensorFlow is imported only where a graph is built, so that programs which only read
+headers start at once.
 """
 
+import contextlib
+import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from trainer.inputs.images import by_pillow
+from trainer.inputs.images.orientation import UPRIGHT, read_tiff_orientation, upright_size
 from trainer.inputs.source import BadImageError
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-# 300 MB of RGB; ImageNet's largest photograph has 61 million pixels.
-MAX_PIXELS = 100_000_000
-
-# In place of a format's number: the pixels themselves, uint8, row after row.
+# In place of a format's place, or a decoder's number: the pixels themselves, uint8, row after row.
 RAW = -1
 
 # Start-of-frame markers (ITU-T T.81, B.1): 0xC0 to 0xCF without tables (C4, CC), reserved is C8.
@@ -29,6 +31,15 @@ _LOSSLESS_FRAMES = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
 # Markers that stand alone: TEM, and RST0 to RST7.
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
 _JPEG_BITS = 8
+_START_OF_SCAN = 0xDA
+_APP1 = 0xE1
+_EXIF = b"Exif\0\0"
+
+_PNG_HEADER_BYTES = 8
+_PNG_CHUNK_BYTES = 12  # Of a chunk without its data: length, type and checksum.
+
+
+Decode = Callable[["tf.Tensor", "tf.Tensor"], "tf.Tensor"]
 
 
 class Format(NamedTuple):
@@ -36,33 +47,47 @@ class Format(NamedTuple):
 
     Attributes:
       name: the name in messages, after "a", and in the shards' feature `image/format`.
-      signatures: the bytes with which an encoded image begins: one of these.
+      signature: a regular expression of the bytes with which an encoded image begins.
       suffixes: the ends of the names of files, in lower case.
       read_size: the function from an encoded image to its (height, width) in pixels. It raises
         BadImageError where the header is damaged.
+      read_orientation: the function from an encoded image to its EXIF orientation, 1 to 8.
       decode: the function that adds a decoder of a part of an image to the current graph: from the
         encoded image (string, scalar) and the window (int32 [4]: top, left, height, width) to
-        uint8 [height, width, 3]. A damaged image has to end in InvalidArgumentError.
+        uint8 [height, width, 3]. A damaged image has to end in InvalidArgumentError. None: Pillow
+        decodes the whole image, before the graph gets it.
+      decode_reduced: as `decode`, as exactly as the decoder can, of an image that is reduced to
+        1 / ratio, the first argument (1, 2, 4 or 8); the window is one of the reduced image. None:
+        the format has no such decoder.
     """
 
     name: str
-    signatures: tuple[bytes, ...]
+    signature: bytes
     suffixes: tuple[str, ...]
-    read_size: Callable[[bytes], tuple[int, int]]
-    decode: Callable[["tf.Tensor", "tf.Tensor"], "tf.Tensor"]
+    read_size: Callable[[bytes], tuple[int, int]] = by_pillow.read_size
+    read_orientation: Callable[[bytes], int] = by_pillow.read_orientation
+    decode: Decode | None = None
+    decode_reduced: Callable[[int, "tf.Tensor", "tf.Tensor"], "tf.Tensor"] | None = None
 
 
 class ImageHeader(NamedTuple):
     """What has to be known of an image before it is decoded.
 
     Attributes:
-      decoder: the format's place in FORMATS. RAW: the image is decoded already.
-      height, width: the size of the image, pixels.
+      format: the format's place in FORMATS. RAW: the image is decoded already.
+      height, width: the size of the image as it is stored, pixels.
+      orientation: the EXIF orientation, 1 to 8. 1: the image is stored upright.
     """
 
-    decoder: int
+    format: int
     height: int
     width: int
+    orientation: int = UPRIGHT
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Height and width of the image when it is upright, pixels."""
+        return upright_size(self.height, self.width, self.orientation)
 
 
 def crop(pixels: "tf.Tensor", window: "tf.Tensor") -> "tf.Tensor":
@@ -77,8 +102,8 @@ class UndecodableKindError(BadImageError):
     """A good image of a kind of its format that training's decoder does not know."""
 
 
-def _read_jpeg_size(data: bytes) -> tuple[int, int]:
-    """Reads height and width from the first start-of-frame segment.
+def _walk_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yields each segment's marker and the place of its length, as far as the data go.
 
     Bytes between segments are passed over, as the decoder does.
     """
@@ -90,14 +115,24 @@ def _read_jpeg_size(data: bytes) -> tuple[int, int]:
                 position += 1
             marker = data[position]
             position += 1
-            if marker in _START_OF_FRAME:
-                depth, height, width = struct.unpack_from(">BHH", data, position + 2)
-                _check_kind(marker, depth)
-                return height, width
+            yield marker, position
             if marker and marker not in _WITHOUT_LENGTH:
                 position += struct.unpack_from(">H", data, position)[0]
-    except (IndexError, ValueError, struct.error) as error:
-        raise BadImageError("a JPEG that ends within its header") from error
+    except (IndexError, ValueError, struct.error):
+        return
+
+
+def _read_jpeg_size(data: bytes) -> tuple[int, int]:
+    """Reads height and width from the first start-of-frame segment."""
+    try:
+        for marker, start in _walk_segments(data):
+            if marker in _START_OF_FRAME:
+                depth, height, width = struct.unpack_from(">BHH", data, start + 2)
+                _check_kind(marker, depth)
+                return height, width
+    except struct.error:
+        pass
+    raise BadImageError("a JPEG that ends within its header")
 
 
 def _check_kind(marker: int, depth: int) -> None:
@@ -116,11 +151,35 @@ def _check_kind(marker: int, depth: int) -> None:
     )
 
 
+def _read_jpeg_orientation(data: bytes) -> int:
+    """Reads the orientation from the first EXIF segment (EXIF 2.32, 4.7.2: marker APP1)."""
+    for marker, start in _walk_segments(data):
+        if marker in _START_OF_FRAME or marker == _START_OF_SCAN:
+            break
+        if marker == _APP1 and data.startswith(_EXIF, start + 2):
+            (length,) = struct.unpack_from(">H", data, start)
+            return read_tiff_orientation(data[start + 2 + len(_EXIF) : start + length])
+    return UPRIGHT
+
+
 def _decode_jpeg(contents: "tf.Tensor", window: "tf.Tensor") -> "tf.Tensor":
     """Decodes little more than the window."""
     import tensorflow as tf
 
     return tf.io.decode_and_crop_jpeg(contents, window, channels=3)
+
+
+def _decode_reduced_jpeg(ratio: int, contents: "tf.Tensor", window: "tf.Tensor") -> "tf.Tensor":
+    """Decodes little more than the window, of each block a part of the frequencies.
+
+    The accurate transform takes as long as the default, by which pictures are darker by 0.7 to 0.8
+    levels (docs/behaviours.md).
+    """
+    import tensorflow as tf
+
+    return tf.io.decode_and_crop_jpeg(
+        contents, window, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE"
+    )
 
 
 def _read_png_size(data: bytes) -> tuple[int, int]:
@@ -129,6 +188,19 @@ def _read_png_size(data: bytes) -> tuple[int, int]:
         raise BadImageError("a damaged PNG header")
     width, height = struct.unpack_from(">II", data, 16)
     return height, width
+
+
+def _read_png_orientation(data: bytes) -> int:
+    """Reads the orientation from the eXIf chunk (PNG, third edition, 11.3.4.4)."""
+    if b"eXIf" not in data:
+        return UPRIGHT
+    position = _PNG_HEADER_BYTES
+    while position + _PNG_CHUNK_BYTES <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        if kind == b"eXIf":
+            return read_tiff_orientation(data[position + 8 : position + 8 + length])
+        position += _PNG_CHUNK_BYTES + length
+    return UPRIGHT
 
 
 def _decode_png(contents: "tf.Tensor", window: "tf.Tensor") -> "tf.Tensor":
@@ -141,29 +213,47 @@ def _decode_png(contents: "tf.Tensor", window: "tf.Tensor") -> "tf.Tensor":
 FORMATS = (
     Format(
         "JPEG",
-        (b"\xff\xd8",),
+        rb"\xff\xd8",
         (".jpg", ".jpeg", ".jpe", ".jfif"),
         _read_jpeg_size,
+        _read_jpeg_orientation,
         _decode_jpeg,
+        _decode_reduced_jpeg,
     ),
-    Format("PNG", (b"\x89PNG\r\n\x1a\n",), (".png",), _read_png_size, _decode_png),
+    Format(
+        "PNG",
+        rb"\x89PNG\r\n\x1a\n",
+        (".png",),
+        _read_png_size,
+        _read_png_orientation,
+        _decode_png,
+    ),
+    Format("WebP", rb"RIFF....WEBP", (".webp",)),
+    Format("GIF", rb"GIF8[79]a", (".gif",)),
+    Format("BMP", rb"BM", (".bmp", ".dib")),
+    Format("TIFF", rb"II\*\0|MM\0\*|II\+\0|MM\0\+", (".tif", ".tiff")),
+    Format("AVIF", rb"....ftypavi[fs]", (".avif",)),
+    Format("JPEG 2000", rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", (".jp2", ".j2k")),
 )
 
 
 class _ForeignFormat(NamedTuple):
-    """A format that training does not read, but calls by its name when it refuses a file."""
+    """A format that training does not read, but calls by its name when it refuses a file.
+
+    Attributes:
+      name: the name in messages.
+      signature: as in `Format`.
+    """
 
     name: str
-    signatures: tuple[bytes, ...]
-    suffixes: tuple[str, ...]
+    signature: bytes
 
 
 _FOREIGN_FORMATS = (
-    _ForeignFormat("a GIF", (b"GIF8",), (".gif",)),
-    _ForeignFormat("a BMP", (b"BM",), (".bmp",)),
-    _ForeignFormat("a WebP", (b"RIFF",), (".webp",)),
-    _ForeignFormat("a TIFF", (b"II*\x00", b"MM\x00*"), (".tif", ".tiff")),
-    _ForeignFormat("gzip data", (b"\x1f\x8b",), ()),
+    _ForeignFormat("a HEIC", rb"....ftyp(hei[cfmsx]|hev[cmsx]|mif[12]|msf1)"),
+    _ForeignFormat("a JPEG XL", rb"\xff\x0a|\0\0\0\x0cJXL "),
+    _ForeignFormat("a Photoshop file", rb"8BPS"),
+    _ForeignFormat("gzip data", rb"\x1f\x8b"),
 )
 
 
@@ -174,26 +264,20 @@ def format_names(conjunction: str) -> str:
 
 
 def image_suffixes() -> tuple[str, ...]:
-    """Returns the ends of the names of image files, in lower case.
+    """Returns the ends of the names of image files that training reads, in lower case."""
+    return tuple(suffix for row in FORMATS for suffix in row.suffixes)
 
-    Those of formats that training does not read are among them: such a file is then refused by
-    name, instead of being left out without a word.
-    """
-    rows = (*FORMATS, *_FOREIGN_FORMATS)
-    return tuple(dict.fromkeys(suffix for row in rows for suffix in row.suffixes))
+
+def _begins(data: bytes, signature: bytes) -> bool:
+    return re.match(signature, data, re.DOTALL) is not None
 
 
 def _find_format(data: bytes) -> int | None:
     """Returns the place in FORMATS of an image's format, or None where it is none of them."""
     for number, image_format in enumerate(FORMATS):
-        if data.startswith(image_format.signatures):
+        if _begins(data, image_format.signature):
             return number
     return None
-
-
-def is_readable(data: bytes) -> bool:
-    """Returns whether training reads images of this format, whatever the file is called."""
-    return _find_format(data) is not None
 
 
 def _unreadable(data: bytes) -> BadImageError:
@@ -201,14 +285,14 @@ def _unreadable(data: bytes) -> BadImageError:
     if not data:
         return BadImageError("0 bytes")
     reason = f"neither {format_names('nor')}"
-    for name, signatures, _ in _FOREIGN_FORMATS:
-        if data.startswith(signatures):
-            return BadImageError(f"{name}, {reason} (scripts/make_tfrecords.py converts)")
+    for foreign in _FOREIGN_FORMATS:
+        if _begins(data, foreign.signature):
+            return BadImageError(f"{foreign.name}, {reason}")
     return BadImageError(f"{reason}: it begins with {data[:12]!r}")
 
 
 def read_header(data: bytes) -> ImageHeader:
-    """Reads format and size of an encoded image.
+    """Reads format, size and orientation of an encoded image.
 
     Raises:
       BadImageError: it has none of FORMATS, its header is damaged, or it has no pixels or more than
@@ -217,7 +301,28 @@ def read_header(data: bytes) -> ImageHeader:
     number = _find_format(data)
     if number is None:
         raise _unreadable(data)
-    height, width = FORMATS[number].read_size(data)
-    if not 0 < height * width <= MAX_PIXELS:
-        raise BadImageError(f"{width} x {height} pixels, where 1 to {MAX_PIXELS} are allowed")
-    return ImageHeader(number, height, width)
+    with naming(number):
+        height, width = FORMATS[number].read_size(data)
+        orientation = FORMATS[number].read_orientation(data)
+    by_pillow.check_size(height, width)
+    return ImageHeader(number, height, width, orientation)
+
+
+@contextlib.contextmanager
+def naming(place: int) -> Iterator[None]:
+    """Says before the message of a BadImageError of Pillow which format the image has."""
+    try:
+        yield
+    except BadImageError as error:
+        if FORMATS[place].decode is not None:
+            raise
+        raise BadImageError(f"a {FORMATS[place].name}: {error}") from error
+
+
+def is_decoded_in_the_graph(data: bytes) -> bool:
+    """Returns whether an image's format has a decoder for the graph, whatever its file is called.
+
+    Such images are quick to read: their decoder needs no Python, and may decode a part.
+    """
+    number = _find_format(data)
+    return number is not None and FORMATS[number].decode is not None

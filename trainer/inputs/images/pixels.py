@@ -1,18 +1,17 @@
 """The operations from encoded images to uint8 pixels of the network's size, all on the CPU."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy.typing as npt
 import tensorflow as tf
 
 from trainer.config import DataConfig
-from trainer.inputs.images import encoded, rand_augment
+from trainer.inputs.images import graph_decoders, orientation, rand_augment
 from trainer.inputs.images.augmentation import SHIFT_FRACTION
 
-# Columns of Rows.randoms.
-_FLIP = 0
+# Columns of Rows.randoms. The first is used for the turns.
+FLIP = 0
 _SHIFT = slice(1, 3)
 _JITTER = slice(3, 6)
 _RAND_AUGMENT = slice(6, 6 + 2 * rand_augment.LAYERS)
@@ -24,8 +23,12 @@ class Rows(NamedTuple):
 
     Attributes:
       contents: the encoded images; where the decoder is RAW, the window's pixels: string [n].
-      decoders: the place of each image's format in `encoded.FORMATS`, or RAW: int32 [n].
-      windows: top, left, height and width of the part to decode: int32 [n, 4].
+      decoders: the number of each image's decoder (`graph_decoders`), or RAW: int32 [n].
+      windows: top, left, height and width of the part to decode, pixels of the stored image, or of
+        the reduced one: int32 [n, 4].
+      crops: top, left, height and width within that part of what becomes the network's input: all
+        of it, but for what a reduced image has too much at the borders: float32 [n, 4].
+      turns: how each input is turned then; see `orientation`: int32 [n].
       randoms: the random numbers that augmentation uses: float32 [n, NUM_RANDOMS] in [0, 1).
       labels: the classes: int32 [n].
       weights: the weight of each row: 1 for an example, 0 for a row that does not count, -1 where
@@ -37,6 +40,8 @@ class Rows(NamedTuple):
     contents: npt.NDArray[Any] | tf.Tensor
     decoders: npt.NDArray[Any] | tf.Tensor
     windows: npt.NDArray[Any] | tf.Tensor
+    crops: npt.NDArray[Any] | tf.Tensor
+    turns: npt.NDArray[Any] | tf.Tensor
     randoms: npt.NDArray[Any] | tf.Tensor
     labels: npt.NDArray[Any] | tf.Tensor
     weights: npt.NDArray[Any] | tf.Tensor
@@ -48,6 +53,8 @@ ROW_TYPES = Rows(
     contents=tf.string,
     decoders=tf.int32,
     windows=tf.int32,
+    crops=tf.float32,
+    turns=tf.int32,
     randoms=tf.float32,
     labels=tf.int32,
     weights=tf.float32,
@@ -58,6 +65,8 @@ ROW_SHAPES = Rows(
     contents=(),
     decoders=(),
     windows=(4,),
+    crops=(4,),
+    turns=(),
     randoms=(NUM_RANDOMS,),
     labels=(),
     weights=(),
@@ -66,13 +75,17 @@ ROW_SHAPES = Rows(
 )
 
 
-def decode_window(contents: tf.Tensor, decoder: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+def decode_window(
+    contents: tf.Tensor, decoder: tf.Tensor, window: tf.Tensor, resize: str
+) -> tf.Tensor:
     """Adds the decoder of a part of an image.
 
     Args:
       contents: the encoded image, or, for RAW, the window's pixels: string, scalar.
-      decoder: the place of the image's format in `encoded.FORMATS`, or RAW: int32, scalar.
-      window: top, left, height and width of the part: int32 [4].
+      decoder: the number of the image's decoder (`graph_decoders`), or RAW: int32, scalar.
+      window: top, left, height and width of the part of the image, or of the reduced image:
+        int32 [4].
+      resize: --resize; see `graph_decoders.create_functions`.
 
     Returns:
       uint8 [height, width, 3].
@@ -82,12 +95,64 @@ def decode_window(contents: tf.Tensor, decoder: tf.Tensor, window: tf.Tensor) ->
     def view_raw() -> tf.Tensor:
         return tf.reshape(tf.io.decode_raw(contents, tf.uint8), [height, width, 3])
 
-    # Nested conditions, since nearly all images are JPEGs, for which a switch takes 3 % longer.
-    build: Callable[[], tf.Tensor] = view_raw
-    for number, image_format in reversed(list(enumerate(encoded.FORMATS))):
-        decode = functools.partial(image_format.decode, contents, window)
-        build = functools.partial(tf.cond, tf.equal(decoder, number), decode, build)
-    return build()
+    decode_first, *others = [
+        functools.partial(decode, contents, window)
+        for decode in graph_decoders.create_functions(resize)
+    ]
+    # Nearly all images are JPEGs, for which a switch alone takes 3 % longer.
+    return tf.cond(
+        tf.equal(decoder, 0),
+        decode_first,
+        lambda: tf.switch_case(decoder - 1, others, default=view_raw),
+    )
+
+
+def _resize(window: tf.Tensor, crop: tf.Tensor, size: int, method: str) -> tf.Tensor:
+    """Resizes a decoded part of an image to the network's size, as --resize asks.
+
+    Args:
+      window: the part: uint8 [height, width, 3].
+      crop: top, left, height and width of what is wanted of it: float32 [4].
+      size: the height and width of the result, pixels.
+      method: antialias or bilinear.
+
+    Returns:
+      uint8 [size, size, 3].
+    """
+    if method == "bilinear":
+        pixels = tf.image.resize(window, [size, size])
+    else:
+        # A triangle that grows as the picture shrinks: Pillow's bilinear filter.
+        scale = size / crop[2:]
+        (pixels,) = tf.unstack(
+            tf.raw_ops.ScaleAndTranslate(
+                images=window[None],
+                size=[size, size],
+                scale=scale,
+                translation=-crop[:2] * scale,
+                kernel_type="triangle",
+                antialias=True,
+            ),
+            num=1,
+        )
+    # Values of both stay within [0, 255].
+    return tf.ensure_shape(tf.cast(pixels + 0.5, tf.uint8), [size, size, 3])
+
+
+def _turn(pixels: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
+    """Turns an image; see `orientation`."""
+
+    def has(bit: int) -> tf.Tensor:
+        return tf.not_equal(tf.bitwise.bitwise_and(turn, bit), 0)
+
+    def build() -> tf.Tensor:
+        # One operation for all cases, since each function of a condition takes time at the start.
+        first = tf.cast(has(orientation.TRANSPOSED), tf.int32)
+        turned = tf.transpose(pixels, tf.stack([first, 1 - first, 2]))
+        dims = tf.stack([has(orientation.UPSIDE_DOWN), has(orientation.MIRRORED), False])
+        return tf.raw_ops.Reverse(tensor=turned, dims=dims)
+
+    return tf.cond(tf.equal(turn, 0), lambda: pixels, build)
 
 
 def _shift(pixels: tf.Tensor, randoms: tf.Tensor) -> tf.Tensor:
@@ -119,17 +184,14 @@ def build_pixels(row: Rows, config: DataConfig, *, training: bool) -> tf.Tensor:
       uint8 [image_size, image_size, 3].
     """
     size = config.image_size
-    window = decode_window(row.contents, row.decoders, row.windows)
-    pixels = tf.image.resize(window, [size, size])  # Bilinear: values stay within [0, 255].
-    pixels = tf.ensure_shape(tf.cast(pixels + 0.5, tf.uint8), [size, size, 3])
+    window = decode_window(row.contents, row.decoders, row.windows, config.resize)
+    pixels = _resize(window, row.crops, size, config.resize)
+    pixels = tf.ensure_shape(_turn(pixels, row.turns), [size, size, 3])
     if not training:
         return pixels
     randoms = row.randoms
     if config.augment == "shift":
         pixels = _shift(pixels, randoms[_SHIFT])
-    if config.augment in ("standard", "rand") and config.flip:
-        mirrored = randoms[_FLIP] < 0.5
-        pixels = tf.cond(mirrored, lambda: tf.reverse(pixels, [1]), lambda: pixels)
     if config.augment == "rand":
         pixels = rand_augment.apply(pixels, randoms[_RAND_AUGMENT])
     if config.color_jitter > 0:

@@ -1,7 +1,6 @@
 """A reader of encoded images by number, which caches them where asked and counts bad ones."""
 
 import threading
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,8 +11,11 @@ from trainer import exit_status
 from trainer.config import DataConfig
 from trainer.distributed import Worker
 from trainer.errors import ConfigError, UserError
+from trainer.inputs.images import encoded
 from trainer.inputs.images.decoder import Decoder
 from trainer.inputs.images.encoded import RAW, ImageHeader, read_header
+from trainer.inputs.images.orientation import UPRIGHT
+from trainer.inputs.images.reduction import Parts
 from trainer.inputs.source import BadImageError, Split
 from trainer.machine import memory
 
@@ -50,7 +52,7 @@ class ImageReader:
         """
         self._split = split
         self._config = config
-        self._decoder = Decoder()
+        self._decoder = Decoder(config.resize)
         self._lock = threading.Lock()
         self._bad: set[int] = set()
         self._cache: dict[int, Image] = {}
@@ -72,10 +74,11 @@ class ImageReader:
             return self._cache[example]
         try:
             data = self._split.read(example)
-            image = Image(example, data, read_header(data))
-            if self._config.cache == "decoded":
-                pixels = self._decoder.decode(data, image.header)
-                image = Image(example, pixels, image.header._replace(decoder=RAW))
+            header = self._read_header(data)
+            image = Image(example, data, header)
+            if self._config.cache == "decoded" or encoded.FORMATS[header.format].decode is None:
+                pixels = self._decoder.decode(data, header)
+                image = Image(example, pixels, header._replace(format=RAW))
         except BadImageError as error:
             self._report(example, str(error))
             return None
@@ -83,8 +86,14 @@ class ImageReader:
             self._cache[example] = image
         return image
 
-    def can_decode(self, image: Image, window: Sequence[int]) -> bool:
-        """Returns whether a part of an image can be decoded; counts the image as bad if not.
+    def _read_header(self, data: bytes) -> ImageHeader:
+        header = read_header(data)
+        if self._config.exif_orientation == "ignore":
+            return header._replace(orientation=UPRIGHT)
+        return header
+
+    def can_decode(self, image: Image, parts: Parts) -> bool:
+        """Returns whether the part of an image can be decoded; counts the image as bad if not.
 
         A file may be cut off below one window and within another. The result of one window is not
         kept for the next, so that the stream is the same from whichever step it starts.
@@ -95,7 +104,7 @@ class ImageReader:
         if isinstance(image.data, np.ndarray):
             return True
         try:
-            self._decoder.decode(image.data, image.header, window)
+            self._decoder.decode_part(image.data, int(parts.decoders[0]), parts.windows[0].tolist())
         except BadImageError as error:
             self._report(image.example, str(error))
             return False

@@ -210,4 +210,5 @@ def open_tfrecord(config: DataConfig) -> Source:
         class_names=names,
         fingerprint=digest.hexdigest()[:16],
         remarks=remarks,
+        turns_upright=described is not None,
     )

@@ -1,0 +1,78 @@
+"""Which part of a stored image is decoded, at which size, for a window of the upright image."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.config import DataConfig
+from trainer.inputs.images import encoded, orientation
+from trainer.inputs.images.encoded import RAW, ImageHeader
+from trainer.inputs.images.graph_decoders import RATIOS, number_of
+
+# A window is decoded at a size of at least this many times the network's. From 2 on, what is
+# antialiased from the reduced window is within 45 dB of what comes of the full one; see
+# docs/experiments.md, "Pictures of cameras".
+_GAP = 2
+
+
+class Parts(NamedTuple):
+    """The parts of n images to decode; see `pixels.Rows` for each of them.
+
+    Attributes:
+      decoders: int32 [n].
+      windows: int32 [n, 4].
+      crops: float32 [n, 4].
+      turns: int32 [n].
+    """
+
+    decoders: npt.NDArray[Any]
+    windows: npt.NDArray[Any]
+    crops: npt.NDArray[Any]
+    turns: npt.NDArray[Any]
+
+
+def find_parts(
+    headers: Sequence[ImageHeader], windows: npt.NDArray[Any], config: DataConfig
+) -> Parts:
+    """Finds what to decode for windows of upright images.
+
+    Args:
+      headers: the headers of n images.
+      windows: top, left, height and width of each window in the upright image: int32 [n, 4].
+      config: the size of the network's input, and the way of resizing.
+    """
+    upright = np.array([header.upright_size for header in headers])
+    turns = orientation.turns(np.array([header.orientation for header in headers]))
+    windows = orientation.stored_windows(windows, upright[:, 0], upright[:, 1], turns)
+    crops = np.zeros(windows.shape, np.float32)
+    crops[:, 2:] = windows[:, 2:]
+    formats = [header.format for header in headers]
+    ratios = [1] * len(headers)
+    if config.resize == "antialias":
+        # The greatest ratio at which a window is at least _GAP times the network's size.
+        largest = windows[:, 2:].min(axis=1) / (_GAP * config.image_size)
+        windows = windows.copy()
+        for row in np.flatnonzero(largest >= RATIOS[1]).tolist():
+            if formats[row] == RAW or encoded.FORMATS[formats[row]].decode_reduced is None:
+                continue
+            ratio = max(ratio for ratio in RATIOS if ratio <= largest[row])
+            windows[row], crops[row] = _reduce(windows[row], headers[row], ratio)
+            ratios[row] = ratio
+    decoders = np.array([*map(number_of, formats, ratios)], np.int32)
+    return Parts(decoders, windows, crops, turns)
+
+
+def _reduce(
+    window: npt.NDArray[Any], header: ImageHeader, ratio: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Returns the pixels of a reduced image that hold a window, and the window within them.
+
+    A reduced image has height / ratio rows, rounded up.
+    """
+    start, end = window[:2] / ratio, (window[:2] + window[2:]) / ratio
+    last = np.ceil(np.array([header.height, header.width]) / ratio)
+    first = np.floor(start)
+    shape = np.minimum(np.ceil(end), last) - first
+    return np.concatenate([first, shape]), np.concatenate([start - first, end - start])
