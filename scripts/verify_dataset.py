@@ -53,14 +53,21 @@ def main() -> int:
     for remark in verifier.remarks:
         print(remark)
     examples: collections.Counter[str] = collections.Counter()
+    turned: collections.Counter[str] = collections.Counter()
     faults = 0
     for verdict in verifier.run(threads=len(os.sched_getaffinity(0))):
         examples[verdict.split] += verdict.examples
+        turned[verdict.split] += verdict.turned
         faults += len(verdict.faults)
         for fault in verdict.faults:
             print(fault)
     for split, count in examples.items():
         print(f"{split}: {count} examples")
+        if turned[split]:
+            print(
+                f"{split}: {turned[split]} are stored turned or mirrored, by their EXIF "
+                "orientation (--exif_orientation)"
+            )
     print(f"{faults} faults" if faults else "no faults")
     return 1 if faults else 0
 

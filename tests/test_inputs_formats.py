@@ -2,7 +2,11 @@
 
 import contextlib
 import io
+import os
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -176,3 +180,22 @@ def test_any_bytes_have_a_header_or_are_bad():
                 data[random.integers(length)] = random.integers(256)
             with contextlib.suppress(BadImageError):
                 assert read_header(bytes(data)).height > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000"])
+def test_a_damaged_image_neither_ends_the_process_nor_raises_anything_else(name):
+    """In a process of its own, which is there at the end; docs/behaviours.md has 1,000 of each."""
+    program = str(Path(__file__).parent / "programs" / "damaged_images.py")
+    said = subprocess.run(
+        [sys.executable, program, name, "200"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert said.returncode == 0, said.stderr
+    decoded, refused = map(int, said.stdout.split())
+    assert decoded > 50
+    assert refused > 50

@@ -150,3 +150,23 @@ def test_only_jpegs_are_reduced_and_only_for_antialiasing():
             assert (ratio > 1) == (row.name == "JPEG" and method == "antialias")
     raw = encoded.ImageHeader(encoded.RAW, 1000, 1000)
     assert find_parts([raw], window, create_config()).decoders.tolist() == [encoded.RAW]
+
+
+@pytest.mark.parametrize(("size", "is_told"), [(16, True), (32, False)])
+def test_images_for_whose_decoding_steps_will_wait_are_told(tmp_path, size, is_told):
+    for number, side in enumerate((20, 128, 150)):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        data = encode(photograph(number, side, side), "JPEG")
+        (tmp_path / "a" / f"{number}.jpg").write_bytes(data)
+    (tmp_path / "a" / "bad.jpg").write_bytes(b"no image")
+    opened = dataset.open_dataset(create_config(data_dir=str(tmp_path), image_size=size))
+    lines = opened.describe_sizes()
+    assert lines == (
+        (
+            "the median image has 128 x 128 pixels, 64 times the network's input, and steps may "
+            f"wait for the decoder: scripts/make_tfrecords.py --images={tmp_path} --out=DIR "
+            "--shorter_side=37 makes images that are read quickly",
+        )
+        if is_told
+        else ()
+    )

@@ -8,7 +8,7 @@ import pytest
 
 from trainer.checkpoints import model_file
 from trainer.config import Config, DataConfig, RunConfig
-from trainer.distributed import Worker
+from trainer.distributed import Group, Worker
 from trainer.errors import UserError
 from trainer.run import outputs
 from trainer.safety.status import Status
@@ -143,3 +143,53 @@ def test_a_start_that_is_refused_changes_nothing_of_a_run_that_is_complete(tmp_p
     begun.set("running", step=9)
     begun.set("failed", reason="ended")
     assert json.loads(path.read_text()) == {"state": "failed", "step": 9, "reason": "ended"}
+
+
+def test_what_an_earlier_version_has_trained_is_used_as_it_was_trained(tmp_path):
+    """Its model.json has no flags for what that version did not do."""
+    write_model(tmp_path, image_size=32)
+    trained = outputs.as_trained(Config(run=RunConfig(logdir=str(tmp_path)))).config.data
+    assert (trained.resize, trained.exif_orientation) == ("bilinear", "ignore")
+    given = Config(
+        data=DataConfig(resize="antialias"), run=RunConfig(logdir=str(tmp_path)), given=("resize",)
+    )
+    trained = outputs.as_trained(given).config.data
+    assert (trained.resize, trained.exif_orientation) == ("antialias", "ignore")
+
+
+class OfTwo(Group):
+    """The first of two workers, or the second, which has what the first has sent."""
+
+    def __init__(self, rank, sent=None):
+        super().__init__()
+        self.worker = Worker(rank, 2)
+        self.sent = sent
+
+    def gather(self, value):
+        self.sent = value if self.worker.rank == 0 else self.sent
+        return [self.sent, value]
+
+
+def test_a_run_that_an_earlier_version_began_goes_on_as_it_began(tmp_path):
+    config = Config(run=RunConfig(logdir=str(tmp_path / "run")))
+    (tmp_path / "run").mkdir()
+    write_model(tmp_path / "run", image_size=32)
+    assert outputs.as_begun(config, OfTwo(0)) == (config, ())  # There is no checkpoint yet.
+    (tmp_path / "run" / "model.ckpt-7.index").touch()
+    first = OfTwo(0)
+    changed, (line,) = outputs.as_begun(config, first)
+    assert (changed.data.resize, changed.data.exif_orientation) == ("bilinear", "ignore")
+    assert line == (
+        "the run goes on as it was begun, with --resize=bilinear --exif_orientation=ignore"
+    )
+    # On the other's disk there is nothing of the run.
+    elsewhere = Config(run=RunConfig(logdir=str(tmp_path / "other")))
+    other, lines = outputs.as_begun(elsewhere, OfTwo(1, first.sent))
+    assert (other.data, lines) == (changed.data, (line,))
+    never = dataclasses.replace(config, run=dataclasses.replace(config.run, resume="never"))
+    assert outputs.as_begun(never, OfTwo(0)) == (never, ())
+    given = dataclasses.replace(config, given=("resize", "exif_orientation"))
+    assert outputs.as_begun(given, OfTwo(0)) == (given, ())
+    outputs.write_model(changed, Worker(), None)  # Now the file has the flags.
+    assert outputs.as_begun(config, OfTwo(0)) == (changed, (line,))
+    assert outputs.as_begun(changed, OfTwo(0)) == (changed, ())

@@ -127,29 +127,47 @@ def apply(config: Config, found: ModelFile) -> Config:
         ):
             raise _unreadable(found.path, reason)
         try:
-            group = dataclasses.replace(getattr(config, flag.group), **{flag.name: value})
+            config = replace_flags(config, {flag.name: value})
         except ConfigError as error:
             raise _unreadable(found.path, str(error)) from error
-        config = dataclasses.replace(config, **{flag.group: group})
     return config
 
 
 def as_begun(found: ModelFile | None, config: Config) -> dict[str, Any]:
-    """Returns newer flags than a run that goes on knows, by name, with what it did without them.
+    """Returns the flags, by name, in which a run that goes on would differ from how it was begun.
+
+    These are flags that not all versions have had, and that the command line does not give. Runs
+    that were begun without them are to go on without what they do.
 
     Args:
       found: the file of the run; None: there is none.
-      config: configuration, whose flags of the command line are left out.
+      config: configuration of the run.
     """
     if found is None:
         return {}
-    return {
-        flag.name: flag.statement.before
-        for flag in list_flags(config)
-        if flag.statement.before is not None
-        and flag.name not in found.flags
-        and flag.name not in config.given
-    }
+    changed = {}
+    for flag in list_flags(config):
+        before = flag.statement.before
+        if before is None or flag.name in config.given:
+            continue
+        value = found.flags.get(flag.name, before)
+        if value != flag.value and value in (flag.statement.choices or (before,)):
+            changed[flag.name] = value
+    return changed
+
+
+def replace_flags(config: Config, values: Mapping[str, Any]) -> Config:
+    """Returns a configuration with other values of some flags, by name.
+
+    Raises:
+      ConfigError: a flag can't have a value.
+    """
+    for flag in config.flags():
+        if flag.name in values:
+            group = getattr(config, flag.group)
+            group = dataclasses.replace(group, **{flag.name: values[flag.name]})
+            config = dataclasses.replace(config, **{flag.group: group})
+    return config
 
 
 def describe_assumed(config: Config) -> str | None:

@@ -14,6 +14,7 @@ from trainer.distributed import Worker
 from trainer.errors import ConfigError, UserError, status_of
 from trainer.inputs import synthetic
 from trainer.inputs.class_names import by_name, name_classes
+from trainer.inputs.images.sizes import describe_large
 from trainer.inputs.pipeline import Stream, build_stream
 from trainer.inputs.rows import EvaluationRows, TrainRows
 from trainer.inputs.source import OpenFn, Source, Split
@@ -73,6 +74,13 @@ class Dataset:
             )
         return split
 
+    def describe_sizes(self) -> tuple[str, ...]:
+        """Returns a line where training images are much larger than what the network gets."""
+        if self.info.name not in BUILT_IN:
+            return ()
+        is_folder = self.info.name == "folder"
+        return describe_large(self._split("train"), self._config, is_folder=is_folder)
+
     def build_train(self, worker: Worker, *, seed: int) -> Stream:
         """Adds the endless stream of this worker's shuffled, augmented batches to the graph."""
         maker = TrainRows(self._config, self._split("train"), worker, seed=seed)
@@ -100,6 +108,10 @@ class SyntheticDataset:
             class_names=None,
             fingerprint=synthetic.NAME,
         )
+
+    def describe_sizes(self) -> tuple[str, ...]:
+        """Returns nothing: such a batch is never decoded."""
+        return ()
 
     def build_train(self, worker: Worker, *, seed: int) -> Stream:
         """Adds a stream that repeats one batch to the current graph."""

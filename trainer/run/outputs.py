@@ -138,7 +138,7 @@ def check_classes(config: Config, worker: Worker, names: Sequence[str] | None) -
 def as_begun(config: Config, group: Group) -> tuple[Config, tuple[str, ...]]:
     """Returns the configuration of a run that goes on, and a line about what was changed in it.
 
-    A run that was begun by a version without some flags goes on as it was begun, unless they are
+    Flags that not all versions have had stay what they were when the run was begun, unless they are
     given. All workers call it, with the same result: rank 0 knows the run's folder.
     """
     logdir, flags = config.run.logdir, {}
@@ -149,14 +149,9 @@ def as_begun(config: Config, group: Group) -> tuple[Config, tuple[str, ...]]:
     flags = group.gather(flags)[0]
     if not flags:
         return config, ()
-    for flag in model_file.list_flags(config):
-        if flag.name in flags:
-            changed = dataclasses.replace(
-                getattr(config, flag.group), **{flag.name: flags[flag.name]}
-            )
-            config = dataclasses.replace(config, **{flag.group: changed})
+    config = model_file.replace_flags(config, flags)
     text = " ".join(f"--{name}={value}" for name, value in flags.items())
-    return config, (f"begun by a version without these flags, the run goes on with {text}",)
+    return config, (f"the run goes on as it was begun, with {text}",)
 
 
 class Trained(NamedTuple):

@@ -113,6 +113,7 @@ def set_up(config: Config, group: Group) -> Setup:
         store=store,
         messages=(
             *_describe_data(dataset),
+            *(dataset.describe_sizes() if group.worker.rank == 0 else ()),
             *precision.describe_slowness(config.model.precision, library.cpu_flags()),
             *_describe_statistics(config, dataset.info, plan, variables),
             *store.restore(session),

@@ -13,6 +13,7 @@ import tqdm
 
 from trainer.inputs.conversion.judge import load_decoder
 from trainer.inputs.images.encoded import ImageHeader, read_header
+from trainer.inputs.images.orientation import UPRIGHT
 from trainer.inputs.source import BadImageError
 from trainer.inputs.sources import index, listing, manifest, shards, storage, tfrecord
 
@@ -28,11 +29,13 @@ class Verdict(NamedTuple):
       split: the split that it belongs to.
       examples: the number of its examples.
       faults: a line for each fault.
+      turned: the number of images that are stored turned or mirrored, by their EXIF orientation.
     """
 
     split: str
     examples: int
     faults: tuple[str, ...]
+    turned: int = 0
 
 
 class Verifier:
@@ -104,21 +107,22 @@ class Verifier:
 
     def verify_files(self, split: str, paths: Iterable[str]) -> Verdict:
         """Verifies image files."""
-        faults, count = [], 0
+        faults, count, turned = [], 0, 0
         for count, path in enumerate(paths, 1):
             try:
-                self._verify_image(storage.read_file(path), count - 1)
+                turned += self._verify_image(storage.read_file(path), count - 1)
             except (BadImageError, OSError) as error:
                 faults.append(f"{path}: {error}")
-        return Verdict(split, count, tuple(faults))
+        return Verdict(split, count, tuple(faults), turned)
 
-    def _verify_image(self, data: bytes, number: int) -> None:
+    def _verify_image(self, data: bytes, number: int) -> bool:
+        """Returns whether an image is stored turned; raises BadImageError for a bad one."""
         header = read_header(data)
-        if number % self._decode_every != 0:
-            return
-        pixels = self._decoder.decode(data, header)
-        if self._thorough and data.startswith(_JPEG_START):
-            self._find_missing_rows(data, header, pixels)
+        if number % self._decode_every == 0:
+            pixels = self._decoder.decode(data, header)
+            if self._thorough and data.startswith(_JPEG_START):
+                self._find_missing_rows(data, header, pixels)
+        return header.orientation != UPRIGHT
 
     def _find_missing_rows(
         self, data: bytes, header: ImageHeader, pixels: npt.NDArray[Any]
@@ -145,13 +149,13 @@ class Verifier:
             buffer = storage.map_file(path)
         except OSError as error:
             return Verdict(split, 0, (f"{path}: {error}",))
-        faults, count = [], 0
+        faults, count, turned = [], 0, 0
         try:
             for count, (offset, data) in enumerate(tfrecord.scan(buffer, path), 1):
                 end = offset + tfrecord.HEADER_BYTES + len(data) + tfrecord.FOOTER_BYTES
                 try:
                     tfrecord.verify(bytes(buffer[offset:end]), path, offset)
-                    self._verify_example(data, count - 1)
+                    turned += self._verify_example(data, count - 1)
                 except tfrecord.ShardError as error:
                     faults.append(error.fault)
                 except (BadImageError, ValueError) as error:
@@ -163,9 +167,9 @@ class Verifier:
         if not count:
             faults.append(f"{path}: the shard is empty")
         faults += self._compare_with_manifest(path, buffer, count)
-        return Verdict(split, count, tuple(faults))
+        return Verdict(split, count, tuple(faults), turned)
 
-    def _verify_example(self, data: memoryview, number: int) -> None:
+    def _verify_example(self, data: memoryview, number: int) -> bool:
         start, length, label = index.find_image(data)
         if self._manifest is not None:
             last = self._manifest.label_offset + len(self._manifest.classes) - 1
@@ -173,7 +177,7 @@ class Verifier:
                 raise ValueError(
                     f"label {label}, where {self._manifest.label_offset} to {last} are classes"
                 )
-        self._verify_image(bytes(data[start : start + length]), number)
+        return self._verify_image(bytes(data[start : start + length]), number)
 
     def _compare_with_manifest(self, path: str, buffer: memoryview, count: int) -> list[str]:
         named = self._manifest.splits if self._manifest else {}
