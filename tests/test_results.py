@@ -171,7 +171,8 @@ class OfTwo(Group):
 
 
 def test_a_run_that_an_earlier_version_began_goes_on_as_it_began(tmp_path):
-    config = Config(run=RunConfig(logdir=str(tmp_path / "run")))
+    data = DataConfig(data_dir="images")
+    config = Config(data=data, run=RunConfig(logdir=str(tmp_path / "run")))
     (tmp_path / "run").mkdir()
     write_model(tmp_path / "run", image_size=32)
     assert outputs.as_begun(config, OfTwo(0)) == (config, ())  # There is no checkpoint yet.
@@ -183,9 +184,11 @@ def test_a_run_that_an_earlier_version_began_goes_on_as_it_began(tmp_path):
         "the run goes on as it was begun, with --resize=bilinear --exif_orientation=ignore"
     )
     # On the other's disk there is nothing of the run.
-    elsewhere = Config(run=RunConfig(logdir=str(tmp_path / "other")))
+    elsewhere = Config(data=data, run=RunConfig(logdir=str(tmp_path / "other")))
     other, lines = outputs.as_begun(elsewhere, OfTwo(1, first.sent))
     assert (other.data, lines) == (changed.data, (line,))
+    synthetic = dataclasses.replace(config, data=DataConfig())  # It is not read there.
+    assert outputs.as_begun(synthetic, OfTwo(0)) == (synthetic, ())
     never = dataclasses.replace(config, run=dataclasses.replace(config.run, resume="never"))
     assert outputs.as_begun(never, OfTwo(0)) == (never, ())
     given = dataclasses.replace(config, given=("resize", "exif_orientation"))

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from test_inputs_orientation import smooth, write_turned
 from test_inputs_resize import photograph, psnr
 
 from trainer.errors import UserError
 from trainer.inputs.conversion import convert
-from trainer.inputs.conversion.rewrite import KEEP_SIZES, Rewriting, rewrite
+from trainer.inputs.conversion.rewrite import KEEP_SIZES, TURNED, Rewriting, rewrite
 from trainer.inputs.source import BadImageError
 
 ROOT = Path(__file__).parents[1]
@@ -118,6 +118,85 @@ def swapped_profile():
 def test_a_damaged_profile_says_nothing():
     data = jpeg(photograph(0, 200, 300), icc_profile=b"nothing of the kind" * 9)
     assert rewrite(data, Rewriting(shorter_side=100)).changes == ("made smaller",)
+
+
+def without_segment(data, marker):
+    """A JPEG without its first segment of a kind."""
+    start = data.index(marker)
+    return data[:start] + data[start + 2 + int.from_bytes(data[start + 2 : start + 4], "big") :]
+
+
+@pytest.mark.parametrize("rewriting", [KEEP_SIZES, Rewriting(100)])
+@pytest.mark.parametrize("has_marker", [True, False])
+@pytest.mark.parametrize("orientation", [1, 3])
+def test_cmyk_has_the_colours_that_training_reads(rewriting, has_marker, orientation):
+    image = Image.fromarray(np.full((200, 200, 3), (200, 30, 90), np.uint8)).convert("CMYK")
+    data = write_turned(image, "JPEG", orientation)
+    if not has_marker:
+        data = without_segment(data, b"\xff\xee")
+    seen = tf.io.decode_jpeg(data, channels=3).numpy().mean((0, 1))
+    small = np.asarray(opened(rewrite(data, rewriting).data).convert("RGB")).mean((0, 1))
+    if rewriting == KEEP_SIZES and orientation == 1:
+        assert rewrite(data, rewriting).data == data
+    else:
+        assert np.abs(small - seen).max() < 3
+
+
+def test_what_pillow_refuses_is_turned_all_the_same():
+    """A PNG whose chunk of the time has a wrong checksum."""
+    data = write_turned(smooth(0, 64, 96), "PNG", 6)
+    chunk = b"tIME" + bytes(7)
+    damaged = data[:33] + (7).to_bytes(4, "big") + chunk + b"none" + data[33:]
+    with pytest.raises(UnidentifiedImageError):
+        opened(damaged)
+    for rewriting in (KEEP_SIZES, Rewriting(32)):
+        turned = opened(rewrite(damaged, rewriting).data)
+        assert turned.width < turned.height
+
+
+@pytest.mark.parametrize("image_format", ["WEBP", "JPEG"])
+def test_a_damaged_exif_block_does_not_make_an_image_bad(image_format):
+    out = io.BytesIO()
+    smooth(0).save(out, image_format, exif=b"Exif\0\0garbagegarbage")
+    for rewriting in (KEEP_SIZES, Rewriting(32)):
+        assert TURNED not in rewrite(out.getvalue(), rewriting).changes
+
+
+def test_a_result_that_is_too_long_for_a_jpeg_is_a_png():
+    out = io.BytesIO()
+    Image.new("L", (70_000, 50)).save(out, "PNG")
+    small, header, _ = rewrite(out.getvalue(), Rewriting(49))
+    assert (opened(small).format, header.height, header.width) == ("PNG", 49, 68600)
+
+
+def test_without_a_wanted_size_colours_stay():
+    out = io.BytesIO()
+    smooth(0).save(out, "WEBP", lossless=True, icc_profile=swapped_profile())
+    png, _, changes = rewrite(out.getvalue(), KEEP_SIZES)
+    assert changes == ("of other formats turned into PNG",)
+    np.testing.assert_array_equal(np.asarray(opened(png)), np.asarray(smooth(0)))
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+def test_with_one_small_images_are_in_srgb_too(image_format):
+    out = io.BytesIO()
+    smooth(0).save(out, image_format, icc_profile=swapped_profile())
+    small, _, changes = rewrite(out.getvalue(), Rewriting(1000, 100))
+    assert "turned from other colours into sRGB" in changes
+    assert psnr(np.asarray(opened(small)), np.asarray(smooth(0))[..., ::-1]) > 25
+
+
+def test_a_turned_jpeg_keeps_its_tables_in_whatever_order_they_come():
+    data = write_turned(smooth(3, 64, 96), "JPEG", 6, quality=60)
+    first = data.index(b"\xff\xdb")
+    second = data.index(b"\xff\xdb", first + 1)
+    end = second + 2 + int.from_bytes(data[second + 2 : second + 4], "big")
+    exchanged = data[:first] + data[second:end] + data[first:second] + data[end:]
+    (one, two) = (rewrite(jpeg, KEEP_SIZES).data for jpeg in (data, exchanged))
+    assert opened(one).quantization == opened(two).quantization
+    tables = {number: np.reshape(t, (8, 8)) for number, t in opened(data).quantization.items()}
+    for number, table in opened(one).quantization.items():
+        np.testing.assert_array_equal(np.reshape(table, (8, 8)), tables[number].T)
 
 
 def test_a_damaged_picture_is_refused():

@@ -92,10 +92,11 @@ class TrainRows:
             image = self.images.read(example)
             if image is None:
                 continue
-            if not decode:
-                return image
-            if self.images.can_decode(image, self._parts([image], crop_randoms)):
-                return image
+            prepared = self.images.prepare(
+                image, lambda image: self._parts([image], crop_randoms), decode=decode
+            )
+            if prepared is not None:
+                return prepared
         raise UserError(f"{self.config.data_dir}: not one image of the data set can be read")
 
 
@@ -122,10 +123,11 @@ class EvaluationRows:
     def _good_image(self, position: int, *, decode: bool) -> Image | None:
         """Returns the image at a position, or None where there is none or a bad one."""
         image = self.images.read(position) if position < len(self._labels) else None
-        if image is None or not decode:
-            return image
-        parts = _centre_parts([image], self.config)
-        return image if self.images.can_decode(image, parts) else None
+        if image is None:
+            return None
+        return self.images.prepare(
+            image, lambda image: _centre_parts([image], self.config), decode=decode
+        )
 
 
 class GuardedRows:
@@ -167,7 +169,7 @@ def _centre_parts(images: Sequence[Image], config: DataConfig) -> Parts:
 
 
 def _contents(image: Image, window: Sequence[int]) -> bytes:
-    """Returns the decoder's input: an encoded image, or of a decoded one the window's pixels."""
+    """Returns the decoder's input: an encoded image, or of a decoded one the part's pixels."""
     if isinstance(image.data, bytes):
         return image.data
     top, left, height, width = window

@@ -142,7 +142,15 @@ def as_begun(config: Config, group: Group) -> tuple[Config, tuple[str, ...]]:
     given. All workers call it, with the same result: rank 0 knows the run's folder.
     """
     logdir, flags = config.run.logdir, {}
-    if group.worker.rank == 0 and logdir is not None and config.run.resume != "never":
+    is_synthetic = config.data.dataset == "synthetic" or (
+        config.data.dataset is None and config.data.data_dir is None
+    )
+    if (
+        group.worker.rank == 0
+        and logdir is not None
+        and config.run.resume != "never"
+        and not is_synthetic
+    ):
         with contextlib.suppress(UserError):  # A damaged file will be written anew.
             found = model_file.read(Path(logdir))
             flags = model_file.as_begun(found, config) if layout.steps_in(logdir) else {}

@@ -1,8 +1,9 @@
 """What becomes of an image on its way into a shard: nothing, where training reads it as it is."""
 
+import contextlib
 import dataclasses
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TABLE_OF_A_COMPONENT = 3  # Of `JpegImageFile.layer`: its number, two samplings, its table.
+_LONGEST_JPEG = 65_500  # libjpeg's JPEG_MAX_DIMENSION.
 _FIRST_TRANSPOSING = 5  # This orientation and those after it exchange height and width.
 
 TURNED = "turned upright, as their EXIF orientation says"
@@ -82,39 +85,55 @@ def rewrite(data: bytes, rewriting: Rewriting) -> Rewritten:
       BadImageError: it cannot be decoded.
     """
     if not encoded.is_decoded_in_the_graph(data):
-        return _encode_anew(data, rewriting)
+        return _encode_anew(data, rewriting, None)
     try:
         header = encoded.read_header(data)
     except encoded.UndecodableKindError as error:
         try:
-            return _encode_anew(data, rewriting)
+            return _encode_anew(data, rewriting, None)
         except BadImageError:
             raise error from None
-    if rewriting.makes_smaller((header.width, header.height)):
-        try:
-            return _encode_anew(data, rewriting)
-        except BadImageError:  # Of a kind that Pillow does not know, or damaged.
-            png = io.BytesIO()
-            Image.fromarray(load_decoder().decode(data, header)).save(png, "PNG")
-            return _encode_anew(png.getvalue(), rewriting)
+    size = header.width, header.height
+    if rewriting.shorter_side is not None and (
+        rewriting.makes_smaller(size) or _has_other_colours(data)
+    ):
+        return _by_pillow(data, header, lambda data: _encode_anew(data, rewriting, header))
     load_decoder().decode(data, header)
-    return Rewritten(data, header, ()) if header.orientation == UPRIGHT else _turn(data, header)
+    if header.orientation == UPRIGHT:
+        return Rewritten(data, header, ())
+    return _by_pillow(data, header, lambda data: _turn(data, header))
+
+
+def _by_pillow(
+    data: bytes, header: encoded.ImageHeader, encode: Callable[[bytes], Rewritten]
+) -> Rewritten:
+    """Encodes an image anew by Pillow, from the pixels that training's decoder reads.
+
+    Pillow reads the same, but for JPEGs of arithmetic coding, which it does not know, and for CMYK
+    ones without an Adobe marker, whose inks it takes the other way round.
+    """
+    try:
+        with by_pillow.open_image(data) as image:
+            is_alike = image.mode != "CMYK" or "adobe" in image.info
+        if is_alike:
+            return encode(data)
+    except BadImageError:
+        pass
+    png = io.BytesIO()
+    Image.fromarray(load_decoder().decode(data, header)).save(png, "PNG")
+    return encode(png.getvalue())
 
 
 def _turn(data: bytes, header: encoded.ImageHeader) -> Rewritten:
     """Encodes a JPEG or PNG anew that is stored turned or mirrored."""
     turn = _TURNS[header.orientation]
-    try:
-        with by_pillow.open_image(data) as image:
-            options: dict[str, Any] = {"format": "PNG"}
-            if isinstance(image, JpegImagePlugin.JpegImageFile):
-                options = _options_of_turned_jpeg(image, header)
-            image.load()
-            pixels = image if image.mode in ("L", "RGB") else by_pillow.as_rgb(image)
-            return _finish(pixels.transpose(turn), options, (TURNED,))
-    except BadImageError:  # Of a kind that Pillow does not know.
-        pixels = Image.fromarray(load_decoder().decode(data, header))
-        return _finish(pixels.transpose(turn), {"format": "PNG"}, (TURNED,))
+    with by_pillow.open_image(data) as image:
+        options: dict[str, Any] = {"format": "PNG"}
+        if isinstance(image, JpegImagePlugin.JpegImageFile):
+            options = _options_of_turned_jpeg(image, header)
+        image.load()
+        pixels = image if image.mode in ("L", "RGB") else by_pillow.as_rgb(image)
+        return _finish(pixels.transpose(turn), options, (TURNED,))
 
 
 def _options_of_turned_jpeg(
@@ -127,11 +146,15 @@ def _options_of_turned_jpeg(
     """
     sampling = JpegImagePlugin.get_sampling(image)
     block = 16 if sampling == _QUARTER_OF_COLOURS else 8
-    options = {"format": "JPEG", "icc_profile": image.info.get("icc_profile")}
+    options: dict[str, Any] = {"format": "JPEG"}
+    if image.mode in ("L", "RGB"):
+        options["icc_profile"] = image.info.get("icc_profile")
     is_kept = sampling in (_ALL_COLOURS, _QUARTER_OF_COLOURS) or image.mode == "L"
     if not is_kept or header.height % block or header.width % block:
         return {**options, "quality": DEFAULT_QUALITY, "subsampling": _ALL_COLOURS}
-    tables = [np.reshape(table, (8, 8)) for table in image.quantization.values()]
+    # Of the brightness and, where there are colours, of the first of them.
+    components = [component[_TABLE_OF_A_COMPONENT] for component in image.layer[:2]]
+    tables = [np.reshape(image.quantization[table], (8, 8)) for table in components]
     if header.orientation >= _FIRST_TRANSPOSING:
         tables = [table.T for table in tables]
     return {
@@ -141,31 +164,41 @@ def _options_of_turned_jpeg(
     }
 
 
-def _encode_anew(data: bytes, rewriting: Rewriting) -> Rewritten:
-    """Encodes an image anew, upright: as JPEG where it becomes smaller, else as PNG.
+def _encode_anew(
+    data: bytes, rewriting: Rewriting, header: encoded.ImageHeader | None
+) -> Rewritten:
+    """Encodes an image anew, upright: as JPEG where it is one or becomes smaller, else as PNG.
+
+    Args:
+      data: the encoded image.
+      rewriting: what is wanted.
+      header: the header of the image that it was made of, where the graph decodes its format.
 
     Raises:
       BadImageError: Pillow cannot decode it.
     """
     with by_pillow.open_image(data) as image:
-        turn = _TURNS.get(by_pillow.orientation_of(image))
-        options: dict[str, Any] = {"format": "PNG"}
-        changes = [CONVERTED]
+        orientation = header.orientation if header else by_pillow.orientation_of(image)
+        changes = [] if header else [CONVERTED]
         profile = image.info.get("icc_profile")
+        is_jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
         if rewriting.makes_smaller(image.size):
-            options = {"format": "JPEG", "quality": rewriting.quality, "subsampling": _ALL_COLOURS}
+            is_jpeg = True
             changes = [SMALLER]
             pixels = _shrink(image, rewriting.shorter_side or 0)
         else:
             image.load()  # To the last byte, so that a truncated image is found.
             pixels = image
-        in_srgb = _to_srgb(pixels, profile)
+        in_srgb = _to_srgb(pixels, profile) if rewriting.shorter_side is not None else None
         if in_srgb is not None:
             changes.append(TO_SRGB)
         pixels = in_srgb or by_pillow.as_rgb(pixels)
-        if turn is not None:
-            pixels = pixels.transpose(turn)
+        if orientation != UPRIGHT:
+            pixels = pixels.transpose(_TURNS[orientation])
             changes.append(TURNED)
+        options: dict[str, Any] = {"format": "PNG"}
+        if is_jpeg and max(pixels.size) <= _LONGEST_JPEG:
+            options = {"format": "JPEG", "quality": rewriting.quality, "subsampling": _ALL_COLOURS}
         return _finish(pixels, options, tuple(changes))
 
 
@@ -194,16 +227,32 @@ def _shrink(image: Image.Image, shorter_side: int) -> Image.Image:
     )
 
 
-def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image | None:
-    """Returns an image with other colours than sRGB's in sRGB; None: it has no such colours."""
-    if not profile or image.mode not in ("RGB", "L", "CMYK"):
+def _has_other_colours(data: bytes) -> bool:
+    """Returns whether an image that Pillow opens has a profile of other colours than sRGB's."""
+    with contextlib.suppress(BadImageError), by_pillow.open_image(data) as image:
+        return _read_profile(image.info.get("icc_profile")) is not None
+    return False
+
+
+def _read_profile(profile: bytes | None) -> ImageCms.ImageCmsProfile | None:
+    """Returns a profile of other colours than sRGB's; None: there is none, or it is damaged."""
+    if not profile:
         return None
     try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "sRGB" in ImageCms.getProfileDescription(source):
-            return None
+        read = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        return None if "sRGB" in ImageCms.getProfileDescription(read) else read
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return None
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image | None:
+    """Returns an image with other colours than sRGB's in sRGB; None: it has no such colours."""
+    source = _read_profile(profile)
+    if source is None or image.mode not in ("RGB", "L", "CMYK"):
+        return None
+    try:
         return ImageCms.profileToProfile(
             image, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
         )
-    except (ImageCms.PyCMSError, OSError, ValueError):  # A profile that is damaged says nothing.
+    except (ImageCms.PyCMSError, OSError, ValueError):  # It is one of another kind of image.
         return None

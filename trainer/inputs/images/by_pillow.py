@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError, __version__
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError, __version__
 
+from trainer.inputs.images.orientation import EXIF, UPRIGHT, read_tiff_orientation
 from trainer.inputs.source import BadImageError
 
 # 300 MB of RGB; ImageNet's largest photograph has 61 million pixels.
@@ -90,9 +91,10 @@ def read_orientation(data: bytes) -> int:
 def orientation_of(image: Image.Image) -> int:
     """Returns the EXIF orientation of an opened image, 1 to 8."""
     if image.format == "TIFF":  # Pillow itself turns it upright.
-        return 1
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return orientation if orientation in range(1, 9) else 1
+        return UPRIGHT
+    # Not `getexif`, which takes XMP for EXIF and raises where a block is damaged.
+    block = image.info.get("exif") or b""
+    return read_tiff_orientation(block.removeprefix(EXIF))
 
 
 def decode(data: bytes) -> npt.NDArray[Any]:
@@ -120,6 +122,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
         grey = (levels * 255 + white // 2) // white
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.mode in _MODES:
+        image.info.pop("transparency", None)  # It is left out; of a palette Pillow would warn.
         return image.convert("RGB")
     raise BadImageError(
         f"pixels of Pillow's mode {image.mode}, which cannot be turned into red, green "

@@ -58,7 +58,10 @@ class Decoder:
         """
         if encoded.FORMATS[header.format].decode is None:
             with encoded.naming(header.format):
-                return by_pillow.decode(data)
+                pixels = by_pillow.decode(data)
+                if pixels.shape[:2] != (header.height, header.width):
+                    raise BadImageError("its size is not that of its header")
+                return pixels
         number = graph_decoders.number_of(header.format, 1)
         return self.decode_part(data, number, (0, 0, header.height, header.width))
 

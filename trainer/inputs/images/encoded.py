@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from trainer.inputs.images import by_pillow
-from trainer.inputs.images.orientation import UPRIGHT, read_tiff_orientation, upright_size
+from trainer.inputs.images.orientation import EXIF, UPRIGHT, read_tiff_orientation, upright_size
 from trainer.inputs.source import BadImageError
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
 _JPEG_BITS = 8
 _START_OF_SCAN = 0xDA
 _APP1 = 0xE1
-_EXIF = b"Exif\0\0"
 
 _PNG_HEADER_BYTES = 8
 _PNG_CHUNK_BYTES = 12  # Of a chunk without its data: length, type and checksum.
@@ -156,9 +155,9 @@ def _read_jpeg_orientation(data: bytes) -> int:
     for marker, start in _walk_segments(data):
         if marker in _START_OF_FRAME or marker == _START_OF_SCAN:
             break
-        if marker == _APP1 and data.startswith(_EXIF, start + 2):
+        if marker == _APP1 and data.startswith(EXIF, start + 2):
             (length,) = struct.unpack_from(">H", data, start)
-            return read_tiff_orientation(data[start + 2 + len(_EXIF) : start + length])
+            return read_tiff_orientation(data[start + 2 + len(EXIF) : start + length])
     return UPRIGHT
 
 

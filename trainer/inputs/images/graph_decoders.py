@@ -30,11 +30,13 @@ def number_of(place: int, ratio: int) -> int:
     """Returns the number of a decoder.
 
     Args:
-      place: the format's place in `encoded.FORMATS`; the graph has a decoder for it. RAW is
-        returned as it is.
+      place: the format's place in `encoded.FORMATS`, or RAW.
       ratio: 1, 2, 4 or 8.
+
+    Returns:
+      The number; RAW where the graph gets pixels.
     """
-    return encoded.RAW if place == encoded.RAW else _number(encoded.FORMATS)[place, ratio]
+    return _number(encoded.FORMATS).get((place, ratio), encoded.RAW)
 
 
 def split(number: int) -> tuple[int, int]:

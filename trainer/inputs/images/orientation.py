@@ -19,6 +19,7 @@ _FIRST_TRANSPOSED = 5  # This orientation and those after it exchange height and
 # The turn of each orientation. Of 0, which is none: no turn.
 _TURNS = np.array([0, 0, 1, 3, 2, 4, 5, 7, 6], np.int32)
 
+EXIF = b"Exif\0\0"  # What comes before the TIFF header in a JPEG (EXIF 2.32, 4.7.2).
 _TAG = 0x0112
 _ENTRY_BYTES = 12
 _SHORT, _LONG = 3, 4

@@ -1,6 +1,7 @@
 """A reader of encoded images by number, which caches them where asked and counts bad ones."""
 
 import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,8 @@ class Image(NamedTuple):
 
     Attributes:
       example: the number of the example.
-      data: the encoded bytes, or uint8 [height, width, 3] where the header's decoder is RAW.
+      data: the encoded bytes; after `ImageReader.prepare`, of a format that Pillow decodes, the
+        pixels of the part; or uint8 [height, width, 3] where the header's format is RAW.
       header: the image's header.
     """
 
@@ -76,7 +78,7 @@ class ImageReader:
             data = self._split.read(example)
             header = self._read_header(data)
             image = Image(example, data, header)
-            if self._config.cache == "decoded" or encoded.FORMATS[header.format].decode is None:
+            if self._config.cache == "decoded":
                 pixels = self._decoder.decode(data, header)
                 image = Image(example, pixels, header._replace(format=RAW))
         except BadImageError as error:
@@ -92,23 +94,45 @@ class ImageReader:
             return header._replace(orientation=UPRIGHT)
         return header
 
-    def can_decode(self, image: Image, parts: Parts) -> bool:
-        """Returns whether the part of an image can be decoded; counts the image as bad if not.
+    def prepare(
+        self, image: Image, find_parts: Callable[[Image], Parts], *, decode: bool
+    ) -> Image | None:
+        """Decodes the part of an image where Pillow has to, and tries to where that is asked.
 
         A file may be cut off below one window and within another. The result of one window is not
         kept for the next, so that the stream is the same from whichever step it starts.
+
+        Args:
+          image: the image, as `read` returns it.
+          find_parts: the function that finds the part.
+          decode: whether to make sure that the graph can decode the part.
+
+        Returns:
+          The image; where Pillow decodes its format, the data are the part's pixels. None: it can't
+          be decoded, and was counted as bad.
 
         Raises:
           UserError: it is one bad example too many.
         """
         if isinstance(image.data, np.ndarray):
-            return True
+            return image
+        is_by_pillow = encoded.FORMATS[image.header.format].decode is None
+        if not is_by_pillow and not decode:
+            return image
+        parts = find_parts(image)
+        top, left, height, width = parts.windows[0].tolist()
         try:
-            self._decoder.decode_part(image.data, int(parts.decoders[0]), parts.windows[0].tolist())
+            if is_by_pillow:
+                pixels = self._decoder.decode(image.data, image.header)
+                part = pixels[top : top + height, left : left + width]
+                return image._replace(data=part.tobytes())
+            self._decoder.decode_part(
+                image.data, int(parts.decoders[0]), (top, left, height, width)
+            )
         except BadImageError as error:
             self._report(image.example, str(error))
-            return False
-        return True
+            return None
+        return image
 
     def _report(self, example: int, reason: str) -> None:
         """Counts a bad example and logs it once; raises UserError where it is one too many."""
