@@ -34,6 +34,10 @@ from trainer.process import files
 
 # To be raised with every change of what becomes of an image, so that shards are written anew.
 _RULES = 3
+# Where each image is much work, there are as many shards at least as keep several processes busy to
+# the end, unless there are few images.
+_SHARDS_FOR_PROCESSES = 32
+_IMAGES_FOR_A_SHARD = 8
 REPORT_NAME = "unreadable.txt"
 # The temporary files of killed converters of earlier versions.
 _OF_EARLIER_VERSIONS = re.compile(r"\..*\.writing")
@@ -65,6 +69,9 @@ def _split_tasks(
     images.sort(key=lambda image: listing.name_digest(image[0], source, seed))
     total_bytes = sum(_state(image[0])[0] for image in images)
     count = min(len(images), max(1, round(total_bytes / shard_bytes)))
+    if rewriting.shorter_side is not None:
+        # Not by the number of processes, on which the shards must not depend.
+        count = max(count, min(_SHARDS_FOR_PROCESSES, len(images) // _IMAGES_FOR_A_SHARD))
     ends = [len(images) * (number + 1) // count for number in range(count)]
     return [
         Task(

@@ -198,6 +198,7 @@ def _encode_anew(
             changes.append(TURNED)
         options: dict[str, Any] = {"format": "PNG"}
         if is_jpeg and max(pixels.size) <= _LONGEST_JPEG:
+            # With fewer colours than pixels, small details of colour would lose 8 dB.
             options = {"format": "JPEG", "quality": rewriting.quality, "subsampling": _ALL_COLOURS}
         return _finish(pixels, options, tuple(changes))
 
