@@ -64,6 +64,7 @@ def configure(precision, examples, classes):
     return config, Dataset(config.data, source, info)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_network_whose_logits_are_equal_is_right_about_one_class(precision):
     config, data = configure(precision, 40, 8)
@@ -80,6 +81,7 @@ def test_a_network_whose_logits_are_equal_is_right_about_one_class(precision):
             assert share == np.mean(labels == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_all_that_tells_a_class_agrees_with_argmax(precision, tmp_path):
     """A random network of 200 classes: what is counted, and what is predicted of the same files."""

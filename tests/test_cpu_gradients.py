@@ -238,6 +238,7 @@ def test_gradients_of_batch_norm_equal_numpys(channels, dtype, relu):
     check_norm(channels, dtype, relu)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
 def test_gradients_of_large_maps_equal_numpys(dtype):
     check_norm(96, dtype, True, (16, 64, 64))  # Stored past the cache.

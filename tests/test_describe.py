@@ -14,6 +14,8 @@ from trainer.errors import ConfigError
 from trainer.graph import flops
 from trainer.modes import describe
 
+pytestmark = pytest.mark.slow
+
 tf1 = tf.compat.v1
 
 
@@ -49,6 +51,7 @@ def resnet_v2_50():
     return describe.describe(models.get("resnet_v2_50"), image_size=224, num_classes=1000)
 
 
+@pytest.mark.slow
 def test_every_unit_of_resnet_v2_50_is_traced(resnet_v2_50):
     units = [layer for layer in resnet_v2_50.layers if layer.stages]
     expected = []

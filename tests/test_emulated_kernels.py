@@ -37,6 +37,7 @@ def vector_results(folder, *, emulated):
     return np.where(np.isnan(bits.view(np.float32)), np.uint32(0x7FC00000), bits)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_emulated_rounding_to_bfloat16_is_that_of_the_manual(tmp_path):
     values, rounded = vector_results(tmp_path, emulated=True)[:, :2].swapaxes(0, 1)

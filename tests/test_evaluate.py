@@ -44,6 +44,7 @@ def test_all_stop_when_one_is_asked():
     assert group.questions == 2
 
 
+@pytest.mark.slow
 def test_slow_workers_are_asked_at_every_batch():
     """The other worker takes 2 s for a batch; of the 5 batches, the second is the first asked."""
     group = WithOther(asked_at=100)
@@ -51,6 +52,7 @@ def test_slow_workers_are_asked_at_every_batch():
     assert group.questions == 4
 
 
+@pytest.mark.slow
 def test_the_end_of_each_batch_is_reported():
     """37 examples in batches of 8, to the watchdog of --mode=evaluate."""
     ended = []

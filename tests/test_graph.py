@@ -101,6 +101,7 @@ def test_weight_decay_is_over_kernels_alone(stepped):
     assert metrics.loss == pytest.approx(metrics.cross_entropy + expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_weight_decay_moves_kernels_and_nothing_else():
     """Without a cross-entropy to follow, a step is lr * decay * w for kernels, and 0 for others."""
     groups = tiny.config_groups()
@@ -140,6 +141,7 @@ def exact():
     return run_steps(Config(**tiny.config_groups()), 50, learning_rate=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_low_precision_keeps_float32_variables_and_follows_float32(exact, precision):
     groups = tiny.config_groups()
@@ -193,6 +195,7 @@ class Listening(Group):
         return result
 
 
+@pytest.mark.slow
 def test_gradients_are_averaged_while_the_backward_pass_still_runs(monkeypatch):
     """On CPUs, too: the last layer's is on its way before the first layer's is there."""
     monkeypatch.setenv("HOROVOD_RANK", "0")

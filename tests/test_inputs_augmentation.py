@@ -106,6 +106,7 @@ def mirrored_share(fields):
     return is_mirrored.mean()
 
 
+@pytest.mark.slow
 def test_half_of_the_images_are_mirrored_unless_told_otherwise(monkeypatch):
     monkeypatch.setattr(augmentation, "_ASPECT_RANGE", (1.0, 1.0))
     assert 0.35 < mirrored_share({}) < 0.65
@@ -191,6 +192,7 @@ def test_operations_do_what_pillows_do(name):
             assert np.abs(got - wanted).max() <= 1
 
 
+@pytest.mark.slow
 def test_rand_augment_uses_each_transformation():
     pixels = noise(0, 16, 16)
     with tf.Graph().as_default():
@@ -284,6 +286,7 @@ def test_pixels_are_scaled(preprocessing, mean, deviation):
     np.testing.assert_allclose(scaled, (images - np.array(mean)) / deviation, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_color_jitter_changes_pixels_within_bounds():
     plain = numbered_dataset(create_config(augment="none"), train=8)
     jittered = numbered_dataset(create_config(augment="none", color_jitter=0.2), train=8)

@@ -108,6 +108,7 @@ def test_a_bad_image_stops_training_and_evaluation_with_one_line(tmp_path, name)
         assert "\n" not in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOME_SLOW)
 def test_in_training_the_next_good_image_takes_a_bad_ones_place(tmp_path, name):
     data = folder_data(tmp_path, name, max_bad_examples=1)

@@ -11,6 +11,8 @@ from trainer.errors import UserError
 from trainer.inputs import dataset
 from trainer.machine import session
 
+pytestmark = pytest.mark.slow
+
 DEVICE = "/cpu:1"
 
 

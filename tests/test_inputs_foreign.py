@@ -96,6 +96,7 @@ def slim_folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_slims_shards_train_and_evaluate_with_the_label_offset_alone(slim_folder):
     data = dataset.open_dataset(create_config(data_dir=str(slim_folder), label_offset=1))
     assert data.info[:4] == ("tfrecord", 30, 11, CLASSES)

@@ -51,7 +51,14 @@ def pillow_pixels(data):
         return np.asarray(image.convert("RGB"))
 
 
-@pytest.mark.parametrize("cache", ["none", "encoded", "decoded"])
+@pytest.mark.parametrize(
+    "cache",
+    [
+        "none",
+        pytest.param("encoded", marks=pytest.mark.slow),
+        pytest.param("decoded", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.usefixtures("with_ppm")
 def test_a_folder_of_images_in_it_and_others_is_read(tmp_path, cache):
     # Of one colour: in noise two libraries round a JPEG's pixels differently.
@@ -94,6 +101,7 @@ def test_it_is_decoded_in_whole_and_in_part(with_ppm):
         np.testing.assert_array_equal(part, pillow_pixels(data)[3:8, 2:9])
 
 
+@pytest.mark.slow
 def test_a_damaged_one_is_named_rightly(tmp_path, with_ppm):
     fault = "a PPM: image file is truncated" if with_ppm.decode is None else "a PPM that is damaged"
     for split in ("train", "validation"):

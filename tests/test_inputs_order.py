@@ -60,7 +60,9 @@ def test_a_shuffle_is_even():
     assert all(abs(counts[place] - 500) < 97 for place in range(4))
 
 
-@pytest.mark.parametrize("size", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "size", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_the_stream_reads_what_the_order_says(size, monkeypatch):
     batch_size, steps = 7, 12
     config = create_config(batch_size=batch_size, augment="none")
@@ -76,7 +78,13 @@ def test_the_stream_reads_what_the_order_says(size, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("examples", "size", "batch_size"), [(360, 3, 7), (1, 2, 4), (8, 2, 4), (33, 1, 40)]
+    ("examples", "size", "batch_size"),
+    [
+        pytest.param(360, 3, 7, marks=pytest.mark.slow),
+        pytest.param(1, 2, 4, marks=pytest.mark.slow),
+        (8, 2, 4),
+        (33, 1, 40),
+    ],
 )
 def test_evaluation_counts_each_example_once(examples, size, batch_size):
     data = numbered_dataset(create_config(batch_size=batch_size), validation=examples)

@@ -125,7 +125,7 @@ def difference(first, second):
     return np.abs(first.astype(int) - second.astype(int)).mean()
 
 
-@pytest.mark.parametrize("cache", ["none", "decoded"])
+@pytest.mark.parametrize("cache", ["none", pytest.param("decoded", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_a_folders_images_are_upright(turned, split, cache):
     root, upright = turned
@@ -143,6 +143,7 @@ def test_images_are_taken_as_stored_where_that_is_wanted(turned):
         assert (difference(seen[label], centre(pixels)) < 1.5) == is_as_stored, label
 
 
+@pytest.mark.slow
 def test_converted_images_are_upright_and_are_not_turned_again(turned, tmp_path):
     root, upright = turned
     said = []
@@ -166,6 +167,7 @@ def test_converted_images_are_upright_and_are_not_turned_again(turned, tmp_path)
             assert difference(stored, expected) <= allowed, label
 
 
+@pytest.mark.slow
 def test_shards_of_others_are_taken_as_stored_unless_told(turned, tmp_path):
     root, upright = turned
     label = "x.png-6"

@@ -71,10 +71,10 @@ def by_pillow(data, fraction, size, resample=Image.Resampling.BILINEAR):
     ("height", "width", "size", "fraction", "ratio"),
     [
         (1500, 2000, 64, 1.0, 8),
-        (1501, 1999, 64, 0.5, 4),
-        (1203, 1605, 112, 0.875, 4),
-        (1203, 1605, 224, 0.875, 2),
-        (375, 500, 224, 1.0, 1),
+        pytest.param(1501, 1999, 64, 0.5, 4, marks=pytest.mark.slow),
+        pytest.param(1203, 1605, 112, 0.875, 4, marks=pytest.mark.slow),
+        pytest.param(1203, 1605, 224, 0.875, 2, marks=pytest.mark.slow),
+        pytest.param(375, 500, 224, 1.0, 1, marks=pytest.mark.slow),
         (333, 500, 160, 0.875, 1),
         (100, 120, 128, 0.875, 1),  # It becomes larger.
     ],

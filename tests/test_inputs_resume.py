@@ -36,6 +36,7 @@ def test_starting_at_a_step_equals_the_straight_run_to_the_bit(fields, monkeypat
         assert_same(straight[start:], resumed)
 
 
+@pytest.mark.slow
 def test_augmentation_differs_between_epochs_and_seeds():
     data = numbered_dataset(create_config(batch_size=4, augment="standard"), train=4)
     epochs = read_train(data, steps=2)

@@ -71,6 +71,7 @@ def test_the_number_held_out_is_the_fraction_rounded_up(count):
     assert all(abs(n - 0.2 * size) < 1 for n, size in zip(counts, sizes, strict=True))
 
 
+@pytest.mark.slow
 def test_names_with_spaces_unicode_and_a_leading_dash_are_read(tmp_path):
     names = ["-rf", "a class", "größe", "猫", "naïve\u0301", 'quote"s', "new\nline"]
     for number, name in enumerate(names):
@@ -214,7 +215,10 @@ def test_the_documented_plug_in_works(tmp_path, monkeypatch):
     assert counted(read_train(data, steps=3)) == {0: 4, 1: 4, 2: 4}
 
 
-@pytest.mark.parametrize("module", ["trainer.inputs.source", "trainer.inputs.encoded"])
+@pytest.mark.parametrize(
+    "module",
+    ["trainer.inputs.source", pytest.param("trainer.inputs.encoded", marks=pytest.mark.slow)],
+)
 def test_a_plug_in_says_that_an_image_is_bad(tmp_path, monkeypatch, module):
     (tmp_path / "bad_plug_in.py").write_text(
         f"from {module} import BadImageError\n"
@@ -244,7 +248,8 @@ def test_a_plug_in_that_is_not_there_is_refused(name):
         dataset.open_dataset(create_config(dataset=name))
 
 
-@pytest.mark.parametrize("cache", ["encoded", "decoded"])
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", [pytest.param("encoded", marks=pytest.mark.slow), "decoded"])
 def test_a_cache_changes_nothing_but_the_reads(tmp_path, cache):
     write_folder(tmp_path, {"a": 5, "b": 4}, image_format="JPEG")
     plain, cached = (
@@ -281,6 +286,7 @@ def test_bad_images_are_not_cached(tmp_path):
     assert len(batches) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "tfrecord"])
 def test_files_with_a_scheme_are_read_by_tensorflow(tmp_path, kind, monkeypatch):
     write_folder(tmp_path / "images", {"a": 30, "b": 30})

@@ -144,6 +144,7 @@ def mutate(content, rng):
     return b"\n".join(lines) + b"\n"
 
 
+@pytest.mark.slow
 def test_no_damage_is_a_traceback(tmp_path):
     task = write_files(tmp_path)
     rng = random.Random(0)

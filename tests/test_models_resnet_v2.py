@@ -239,6 +239,7 @@ def test_logits_features_and_predictions_have_their_documented_shapes():
         assert maps.shape.as_list() == [None, 3, 3, 7]
 
 
+@pytest.mark.slow
 def test_reuse_shares_all_variables():
     with tf.Graph().as_default():
         images = tf1.placeholder(tf.float32, [1, 64, 64, 3])

@@ -8,6 +8,8 @@ import time
 import pytest
 from processes import ROOT, environment
 
+pytestmark = pytest.mark.processes
+
 # Its main thread is within C, where no Python handler runs, for half a second at a time.
 LISTENS = """
 import hashlib, sys, time

@@ -257,6 +257,7 @@ def test_another_size_writes_the_shards_anew(tmp_path):
     assert said == ["4 images made smaller"] * 2
 
 
+@pytest.mark.slow
 def test_a_quality_that_there_is_not_is_one_line(tmp_path):
     write_pictures(tmp_path / "in", 2)
     for value in ("0", "101"):

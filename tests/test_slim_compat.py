@@ -26,6 +26,7 @@ def test_slims_batch_norm_normalizes_and_updates_with_its_default_arguments(fuse
     np.testing.assert_allclose(moving_mean, mean * (1 - 0.999), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_slims_resnet_v2_has_the_published_number_of_parameters():
     with tf.Graph().as_default():
         images = tf1.placeholder(tf.float32, [1, 224, 224, 3])

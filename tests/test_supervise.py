@@ -12,6 +12,8 @@ from processes import ROOT, environment
 
 from trainer.safety import lock_holder
 
+pytestmark = pytest.mark.processes
+
 # Counts its starts in a file, then does what the words say: one for each start.
 COMMAND = """
 import json, os, pathlib, signal, subprocess, sys, time

@@ -69,6 +69,7 @@ def create_run():
         run.session.close()
 
 
+@pytest.mark.slow
 def test_accumulated_batches_make_the_update_of_one_large_batch(create_run):
     small = create_run(create_config(network="network_without_bn", accumulate_steps=4))
     large = create_run(create_config(network="network_without_bn", batch_size=32))
@@ -83,7 +84,7 @@ def test_accumulated_batches_make_the_update_of_one_large_batch(create_run):
         np.testing.assert_allclose(small.values()[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_what_is_not_finite_changes_nothing(create_run, precision):
     run = create_run(create_config(network="poisoned_network", precision=precision))
     run.step()
@@ -101,6 +102,7 @@ def test_what_is_not_finite_changes_nothing(create_run, precision):
     assert all(np.all(np.isfinite(value)) for value in run.values().values())
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_not_finite_spoils_its_whole_update_and_no_other(create_run):
     run = create_run(create_config(network="poisoned_network", accumulate_steps=2))
     run.session.run(run.train.accumulate_op)
@@ -115,6 +117,7 @@ def test_a_batch_that_is_not_finite_spoils_its_whole_update_and_no_other(create_
     assert run.step().is_applied == 1
 
 
+@pytest.mark.slow
 def test_an_overflow_halves_the_scale_and_leaves_the_rest(create_run):
     run = create_run(create_config(precision="float16"))
     run.step()
@@ -130,6 +133,7 @@ def test_an_overflow_halves_the_scale_and_leaves_the_rest(create_run):
     assert after["loss_scale/good_steps"] == 0
 
 
+@pytest.mark.slow
 def test_the_scale_doubles_after_many_good_steps(create_run):
     run = create_run(create_config(precision="float16"))
     run.load("loss_scale/good_steps", loss_scale.GROWTH_STEPS - 2)
@@ -137,7 +141,8 @@ def test_the_scale_doubles_after_many_good_steps(create_run):
     assert scales == [2**15, 2**15, 2**16]
 
 
-@pytest.mark.parametrize("scale", [1.0, pytest.param(2.0**10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [1.0, 2.0**10])
 def test_the_scale_does_not_show_in_the_update(create_run, scale):
     scaled, exact = (create_run(create_config(precision=p)) for p in ("float16", "float32"))
     scaled.load("loss_scale/scale", scale)
@@ -155,6 +160,7 @@ def test_float32_and_bfloat16_have_no_scale_to_report(create_run):
         assert run.values()["loss_scale/scale"] == 2**24
 
 
+@pytest.mark.slow
 def test_a_request_is_told_at_its_step(create_run):
     run = create_run(create_config())
     assert [run.step().request, run.step(request=1.0).request, run.step().request] == [0, 1, 0]

@@ -7,7 +7,7 @@ import os
 
 import google_crc32c
 
-from trainer.inputs.conversion.rewrite import Rewriting, rewrite
+from trainer.inputs.conversion.rewrite import KEEP_SIZES, Rewriting, rewrite
 from trainer.inputs.images import encoded
 from trainer.inputs.source import BadImageError
 from trainer.inputs.sources import example_proto, storage, tfrecord
@@ -21,14 +21,14 @@ class Task:
     Attributes:
       path: the path of the shard.
       plan: the digest of all that the shards depend on.
-      rewriting: what becomes of each image.
       images: the path, name, label and class of each image.
+      rewriting: what becomes of each image.
     """
 
     path: str
     plan: str
-    rewriting: Rewriting
     images: tuple[tuple[str, str, int, str], ...]
+    rewriting: Rewriting = KEEP_SIZES
 
 
 @dataclasses.dataclass(frozen=True)
