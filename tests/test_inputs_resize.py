@@ -10,7 +10,7 @@ from PIL import Image
 
 from trainer.inputs import dataset
 from trainer.inputs.images import augmentation, encoded, graph_decoders
-from trainer.inputs.images.reduction import find_parts
+from trainer.inputs.images.reduction import Filter, find_parts
 
 JPEG = 0
 
@@ -136,6 +136,27 @@ def test_a_window_is_decoded_at_one_and_a_half_times_the_networks_size_at_least(
         np.testing.assert_allclose((part[:2] + crop[:2]) * ratio, start, atol=1e-3)
         np.testing.assert_allclose(crop[2:] * ratio, window_size, atol=1e-3)
         assert (crop[:2] + crop[2:] <= part[2:] + 1e-4).all()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [
+        (50, 70, Filter.BILINEAR),
+        (100, 100, Filter.BILINEAR),
+        (120, 120, Filter.BILINEAR),
+        (121, 100, Filter.AREA),
+        (150, 199, Filter.AREA),
+        (150, 200, Filter.TRIANGLE),
+        (99, 130, Filter.TRIANGLE),  # Means of areas would not be smooth where it becomes larger.
+        (290, 290, Filter.TRIANGLE),
+        (1000, 1000, Filter.TRIANGLE),  # Also where it is reduced by the decoder.
+    ],
+)
+def test_the_filter_depends_on_how_much_the_sides_shrink(height, width, expected):
+    header = encoded.ImageHeader(JPEG, height, width)
+    window = np.array([[0, 0, height, width]], np.int32)
+    parts = find_parts([header], window, create_config(image_size=100))
+    assert parts.filters.tolist() == [expected]
 
 
 def test_only_jpegs_are_reduced_and_only_for_antialiasing():

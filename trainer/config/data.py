@@ -65,8 +65,8 @@ class DataConfig(Checked):
     )
     resize: str = flag(
         "antialias",
-        "How images become smaller. antialias: each pixel is an average of those that it stands "
-        "for, as in Pillow; large JPEGs are decoded at a half, a quarter or an eighth; bilinear: "
+        "How images become smaller. antialias: each pixel is a mean of those that it stands for, "
+        "nearly as in Pillow; large JPEGs are decoded at a half, a quarter or an eighth; bilinear: "
         "between four neighbours, as in slim, whose published accuracies were measured so.",
         choices=("antialias", "bilinear"),
         is_hparam=True,

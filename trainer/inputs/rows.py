@@ -188,6 +188,7 @@ def _create_rows(images: Sequence[Image], parts: Parts, labels: npt.NDArray[Any]
         decoders=parts.decoders,
         windows=parts.windows,
         crops=parts.crops,
+        filters=parts.filters,
         turns=parts.turns,
         randoms=np.zeros((len(images), NUM_RANDOMS), np.float32),
         labels=labels[[image.example for image in images]].astype(np.int32),

@@ -9,6 +9,7 @@ import tensorflow as tf
 from trainer.config import DataConfig
 from trainer.inputs.images import graph_decoders, orientation, rand_augment
 from trainer.inputs.images.augmentation import SHIFT_FRACTION
+from trainer.inputs.images.reduction import Filter
 
 # Columns of Rows.randoms. The first is used for the turns.
 FLIP = 0
@@ -28,6 +29,7 @@ class Rows(NamedTuple):
         the reduced one: int32 [n, 4].
       crops: top, left, height and width within that part of what becomes the network's input: all
         of it, but for what a reduced image has too much at the borders: float32 [n, 4].
+      filters: how it becomes as large as the network's input: `reduction.Filter`; int32 [n].
       turns: how each input is turned then; see `orientation`: int32 [n].
       randoms: the random numbers that augmentation uses: float32 [n, NUM_RANDOMS] in [0, 1).
       labels: the classes: int32 [n].
@@ -41,6 +43,7 @@ class Rows(NamedTuple):
     decoders: npt.NDArray[Any] | tf.Tensor
     windows: npt.NDArray[Any] | tf.Tensor
     crops: npt.NDArray[Any] | tf.Tensor
+    filters: npt.NDArray[Any] | tf.Tensor
     turns: npt.NDArray[Any] | tf.Tensor
     randoms: npt.NDArray[Any] | tf.Tensor
     labels: npt.NDArray[Any] | tf.Tensor
@@ -54,6 +57,7 @@ ROW_TYPES = Rows(
     decoders=tf.int32,
     windows=tf.int32,
     crops=tf.float32,
+    filters=tf.int32,
     turns=tf.int32,
     randoms=tf.float32,
     labels=tf.int32,
@@ -66,6 +70,7 @@ ROW_SHAPES = Rows(
     decoders=(),
     windows=(4,),
     crops=(4,),
+    filters=(),
     turns=(),
     randoms=(NUM_RANDOMS,),
     labels=(),
@@ -107,35 +112,47 @@ def decode_window(
     )
 
 
-def _resize(window: tf.Tensor, crop: tf.Tensor, size: int, method: str) -> tf.Tensor:
-    """Resizes a decoded part of an image to the network's size, as --resize asks.
+def _resize(window: tf.Tensor, row: Rows, config: DataConfig) -> tf.Tensor:
+    """Resizes a decoded part of an image to the network's size.
 
     Args:
       window: the part: uint8 [height, width, 3].
-      crop: top, left, height and width of what is wanted of it: float32 [4].
-      size: the height and width of the result, pixels.
-      method: antialias or bilinear.
+      row: its crop and its filter.
+      config: --image_size and --resize.
 
     Returns:
-      uint8 [size, size, 3].
+      uint8 [image_size, image_size, 3].
     """
-    if method == "bilinear":
-        pixels = tf.image.resize(window, [size, size])
-    else:
-        # A triangle that grows as the picture shrinks: Pillow's bilinear filter.
-        scale = size / crop[2:]
-        (pixels,) = tf.unstack(
-            tf.raw_ops.ScaleAndTranslate(
-                images=window[None],
-                size=[size, size],
-                scale=scale,
-                translation=-crop[:2] * scale,
-                kernel_type="triangle",
-                antialias=True,
-            ),
-            num=1,
+    size = config.image_size
+
+    def interpolate() -> tf.Tensor:
+        return tf.image.resize(window, [size, size])
+
+    def average() -> tf.Tensor:
+        return tf.image.resize(window, [size, size], method="area")
+
+    def weigh() -> tf.Tensor:
+        scale = size / row.crops[2:]
+        resized = tf.raw_ops.ScaleAndTranslate(
+            images=window[None],
+            size=[size, size],
+            scale=scale,
+            translation=-row.crops[:2] * scale,
+            kernel_type="triangle",
+            antialias=True,
         )
-    # Values of both stay within [0, 255].
+        return tf.squeeze(resized, 0)
+
+    if config.resize == "bilinear":
+        pixels = interpolate()
+    else:
+        builders = {
+            Filter.BILINEAR: interpolate,
+            Filter.AREA: average,
+            Filter.TRIANGLE: weigh,
+        }
+        pixels = tf.switch_case(row.filters, {int(kind): build for kind, build in builders.items()})
+    # Values of all stay within [0, 255].
     return tf.ensure_shape(tf.cast(pixels + 0.5, tf.uint8), [size, size, 3])
 
 
@@ -185,7 +202,7 @@ def build_pixels(row: Rows, config: DataConfig, *, training: bool) -> tf.Tensor:
     """
     size = config.image_size
     window = decode_window(row.contents, row.decoders, row.windows, config.resize)
-    pixels = _resize(window, row.crops, size, config.resize)
+    pixels = _resize(window, row, config)
     pixels = tf.ensure_shape(_turn(pixels, row.turns), [size, size, 3])
     if not training:
         return pixels

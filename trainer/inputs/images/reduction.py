@@ -1,5 +1,6 @@
 """Which part of a stored image is decoded, at which size, for a window of the upright image."""
 
+import enum
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,23 @@ from trainer.inputs.images.graph_decoders import RATIOS, number_of
 # antialiased from the reduced window is within 40 dB of what comes of the full one, also for
 # pebbles; see docs/experiments.md, "Pictures of cameras".
 _GAP = 1.5
+# By how much sides may shrink and be resized by quicker filters than the triangle, since they are
+# close to it there: by less than this as means of areas, by up to this from four neighbours.
+_MUCH = 2
+_LITTLE = 1.2
+
+
+class Filter(enum.IntEnum):
+    """How a decoded part becomes as large as the network's input.
+
+    BILINEAR: each pixel lies between four neighbours. AREA: it is the mean of the area that it
+    covers. TRIANGLE: a mean over twice that width in each direction, weighted by closeness, which
+    is Pillow's bilinear filter.
+    """
+
+    BILINEAR = 0
+    AREA = 1
+    TRIANGLE = 2
 
 
 class Parts(NamedTuple):
@@ -24,12 +42,14 @@ class Parts(NamedTuple):
       decoders: int32 [n].
       windows: int32 [n, 4].
       crops: float32 [n, 4].
+      filters: int32 [n].
       turns: int32 [n].
     """
 
     decoders: npt.NDArray[Any]
     windows: npt.NDArray[Any]
     crops: npt.NDArray[Any]
+    filters: npt.NDArray[Any]
     turns: npt.NDArray[Any]
 
 
@@ -50,7 +70,9 @@ def find_parts(
     crops[:, 2:] = windows[:, 2:]
     formats = [header.format for header in headers]
     ratios = [1] * len(headers)
+    filters = np.full(len(headers), Filter.BILINEAR, np.int32)
     if config.resize == "antialias":
+        filters = _choose_filters(windows[:, 2:] / config.image_size)
         # The greatest ratio at which a window is at least _GAP times the network's size.
         largest = windows[:, 2:].min(axis=1) / (_GAP * config.image_size)
         windows = windows.copy()
@@ -61,7 +83,19 @@ def find_parts(
             windows[row], crops[row] = _reduce(windows[row], headers[row], ratio)
             ratios[row] = ratio
     decoders = np.array([*map(number_of, formats, ratios)], np.int32)
-    return Parts(decoders, windows, crops, turns)
+    return Parts(decoders, windows, crops, filters, turns)
+
+
+def _choose_filters(shrinks: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Returns the filter for each window by how many of its pixels become one, down and across.
+
+    docs/experiments.md, "Pictures of cameras", has how close they come and how long they take.
+    """
+    least, most = shrinks.min(axis=1), shrinks.max(axis=1)
+    filters = np.full(len(shrinks), Filter.TRIANGLE, np.int32)
+    filters[(least >= 1) & (most < _MUCH)] = Filter.AREA
+    filters[most <= _LITTLE] = Filter.BILINEAR
+    return filters
 
 
 def _reduce(
