@@ -109,6 +109,10 @@ def images_per_sec(build: Callable[[], Pipeline], seconds: float) -> float:
 def compare(folder: str, rounds: int, seconds: float) -> None:
     """Prints the throughputs on the cores of this process, and their ratios."""
     config = DataConfig(data_dir=folder, image_size=_SIZE, batch_size=_BATCH_SIZE)
+    opened = {
+        resize: dataset.open_dataset(dataclasses.replace(config, resize=resize))
+        for resize in ("bilinear", "antialias")
+    }
     threads = len(os.sched_getaffinity(0))
     split = open_tfrecord(config).train
     if split is None:
@@ -116,12 +120,11 @@ def compare(folder: str, rounds: int, seconds: float) -> None:
     rows = TrainRows(config, split, Worker(), seed=0).create(np.arange(_IMAGES), decode=False)
 
     def build_pipeline(resize: str) -> Pipeline:
-        data = dataset.open_dataset(dataclasses.replace(config, resize=resize))
-        stream = data.build_train(Worker(), seed=0)
+        stream = opened[resize].build_train(Worker(), seed=0)
         return Pipeline(stream.batch.images, stream.initializer, {stream.start_step: 0})
 
     bare: list[float] = []
-    ours: dict[str, list[float]] = {"bilinear": [], "antialias": []}
+    ours: dict[str, list[float]] = {resize: [] for resize in opened}
     for _ in range(rounds):
         bare.append(images_per_sec(lambda: build_bare(rows, threads), seconds))
         for resize, rates in ours.items():

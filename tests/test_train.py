@@ -156,7 +156,7 @@ class TestRun:
             ],
         )
         assert predicted.returncode == 1
-        expected = f"{tmp_path}/no image.png: is not a JPEG or PNG that can be read"
+        expected = f"{tmp_path}/no image.png: is not an image that can be read"
         assert expected in predicted.stderr
         found = read_json(tmp_path / "p.json")["result"]["predictions"]
         assert [row["file"] for row in found] == files[:3]

@@ -18,7 +18,6 @@ from trainer.errors import ConfigError
 from trainer.graph.network import classify
 from trainer.inputs.class_names import name_classes
 from trainer.inputs.dataset import Dataset, DatasetInfo
-from trainer.inputs.images import encoded
 from trainer.inputs.source import BadImageError, Source
 from trainer.machine import session
 from trainer.process import launcher, texts
@@ -79,9 +78,8 @@ def run(config: Config) -> int:
     result = {"predictions": predictions}
     outputs.report(config, Worker(), result, text="\n".join(lines) or "nothing was classified")
     unread = [name for number, name in enumerate(config.files) if number not in found]
-    readable = encoded.format_names("or")
     for name in unread:
-        text = f"{texts.printable(name)}: is not a {readable} that can be read"
+        text = f"{texts.printable(name)}: is not an image that can be read"
         print(f"slim-horovod: {text}", file=sys.stderr)
     return 1 if unread else 0
 
