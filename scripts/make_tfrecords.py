@@ -32,7 +32,10 @@ def _parse_arguments() -> argparse.Namespace:
         "--validation_fraction", type=float, default=0.0, help="share of every class to hold out"
     )
     parser.add_argument(
-        "--shard_mb", type=program.at_least(1e-6, float), default=128, help="size of a shard, MiB"
+        "--shard_mb",
+        type=program.at_least(1e-6, float),
+        default=128,
+        help="size of a shard, MiB of the files that it is made of",
     )
     parser.add_argument(
         "--shorter_side",
@@ -43,7 +46,6 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--quality",
         type=program.at_least(1),
-        default=DEFAULT_QUALITY,
         help=f"of the JPEGs that --shorter_side makes, 1 to 100; default: {DEFAULT_QUALITY}",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the order of the images")
@@ -65,8 +67,10 @@ def _parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if not 0 <= arguments.validation_fraction <= 1:
         parser.error("--validation_fraction: must be at least 0 and at most 1")
-    if arguments.quality > 100:
-        parser.error("--quality: must be at least 1 and at most 100")
+    if arguments.quality is not None and arguments.quality > 100:
+        parser.error(f"--quality: must be at most 100, got '{arguments.quality}'")
+    if arguments.quality is not None and arguments.shorter_side is None:
+        parser.error("--quality: must be given with --shorter_side, which makes JPEGs, got none")
     return arguments
 
 
@@ -75,6 +79,11 @@ def main() -> None:
     arguments = _parse_arguments()
     if not arguments.images.is_dir():
         raise UserError(f"--images: must be a folder that exists, got '{arguments.images}'")
+    if arguments.out.resolve().is_relative_to(arguments.images.resolve()):
+        raise UserError(
+            f"--out: must not be within --images, of which it would be a class, got "
+            f"'{arguments.out}'"
+        )
     described = convert.convert(
         str(arguments.images),
         str(arguments.out),
@@ -84,7 +93,7 @@ def main() -> None:
         max_bad=arguments.max_bad,
         processes=arguments.processes,
         follow_links=arguments.follow_links,
-        rewriting=Rewriting(arguments.shorter_side, arguments.quality),
+        rewriting=Rewriting(arguments.shorter_side, arguments.quality or DEFAULT_QUALITY),
     )
     for split, shards in described.splits.items():
         examples = sum(shard.examples for shard in shards)

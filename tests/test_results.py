@@ -180,9 +180,10 @@ def test_a_run_that_an_earlier_version_began_goes_on_as_it_began(tmp_path):
     first = OfTwo(0)
     changed, (line,) = outputs.as_begun(config, first)
     assert (changed.data.resize, changed.data.exif_orientation) == ("bilinear", "ignore")
-    assert line == (
-        "the run goes on as it was begun, with --resize=bilinear --exif_orientation=ignore"
-    )
+    assert line == "the run goes on as before, with --resize=bilinear --exif_orientation=ignore"
+    outputs.write_flags(changed, Worker())
+    written = (tmp_path / "run" / "flags").read_text().splitlines()
+    assert {"--resize=bilinear", "--exif_orientation=ignore"} <= {*written}
     # On the other's disk there is nothing of the run.
     elsewhere = Config(data=data, run=RunConfig(logdir=str(tmp_path / "other")))
     other, lines = outputs.as_begun(elsewhere, OfTwo(1, first.sent))

@@ -269,7 +269,7 @@ def test_a_quality_that_there_is_not_is_one_line(tmp_path):
             check=False,
         )
         assert result.returncode != 0
-        assert "--quality" in result.stderr.splitlines()[-1]
+        assert "--quality: must be at" in result.stderr.splitlines()[-1]
         assert "Traceback" not in result.stderr
 
 
@@ -284,3 +284,44 @@ def test_what_is_damaged_is_counted(tmp_path):
             rewriting=Rewriting(64),
             say=lambda _: None,
         )
+
+
+def test_options_that_would_do_harm_or_nothing_are_refused(tmp_path):
+    write_pictures(tmp_path / "in", 2)
+    program = str(ROOT / "scripts" / "make_tfrecords.py")
+    source = f"--images={tmp_path}/in"
+    for options, told in (
+        ([f"--out={tmp_path}/in/shards"], "--out: must not be within --images"),
+        ([f"--out={tmp_path}/out", "--quality=80"], "--quality: must be given with --shorter_side"),
+    ):
+        result = subprocess.run(
+            [sys.executable, program, source, *options],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert result.returncode != 0
+        assert told in result.stderr.splitlines()[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"", "0 bytes"),
+        (b"hello", "it begins with b'hello'"),
+        (b"\0\0\0\x18ftypheic" + bytes(40), "a HEIC, neither"),
+    ],
+)
+def test_what_is_no_image_is_told_as_in_training(data, told):
+    for rewriting in (KEEP_SIZES, Rewriting(32)):
+        with pytest.raises(BadImageError, match=told):
+            rewrite(data, rewriting)
+
+
+def test_what_is_cut_off_is_told_with_its_format():
+    out = io.BytesIO()
+    smooth(0).save(out, "AVIF")
+    with pytest.raises(BadImageError, match="an AVIF: "):
+        rewrite(out.getvalue()[:-200], KEEP_SIZES)

@@ -77,7 +77,7 @@ class DataConfig(Checked):
     exif_orientation: str = flag(
         "auto",
         "Images that are stored turned or mirrored. apply: they are turned upright, as their EXIF "
-        "orientation says; ignore: they are taken as stored; auto: applied but for TFRecords "
+        "orientation says; ignore: taken as stored, but for TIFFs; auto: applied but for TFRecords "
         "without dataset.json.",
         choices=("auto", "apply", "ignore"),
         belongs_to_model=True,

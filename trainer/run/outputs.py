@@ -158,8 +158,10 @@ def as_begun(config: Config, group: Group) -> tuple[Config, tuple[str, ...]]:
     if not flags:
         return config, ()
     config = model_file.replace_flags(config, flags)
+    # As if they had been given, so that the run's flag file repeats the run.
+    config = dataclasses.replace(config, given=(*config.given, *flags))
     text = " ".join(f"--{name}={value}" for name, value in flags.items())
-    return config, (f"the run goes on as it was begun, with {text}",)
+    return config, (f"the run goes on as before, with {text}",)
 
 
 class Trained(NamedTuple):

@@ -85,7 +85,12 @@ def rewrite(data: bytes, rewriting: Rewriting) -> Rewritten:
       BadImageError: it cannot be decoded.
     """
     if not encoded.is_decoded_in_the_graph(data):
-        return _encode_anew(data, rewriting, None)
+        try:
+            return _encode_anew(data, rewriting, None)
+        except BadImageError:
+            # Told as training tells it: what it is, or whose format it has, and what is wrong.
+            load_decoder().decode(data, encoded.read_header(data))
+            raise
     try:
         header = encoded.read_header(data)
     except encoded.UndecodableKindError as error:

@@ -31,6 +31,7 @@ _LOSSLESS_FRAMES = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
 # Markers that stand alone: TEM, and RST0 to RST7.
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
 _JPEG_BITS = 8
+_VOWELS = "AEIOU"
 _START_OF_SCAN = 0xDA
 _APP1 = 0xE1
 
@@ -315,7 +316,9 @@ def naming(place: int) -> Iterator[None]:
     except BadImageError as error:
         if FORMATS[place].decode is not None:
             raise
-        raise BadImageError(f"a {FORMATS[place].name}: {error}") from error
+        name = FORMATS[place].name
+        article = "an" if name[0] in _VOWELS else "a"
+        raise BadImageError(f"{article} {name}: {error}") from error
 
 
 def is_decoded_in_the_graph(data: bytes) -> bool:

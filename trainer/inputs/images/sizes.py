@@ -1,5 +1,6 @@
 """A look at the sizes of some training images, before steps wait for their decoding."""
 
+import shlex
 import statistics
 
 import numpy as np
@@ -39,14 +40,23 @@ def describe_large(split: Split, config: DataConfig, *, is_folder: bool) -> tupl
     times = pixels / config.image_size**2
     if times < _MANY:
         return ()
-    side = round(config.image_size * _ROOM)
-    advice = (
-        f": scripts/make_tfrecords.py --images={config.data_dir} --out=DIR --shorter_side={side} "
-        "makes images that are read quickly"
-        if is_folder
-        else ""
-    )
+    advice = f": {_conversion(config)} makes images that are read quickly" if is_folder else ""
     return (
         f"the median image has {width} x {height} pixels, {times:.0f} times the network's input, "
         f"and steps may wait for the decoder{advice}",
     )
+
+
+def _conversion(config: DataConfig) -> str:
+    """Returns the command that makes smaller images of the same splits."""
+    words = [
+        "scripts/make_tfrecords.py",
+        f"--images={config.data_dir}",
+        "--out=DIR",
+        f"--shorter_side={round(config.image_size * _ROOM)}",
+    ]
+    if config.validation_fraction:
+        words.append(f"--validation_fraction={config.validation_fraction}")
+    if config.follow_links:
+        words.append("--follow_links")
+    return shlex.join(words)
