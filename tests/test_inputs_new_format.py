@@ -51,14 +51,7 @@ def pillow_pixels(data):
         return np.asarray(image.convert("RGB"))
 
 
-@pytest.mark.parametrize(
-    "cache",
-    [
-        "none",
-        pytest.param("encoded", marks=pytest.mark.slow),
-        pytest.param("decoded", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("cache", ["encoded", pytest.param("decoded", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("with_ppm")
 def test_a_folder_of_images_in_it_and_others_is_read(tmp_path, cache):
     # Of one colour: in noise two libraries round a JPEG's pixels differently.
