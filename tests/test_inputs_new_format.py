@@ -111,7 +111,6 @@ def test_a_damaged_one_is_named_rightly(tmp_path, with_ppm):
 @pytest.mark.usefixtures("with_ppm")
 def test_messages_name_it():
     others = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000"
-    assert encoded.format_names("or") == f"{others} or PPM"
     with pytest.raises(encoded.BadImageError, match=rf"^gzip data, neither {others} nor PPM$"):
         encoded.read_header(b"\x1f\x8b")
     with pytest.raises(encoded.BadImageError, match=rf"^neither {others} nor PPM: it begins"):

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageCms, JpegImagePlugin
 
 from trainer.inputs.conversion.judge import load_decoder
-from trainer.inputs.images import by_pillow, encoded
+from trainer.inputs.images import by_pillow, encoded, orientation
 from trainer.inputs.images.orientation import UPRIGHT
 from trainer.inputs.source import BadImageError
 
@@ -21,19 +21,8 @@ _GAP = 2.0
 _MODES = ("RGB", "L", "CMYK", "YCbCr")  # Of Pillow: means of their pixels are pixels between them.
 # Of `JpegImagePlugin.get_sampling`: a colour for each pixel, and for four of them.
 _ALL_COLOURS, _QUARTER_OF_COLOURS = 0, 2
-# The turn of each EXIF orientation.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _TABLE_OF_A_COMPONENT = 3  # Of `JpegImageFile.layer`: its number, two samplings, its table.
 _LONGEST_JPEG = 65_500  # libjpeg's JPEG_MAX_DIMENSION.
-_FIRST_TRANSPOSING = 5  # This orientation and those after it exchange height and width.
 
 TURNED = "turned upright, as their EXIF orientation says"
 SMALLER = "made smaller"
@@ -131,14 +120,13 @@ def _by_pillow(
 
 def _turn(data: bytes, header: encoded.ImageHeader) -> Rewritten:
     """Encodes a JPEG or PNG anew that is stored turned or mirrored."""
-    turn = _TURNS[header.orientation]
     with by_pillow.open_image(data) as image:
         options: dict[str, Any] = {"format": "PNG"}
         if isinstance(image, JpegImagePlugin.JpegImageFile):
             options = _options_of_turned_jpeg(image, header)
         image.load()
         pixels = image if image.mode in ("L", "RGB") else by_pillow.as_rgb(image)
-        return _finish(pixels.transpose(turn), options, (TURNED,))
+        return _finish(pixels, header.orientation, options, (TURNED,))
 
 
 def _options_of_turned_jpeg(
@@ -160,7 +148,7 @@ def _options_of_turned_jpeg(
     # Of the brightness and, where there are colours, of the first of them.
     components = [component[_TABLE_OF_A_COMPONENT] for component in image.layer[:2]]
     tables = [np.reshape(image.quantization[table], (8, 8)) for table in components]
-    if header.orientation >= _FIRST_TRANSPOSING:
+    if orientation.transposes(header.orientation):
         tables = [table.T for table in tables]
     return {
         **options,
@@ -183,7 +171,7 @@ def _encode_anew(
       BadImageError: Pillow cannot decode it.
     """
     with by_pillow.open_image(data) as image:
-        orientation = header.orientation if header else by_pillow.orientation_of(image)
+        stored = header.orientation if header else by_pillow.orientation_of(image)
         changes = [] if header else [CONVERTED]
         profile = image.info.get("icc_profile")
         is_jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
@@ -198,21 +186,23 @@ def _encode_anew(
         if in_srgb is not None:
             changes.append(TO_SRGB)
         pixels = in_srgb or by_pillow.as_rgb(pixels)
-        if orientation != UPRIGHT:
-            pixels = pixels.transpose(_TURNS[orientation])
+        if stored != UPRIGHT:
             changes.append(TURNED)
         options: dict[str, Any] = {"format": "PNG"}
         if is_jpeg and max(pixels.size) <= _LONGEST_JPEG:
             # With fewer colours than pixels, small details of colour would lose 8 dB.
             options = {"format": "JPEG", "quality": rewriting.quality, "subsampling": _ALL_COLOURS}
-        return _finish(pixels, options, tuple(changes))
+        return _finish(pixels, stored, options, tuple(changes))
 
 
-def _finish(pixels: Image.Image, options: Mapping[str, Any], changes: tuple[str, ...]) -> Rewritten:
-    """Encodes pixels, and nothing that is not said in the options."""
+def _finish(
+    image: Image.Image, stored: int, options: Mapping[str, Any], changes: tuple[str, ...]
+) -> Rewritten:
+    """Encodes the pixels of an image of the orientation `stored` upright, with these options."""
     out = io.BytesIO()
     # Pixels alone: metadata would turn them once more, and of some profiles libpng warns each time.
-    Image.fromarray(np.asarray(pixels)).save(out, **options)
+    pixels = orientation.turn_upright(np.asarray(image), stored)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(out, **options)
     data = out.getvalue()
     return Rewritten(data, encoded.read_header(data), changes)
 

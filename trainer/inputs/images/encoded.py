@@ -257,10 +257,10 @@ _FOREIGN_FORMATS = (
 )
 
 
-def format_names(conjunction: str) -> str:
-    """Returns the names of FORMATS as a sentence lists them, such as "JPEG or PNG"."""
+def _none_of_the_formats() -> str:
+    """Returns the names of FORMATS in words, such as "neither JPEG nor PNG"."""
     *names, last = (image_format.name for image_format in FORMATS)
-    return f"{', '.join(names)} {conjunction} {last}"
+    return f"neither {', '.join(names)} nor {last}"
 
 
 def image_suffixes() -> tuple[str, ...]:
@@ -284,7 +284,7 @@ def _unreadable(data: bytes) -> BadImageError:
     """Returns the error that says what the data is instead of an image that training reads."""
     if not data:
         return BadImageError("0 bytes")
-    reason = f"neither {format_names('nor')}"
+    reason = _none_of_the_formats()
     for foreign in _FOREIGN_FORMATS:
         if _begins(data, foreign.signature):
             return BadImageError(f"{foreign.name}, {reason}")

@@ -54,9 +54,24 @@ def turns(orientations: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return _TURNS[orientations]
 
 
+def transposes(orientation: int) -> bool:
+    """Returns whether an image of this orientation exchanges height and width to be upright."""
+    return orientation >= _FIRST_TRANSPOSED
+
+
+def turn_upright(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """Returns a view of an image's pixels ([height, width, ...]) that is upright."""
+    turn = _TURNS[orientation]
+    if turn & TRANSPOSED:
+        pixels = pixels.swapaxes(0, 1)
+    if turn & UPSIDE_DOWN:
+        pixels = pixels[::-1]
+    return pixels[:, ::-1] if turn & MIRRORED else pixels
+
+
 def upright_size(height: int, width: int, orientation: int) -> tuple[int, int]:
     """Returns height and width, pixels, of a stored image when it is upright."""
-    return (width, height) if orientation >= _FIRST_TRANSPOSED else (height, width)
+    return (width, height) if transposes(orientation) else (height, width)
 
 
 def stored_windows(
