@@ -16,4 +16,5 @@ EVERY_STEP = frozenset(
     }
 )
 EVALUATION = frozenset({"eval/top1", "eval/top5", "eval/loss"})
+OF_FEW_CLASSES = EVALUATION - {"eval/top5"}  # Of five classes or fewer it is always 1.
 BENCHMARK = frozenset({"benchmark/<pass>/step_time_ms", "benchmark/<pass>/images_per_sec"})

@@ -12,6 +12,7 @@ from trainer.checkpoints import layout, manifest, model_file
 from trainer.config import Config, RunConfig
 from trainer.errors import UserError
 from trainer.inputs.conversion import shard_writer
+from trainer.inputs.dataset import DatasetInfo
 from trainer.inputs.sources import manifest as dataset_manifest
 from trainer.process import json_files
 from trainer.run import outputs
@@ -51,10 +52,11 @@ def read_all(folder, task):
     """Whatever reads one of the files: each may raise UserError alone."""
     logdir = str(folder)
     config = Config(run=RunConfig(logdir=logdir))
+    info = DatasetInfo("folder", 4, 0, 1, ("a",), "")
     return {
         layout.MODEL: (
             lambda: outputs.as_trained(config),
-            lambda: outputs.check_classes(config, outputs.Worker(), ["a"]),
+            lambda: outputs.check_classes(config, outputs.Worker(), info),
         ),
         layout.MANIFEST: (lambda: manifest.read(folder),),
         status.FILE_NAME: (lambda: status.read(folder), lambda: refuse(logdir)),

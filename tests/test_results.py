@@ -5,11 +5,14 @@ import json
 import math
 
 import pytest
+import tensorflow as tf
+import tensorflow.compat.v1 as tf1
 
 from trainer.checkpoints import model_file
 from trainer.config import Config, DataConfig, RunConfig
 from trainer.distributed import Group, Worker
 from trainer.errors import UserError
+from trainer.inputs.dataset import DatasetInfo
 from trainer.run import outputs
 from trainer.safety.status import Status
 
@@ -103,15 +106,16 @@ def test_what_is_assumed_without_such_a_file_is_told(tmp_path):
     assert outputs.as_trained(Config()).remarks == ()
 
 
-def resume(folder, names, **flags):
+def resume(folder, names, *, classes=2, **flags):
     config = Config(run=RunConfig(logdir=str(folder), **flags))
-    outputs.check_classes(config, Worker(), names)
+    info = DatasetInfo("folder", 4, 0, classes, names, "")
+    outputs.check_classes(config, Worker(), info)
 
 
 def test_a_run_goes_on_with_the_classes_that_it_began_with(tmp_path):
     write_model(tmp_path, class_names=["a", "b"])
     resume(tmp_path, ("b", "a"))  # It has saved no checkpoint.
-    (tmp_path / "model.ckpt-5.index").touch()
+    (tmp_path / "model.ckpt-5.index").touch()  # Damaged: its number of classes can't be told.
     resume(tmp_path, ("a", "b"))
     resume(tmp_path, None)
     with pytest.raises(UserError, match=r"class 0 was 'a' and is 'b'.*--new_class_names"):
@@ -119,6 +123,27 @@ def test_a_run_goes_on_with_the_classes_that_it_began_with(tmp_path):
     resume(tmp_path, ("b", "a"), new_class_names=True)
     (tmp_path / "model.json").write_text("{")  # It will be written anew.
     resume(tmp_path, ("b", "a"))
+
+
+@pytest.mark.parametrize("flags", [{}, {"new_class_names": True}])
+def test_a_run_is_refused_other_data_by_their_number_of_classes(tmp_path, flags):
+    with tf.Graph().as_default(), tf1.Session() as session:
+        session.run(
+            tf.raw_ops.SaveV2(
+                prefix=f"{tmp_path}/model.ckpt-5",
+                tensor_names=["net/logits/weights"],
+                shape_and_slices=[""],
+                tensors=[tf.zeros([1, 1, 4, 5])],
+            )
+        )
+    counts = rf"this data has 3 classes, the run in {tmp_path} had 5"
+    with pytest.raises(UserError, match=rf"{counts}\. Give the data"):
+        resume(tmp_path, ("a", "b", "x"), classes=3, **flags)
+    write_model(tmp_path, class_names=["a", "b", "c", "d", "e"])
+    only = r"\(the run alone has 'c', 'd', 'e'; the data alone have 'x'\)"
+    with pytest.raises(UserError, match=f"{counts} {only}"):
+        resume(tmp_path, ("a", "b", "x"), classes=3, **flags)
+    resume(tmp_path, ("a", "b", "c", "d", "e"), classes=5, **flags)
 
 
 def test_a_start_that_is_refused_keeps_the_step_that_is_saved(tmp_path):

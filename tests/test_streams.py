@@ -197,3 +197,31 @@ def test_a_run_whose_output_nobody_reads_is_finished(pipe, tmp_path):
     assert b"step 60/60" not in b"".join(got)
     status = (tmp_path / "status.json").read_text()
     assert '"finished", "step": 60' in status
+
+
+def read_terminal(descriptor):
+    """All that is written to a terminal until its last writer has closed it."""
+    got = []
+    with contextlib.suppress(OSError):  # EIO is the end.
+        while data := os.read(descriptor, 4096):
+            got.append(data)
+    return b"".join(got).decode().splitlines()
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("flags", [[], ["--prefix-output-with-timestamp"]])
+def test_under_horovodrun_the_first_worker_writes_to_the_terminal_itself(flags):
+    ours, terminal = os.openpty()
+    command = ["horovodrun", *flags, "-np", "2", sys.executable, "-m", "trainer", "--version"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=terminal, stderr=subprocess.PIPE, text=True
+    ) as launcher:
+        os.close(terminal)
+        lines = read_terminal(ours)
+        launcher.communicate()
+    os.close(ours)
+    marked = sorted(line.partition("slim-horovod ")[0] for line in lines)
+    if flags:
+        assert [mark[-12:] for mark in marked] == ["[0]<stdout>:", "[1]<stdout>:"]
+    else:
+        assert marked == ["", "[1]<stdout>:"]

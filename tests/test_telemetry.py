@@ -1,6 +1,8 @@
 """The scalars of each step, the page that shows them, and the console."""
 
 import io
+import math
+import re
 
 import pytest
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -9,6 +11,7 @@ from trainer.config import RunConfig
 from trainer.distributed import Group
 from trainer.graph.train_step import StepMetrics
 from trainer.plan import create_plan
+from trainer.run.evaluation import Evaluation, write_scalars
 from trainer.telemetry import console, slow_worker, step_log, tags
 from trainer.telemetry.memory_use import MemoryUse
 from trainer.telemetry.pages import custom_scalars
@@ -27,14 +30,14 @@ class ThreeWorkers(Group):
         return [value, *self.others]
 
 
-def step(number, *, duration_sec=0.5, own_sec=0.4):
-    metrics = dict.fromkeys(StepMetrics._fields, 0.5) | {"data_wait_sec": 0.1}
+def step(number, *, duration_sec=0.5, own_sec=0.4, rate=0.05, **metrics):
+    values = dict.fromkeys(StepMetrics._fields, 0.5) | {"data_wait_sec": 0.1}
     return Step(
         number=number,
         duration_sec=duration_sec,
         own_sec=own_sec,
-        learning_rate=0.05,
-        metrics=StepMetrics(**metrics),
+        learning_rate=rate,
+        metrics=StepMetrics(**values | metrics),
     )
 
 
@@ -46,13 +49,13 @@ class Recorder(protocol.NullWriter):
         self.steps[step] = scalars
 
 
-def create_log(group, recorder, *, images_per_step):
+def create_log(group, recorder, *, images_per_step, bad_examples=1):
     return step_log.StepLog(
         group,
         recorder,
         console.NullConsole(),
         images_per_step=images_per_step,
-        count_bad_examples=lambda: 1,
+        count_bad_examples=lambda: bad_examples,
         memory_use=MemoryUse(local_rank=0),
         watch=slow_worker.SlowWorkerWatch(["a", "b", "c"][: len(group.gather(None))]),
     )
@@ -94,7 +97,7 @@ def test_a_scalar_is_logged_and_charted_by_its_row_alone(monkeypatch):
         "perf/longest_data_wait_ms",
         "longest wait for input of any worker",
         lambda run: 1000 * max(run.data_wait_sec),
-        (tags.Chart.DATA_WAIT,),
+        (tags.Chart.PARTS_OF_STEP_TIME,),
     )
     monkeypatch.setattr(tags, "EVERY_STEP", (*tags.EVERY_STEP, row))
     recorder = Recorder()
@@ -102,18 +105,44 @@ def test_a_scalar_is_logged_and_charted_by_its_row_alone(monkeypatch):
     log.add(step(1))
     log.flush()
     assert recorder.steps[1]["perf/longest_data_wait_ms"] == 250
-    assert read_layout()["waiting for data, ms"] == [
-        "^perf/data_wait_ms$",
-        "^perf/longest_data_wait_ms$",
+    names = read_layout()["where the time goes, ms"]
+    assert names[0] == "^perf/data_wait_ms$"
+    assert names[-1] == "^perf/longest_data_wait_ms$"
+
+
+def read_pages(kernels=()):
+    """The Custom Scalars page: per part, the tags of each chart by the chart's title."""
+    (value,) = custom_scalars.build_layout(kernels).value
+    layout = layout_pb2.Layout.FromString(value.tensor.string_val[0])
+    return [
+        {chart.title: list(chart.multiline.tag) for chart in category.chart}
+        for category in layout.category
     ]
 
 
 def read_layout():
-    """The tags of each chart of the Custom Scalars page, by the chart's title."""
-    (value,) = custom_scalars.build_layout().value
-    layout = layout_pb2.Layout.FromString(value.tensor.string_val[0])
-    (category,) = layout.category
-    return {chart.title: list(chart.multiline.tag) for chart in category.chart}
+    """The tags of each chart by the chart's title."""
+    return {title: names for page in read_pages() for title, names in page.items()}
+
+
+def test_the_first_part_of_the_page_has_one_line_per_run_in_each_chart():
+    runs, details = read_pages()
+    assert {len(names) for names in runs.values()} == {1}
+    assert all(len(names) > 1 for names in details.values())
+    assert ["^eval/top1$"] in runs.values()
+
+
+def test_norms_of_kernels_have_a_chart_per_part_of_the_network():
+    kernels = ["net/conv1/weights", "net/block1/unit_1/conv1/weights", "net/block1/unit_2/weights"]
+    *_, norms = read_pages(kernels)
+    assert list(norms) == [
+        *("gradient_norm, net/conv1", "gradient_norm, net/block1"),
+        *("weight_norm, net/conv1", "weight_norm, net/block1"),
+    ]
+    assert norms["weight_norm, net/block1"] == [
+        "^weight_norm/net/block1/unit_1/conv1/weights$",
+        "^weight_norm/net/block1/unit_2/weights$",
+    ]
 
 
 def test_a_chart_has_tags_of_steps_before_occasional_ones():
@@ -121,9 +150,28 @@ def test_a_chart_has_tags_of_steps_before_occasional_ones():
     assert layout["loss"] == ["^train/loss$", "^train/cross_entropy$", "^eval/loss$"]
     assert list(layout)[:2] == [
         "images per second, over all workers",
-        "time of a step, and each worker's own part of it, ms",
+        "time of a step, ms",
     ]
     assert all(layout.values())
+
+
+def test_what_says_nothing_is_not_written():
+    recorder = Recorder()
+    log = create_log(Group(), recorder, images_per_step=1, bad_examples=0)
+    log.add(step(1, loss_scale=1.0))
+    log.add(step(2, loss_scale=2.0**15))
+    log.flush()
+    first, second = (set(recorder.steps[number]) for number in (1, 2))
+    assert second - first >= {"train/loss_scale"}
+    assert not second & {"data/bad_examples", "perf/slowest_worker"}
+    for num_classes, tags_of_evaluation in (
+        (5, {"eval/top1", "eval/loss"}),
+        (6, {"eval/top1", "eval/loss", "eval/top5"}),
+    ):
+        found = Evaluation(count=8, top1=0.5, top5=1.0, loss=0.7)
+        write_scalars(recorder, 3, found, num_classes=num_classes)
+        assert set(recorder.steps[3]) == tags_of_evaluation
+        assert ("top-5" in found.describe(num_classes)) == (num_classes == 6)
 
 
 def test_a_flush_writes_only_what_is_new():
@@ -146,13 +194,39 @@ def test_the_console_tells_the_mean_rate_since_its_last_line():
     stream = io.StringIO()
     talk = console.TextConsole(plan, first_step=1, stream=stream)
     for number, duration_sec in enumerate((0.1, 0.3, 1.0, 1.0, 4.0), start=1):
-        talk.report_step(number, duration_sec, loss=2.5, top1=0.5)
+        talk.report_step(
+            step(number, duration_sec=duration_sec, cross_entropy=2.5, top1=number / 8)
+        )
     talk.close()
     # 64 images in 0.4 s: 160 images/s, and 3 steps of 0.2 s are left: 1 s.
-    assert stream.getvalue().splitlines() == [
-        "step 2/5  epoch 1.00  loss 2.5000  top-1 0.500  160.0 images/s  200.0 ms/step  "
-        "ETA 0:00:01",
-        "step 4/5  epoch 2.00  loss 2.5000  top-1 0.500  32.0 images/s  1000.0 ms/step  "
-        "ETA 0:00:01",
-        "step 5/5  epoch 2.50  loss 2.5000  top-1 0.500  8.0 images/s  4000.0 ms/step  ETA 0:00:00",
+    assert [line.split() for line in stream.getvalue().splitlines()] == [
+        ["epoch", "loss", "top-1", "running", "rate", "images/s", "ETA"],
+        ["step", "2/5", "1.00", "2.5000", "0.250", "0.188", "0.05", "160.0", "0:00:01"],
+        ["step", "4/5", "2.00", "2.5000", "0.500", "0.312", "0.05", "32.0", "0:00:01"],
+        ["step", "5/5", "2.50", "2.5000", "0.625", "0.375", "0.05", "8.0", "0:00:00"],
+    ]
+
+
+def test_a_line_of_the_console_fits_into_80_columns_below_its_heading():
+    plan = create_plan(
+        RunConfig(epochs=90, log_every=100),
+        global_batch_size=256,
+        train_examples=1_281_167,
+        validation_examples=0,
+    )
+    stream = io.StringIO()
+    talk = console.TextConsole(plan, first_step=1, stream=stream)
+    for number in range(448_801, plan.total_steps + 1):
+        talk.report_step(step(number, duration_sec=12.5, cross_entropy=math.nan, rate=3.125e-5))
+    talk.report_step(step(100, duration_sec=0.01, cross_entropy=12345.678, rate=1.6))
+    talk.close()
+    heading, *lines = stream.getvalue().splitlines()
+    assert plan.total_steps == 450_411
+    assert {len(line) for line in (heading, *lines)} == {78}
+    # 16 each hundredth, one at the end, one more.
+    assert len(lines) == 18
+    assert lines[0].split()[2:] == ["89.70", "nan", "0.500", "0.500", "3.13e-05", "20.5", "5:14:48"]
+    assert lines[-1].split()[3:] == ["12345.7", "0.500", "0.500", "1.6", "25600.0", "1:15:03"]
+    assert [column.start() for column in re.finditer(r"\S(?= |$)", lines[0])][2:] == [
+        column.start() for column in re.finditer(r"\S(?= |$)", heading)
     ]

@@ -1,6 +1,7 @@
 """Whole runs of `python -m trainer`: one process, and two under horovodrun, read back from disk."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ def read_json(path):
 class TestRun:
     def test_every_step_of_every_tag_is_in_tensorboard(self, run):
         scalars = read_events(run)
-        assert set(scalars) >= fixed_tags.EVERY_STEP | fixed_tags.EVALUATION
+        assert set(scalars) >= fixed_tags.EVERY_STEP | fixed_tags.OF_FEW_CLASSES
         for tag in fixed_tags.EVERY_STEP:
             assert sorted(scalars[tag]) == list(range(1, 61)), tag
 
@@ -74,7 +75,7 @@ class TestRun:
 
     def test_only_rank_0_talks_and_writes(self, run):
         console = (run / "console.txt").read_text(encoding="utf-8")
-        assert "[0]<stdout>:step 7/60  epoch 1.24  loss " in console
+        assert re.search(r"\[0\]<stdout>:step 7/60 +1\.24 ", console)
         assert "[1]<stdout>" not in console
         assert len(list(run.glob("events.out.tfevents.*"))) == 1
 

@@ -31,6 +31,10 @@ except ModuleNotFoundError as error:
 def main() -> None:
     """Runs this process's command line, as the console script, and exits with its status."""
     settings.restart_with_settings()
+    for descriptor in (1, 2):
+        terminal = launcher.find_terminal(descriptor)
+        if terminal is not None:
+            streams.write_to_terminal(descriptor, terminal)
     streams.print_anything()
     _find_plug_ins_here()
     keeper.stay_behind()

@@ -25,11 +25,25 @@ def count_classes(prefix: str) -> int:
     Raises:
       UserError: the checkpoint can't be read, or has no such layer.
     """
-    shapes = _open(prefix).get_variable_to_shape_map()
-    widths = {shape[-1] for name, shape in shapes.items() if f"/{name}".endswith("/logits/weights")}
-    if len(widths) != 1:
+    found = _width_of_logits(_open(prefix))
+    if found is None:
         raise UserError(f"checkpoint {prefix} has no layer `logits` that tells how many classes")
-    return widths.pop()
+    return found
+
+
+def find_classes(prefix: str) -> int | None:
+    """Returns the number of classes of a checkpoint's network; None where it can't be told."""
+    try:
+        return _width_of_logits(tf.train.load_checkpoint(prefix))
+    except (tf.errors.OpError, ValueError, RuntimeError):  # It is damaged.
+        return None
+
+
+def _width_of_logits(reader: Any) -> int | None:
+    """Returns the width of the layer `logits`; None where there is not one such layer."""
+    shapes = reader.get_variable_to_shape_map()
+    widths = {shape[-1] for name, shape in shapes.items() if f"/{name}".endswith("/logits/weights")}
+    return widths.pop() if len(widths) == 1 else None
 
 
 def initialize(

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
-import tensorflow.compat.v1 as tf1
 
 from trainer.config import TelemetryConfig
+from trainer.graph import scopes
 
 
 class HistogramGraph(NamedTuple):
@@ -36,7 +36,7 @@ def build_histograms(
     if not config.histogram_every:
         return HistogramGraph((), ())
     names = [variable.op.name for variable in variables]
-    with tf1.name_scope("histograms"):
+    with tf.name_scope(scopes.HISTOGRAMS):
         values = [variable.read_value() for variable in variables]
         return HistogramGraph(
             gradients=_build_summaries("gradient", names, gradients),

@@ -84,6 +84,16 @@ def first_difference(before: Sequence[str], now: Sequence[str]) -> str | None:
     return None
 
 
+def describe_apart(before: Sequence[str], now: Sequence[str]) -> str:
+    """Returns in words, after a bracket, the names that only one of two lists has; may be empty."""
+    only = (
+        ("the run alone has", [name for name in before if name not in set(now)]),
+        ("the data alone have", [name for name in now if name not in set(before)]),
+    )
+    told = "; ".join(f"{who} {_shorten(names)}" for who, names in only if names)
+    return f" ({told})" if told and before and now else ""
+
+
 def _shorten(names: Sequence[str]) -> str:
     shown = ", ".join(repr(name) for name in names[:_SHOWN])
     return shown + (", ..." if len(names) > _SHOWN else "")

@@ -35,6 +35,8 @@ class DatasetInfo(NamedTuple):
       num_classes: the number of classes of the network.
       class_names: the names of the classes, by label. None: not known.
       fingerprint: a text that changes when the data set does.
+      counts: the numbers of training and of validation examples of each class, by label. Empty: not
+        known.
     """
 
     name: str
@@ -43,6 +45,7 @@ class DatasetInfo(NamedTuple):
     num_classes: int
     class_names: tuple[str, ...] | None
     fingerprint: str
+    counts: tuple[tuple[int, int], ...] = ()
 
     @property
     def names_of_classes(self) -> list[str]:
@@ -223,6 +226,15 @@ def _check_background(
     return source._replace(remarks=(*source.remarks, text))
 
 
+def _count_examples(source: Source, num_classes: int) -> tuple[tuple[int, int], ...]:
+    """Returns the numbers of training and of validation examples of each class."""
+    counts = [
+        np.bincount([] if split is None else split.labels, minlength=num_classes).tolist()
+        for split in (source.train, source.validation)
+    ]
+    return tuple(zip(*counts, strict=True))
+
+
 AnyDataset = Dataset | SyntheticDataset
 
 
@@ -285,5 +297,6 @@ def open_dataset(
         num_classes=classes,
         class_names=source.class_names,
         fingerprint=source.fingerprint,
+        counts=_count_examples(source, classes),
     )
     return Dataset(config, source, info)

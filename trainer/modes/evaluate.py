@@ -75,14 +75,15 @@ def run(config: Config) -> int:
         views = create_evaluation_views(logdir, group.worker, writer, names)
         result = evaluate(session, graph, group, views, after_batch=watchdog.finish_step)
         step = search.step_of(prefix)
-        text = f"{prefix}: {result}"
+        num_classes = dataset.info.num_classes
+        text = f"{prefix}: {result.describe(num_classes)}"
         latest = max(group.gather(_latest_evaluation(logdir)))
         if latest > step:
             # TensorBoard would drop the scalars of later steps that it has.
             text += f"; not in TensorBoard, which has the evaluation after step {latest} already"
         else:
             views.publish(step, group)
-            write_scalars(writer, step, result)
+            write_scalars(writer, step, result, num_classes=num_classes)
     outputs.report(config, group.worker, dataclasses.asdict(result), text=text)
     group.shutdown()
     return 0

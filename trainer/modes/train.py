@@ -181,8 +181,9 @@ def _loop(
     evaluation = None
 
     run_page.write_run_page(
-        monitor.writer, config, group.worker, plan, done=done, graph=session.graph
+        monitor.writer, config, group.worker, plan, setup.info, done=done, graph=session.graph
     )
+    monitor.console.say("first step, in which TensorFlow optimizes the graph")
     batches_done = done * config.optimizer.accumulate_steps
     with stream.explain_errors():
         setup.samples.show(session, stream, monitor.writer, step=done, first_batch=batches_done)
@@ -243,8 +244,9 @@ def _evaluate(
             accuracies.append(result.top1)
     except Interrupted:
         return None, Ending.PREEMPTED
-    monitor.console.say(f"step {step}: evaluation: {result}")
-    write_scalars(monitor.writer, step, result)
+    num_classes = setup.info.num_classes
+    monitor.console.say(f"step {step}: evaluation: {result.describe(num_classes)}")
+    write_scalars(monitor.writer, step, result, num_classes=num_classes)
     monitor.views.publish(step, group)
     monitor.writer.flush()
     guard.note_evaluation(step, result.top1)

@@ -74,6 +74,15 @@ def is_shell(pid: int) -> bool:
     return name_of(pid) in _SHELLS
 
 
+def command_of(pid: int) -> list[str]:
+    """Returns the command line of a process; empty where it can't be read."""
+    try:
+        text = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return text.split("\0")[:-1]
+
+
 def environ_of(pid: int) -> dict[str, str]:
     """Returns the environment that a process was started with; empty where it can't be read."""
     try:

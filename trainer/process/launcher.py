@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import stat
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from trainer.errors import ConfigError
@@ -33,6 +35,8 @@ _LAUNCHERS = (
 )
 
 
+# Flags of horovodrun by which it writes more than what its workers write, or elsewhere.
+_CHANGES_OUTPUT = ("--output-filename", "--prefix-output-with-timestamp", "-prefix-timestamp")
 _RENDEZVOUS = "HOROVOD_GLOO_RENDEZVOUS_ADDR"
 _PMIX_RANK = "PMIX_RANK"
 
@@ -85,6 +89,34 @@ def check(environ: Mapping[str, str] = os.environ) -> None:
             f"{launched.rank}. Unset it and HOROVOD_SIZE, or start the workers by horovodrun",
             known_to_all=False,
         )
+
+
+def find_terminal(descriptor: int, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Returns the file to which horovodrun passes on what its first worker writes, of a terminal.
+
+    Args:
+      descriptor: 1 for what is written to the standard output, 2 to the standard error.
+      environ: environment of this process.
+
+    Returns:
+      a file that may be a terminal (see `streams.write_to_terminal`); None where it is none, where
+      this is another worker or another launcher's, where horovodrun runs on another host, and where
+      it was told to do more than to pass lines on.
+    """
+    launched = find(environ)
+    if launched is None or launched.name != "horovodrun" or launched.rank != 0:
+        return None
+    pid = os.getpid()
+    while pid := identity.parent_of(pid):
+        command = identity.command_of(pid)
+        if "horovodrun" in (os.path.basename(part) for part in command[:2]):
+            if any(part.startswith(_CHANGES_OUTPUT) for part in command):
+                return None
+            file = Path(f"/proc/{pid}/fd/{descriptor}")
+            with contextlib.suppress(OSError):  # It is another user's.
+                return file if stat.S_ISCHR(os.stat(file).st_mode) else None
+            return None
+    return None
 
 
 def find_cores_of_workers(local_size: int) -> list[set[int]]:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, TextIO
 
 _MAX_WAITING_BYTES = 2**20
@@ -196,6 +197,29 @@ def print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, io.UnsupportedOperation):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def write_to_terminal(descriptor: int, file: Path) -> None:
+    """Has all that this process writes to a standard stream go to a terminal itself from now on.
+
+    A launcher that reads it from a pipe would pass it on line by line, behind a mark, and no
+    program behind a pipe draws a progress bar.
+
+    Args:
+      descriptor: 1: the standard output; 2: the standard error.
+      file: the terminal. Nothing changes where it is no terminal, or can't be opened.
+    """
+    try:
+        terminal = os.open(file, os.O_WRONLY | os.O_NOCTTY)
+    except OSError:
+        return
+    if os.isatty(terminal):
+        stream = sys.stdout if descriptor == 1 else sys.stderr
+        with contextlib.suppress(AttributeError, io.UnsupportedOperation):
+            stream.flush()
+            os.dup2(terminal, descriptor)
+            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    os.close(terminal)
 
 
 def never_wait() -> None:

@@ -34,11 +34,10 @@ class Evaluation:
     top5: float
     loss: float
 
-    def __str__(self) -> str:
-        return (
-            f"top-1 {self.top1:.4f}  top-5 {self.top5:.4f}  loss {self.loss:.4f}  "
-            f"({self.count} examples)"
-        )
+    def describe(self, num_classes: int) -> str:
+        """Returns the result in a line; without the top-5, where no class can be missing in it."""
+        top5 = f"top-5 {self.top5:.4f}  " if tags.tells_top5(num_classes) else ""
+        return f"top-1 {self.top1:.4f}  {top5}loss {self.loss:.4f}  ({self.count} examples)"
 
 
 class Interrupted(Exception):
@@ -95,11 +94,9 @@ def evaluate(
     return Evaluation(int(count), top1 / count, top5 / count, loss / count)
 
 
-def write_scalars(writer: Writer, step: int, result: Evaluation) -> None:
+def write_scalars(writer: Writer, step: int, result: Evaluation, *, num_classes: int) -> None:
     """Writes the result of an evaluation of the variables after a step."""
-    scalars = {
-        tags.EVAL_TOP1: result.top1,
-        tags.EVAL_TOP5: result.top5,
-        tags.EVAL_LOSS: result.loss,
-    }
+    scalars = {tags.EVAL_TOP1: result.top1, tags.EVAL_LOSS: result.loss}
+    if tags.tells_top5(num_classes):
+        scalars[tags.EVAL_TOP5] = result.top5
     writer.write(step, scalars, wall_time=time.time())

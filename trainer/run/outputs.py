@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trainer.checkpoints import layout, model_file
+from trainer.checkpoints import layout, model_file, restore
 from trainer.config import Config, flag_file
 from trainer.distributed import Group, Worker
 from trainer.errors import UserError, status_of
 from trainer.inputs import class_names
+from trainer.inputs.dataset import DatasetInfo
 from trainer.machine import environment
 from trainer.process import files, launcher
 
@@ -108,31 +109,44 @@ def write_flags(config: Config, worker: Worker) -> None:
         raise _unwritable("logdir", path, error) from error
 
 
-def check_classes(config: Config, worker: Worker, names: Sequence[str] | None) -> None:
-    """Compares the names of the classes with those of the run that is resumed; on rank 0.
+def check_classes(config: Config, worker: Worker, info: DatasetInfo) -> None:
+    """Compares the classes of the data with those of the run that is resumed; on rank 0.
 
     Labels are the places of classes among their names: with another list of names, a network that
     goes on learns other labels than it has learned.
 
     Raises:
-      UserError: they differ, and --new_class_names does not allow it.
+      UserError: there are more or fewer of them, or other names without --new_class_names.
     """
     logdir = config.run.logdir
-    if worker.rank != 0 or logdir is None or names is None or config.run.new_class_names:
+    if worker.rank != 0 or logdir is None or not (steps := layout.steps_in(logdir)):
         return
-    try:
-        before = model_file.read(Path(logdir))
-    except UserError:
-        return  # It is damaged, and will be written anew.
-    if before is None or before.class_names is None or not layout.steps_in(logdir):
+    names = _names_of_run(logdir)
+    advice = "Give the data that it began with, or another --logdir"
+    had = restore.find_classes(layout.prefix_of(logdir, steps[0]))
+    if had is not None and had != info.num_classes:
+        apart = class_names.describe_apart(names or (), info.class_names or ())
+        raise UserError(
+            f"--data_dir: this data has {info.num_classes} classes, the run in {logdir} had {had}"
+            f"{apart}. {advice}"
+        )
+    if names is None or info.class_names is None or config.run.new_class_names:
         return
-    difference = class_names.first_difference(before.class_names, names)
+    difference = class_names.first_difference(names, info.class_names)
     if difference is not None:
         raise UserError(
             f"--data_dir: its classes are not those that the run in {logdir} has learned: "
-            f"{difference}. Give the data that it began with or another --logdir, or "
-            "--new_class_names to go on with other labels"
+            f"{difference}. {advice}, or --new_class_names to go on with other labels"
         )
+
+
+def _names_of_run(logdir: str) -> tuple[str, ...] | None:
+    """Returns the names of the classes of the run in a folder; None where they are not known."""
+    try:
+        found = model_file.read(Path(logdir))
+    except UserError:
+        return None  # It is damaged, and will be written anew.
+    return None if found is None else found.class_names
 
 
 def as_begun(config: Config, group: Group) -> tuple[Config, tuple[str, ...]]:

@@ -19,8 +19,10 @@ from trainer.inputs.dataset import AnyDataset, DatasetInfo, open_dataset
 from trainer.machine import environment
 from trainer.machine.session import create_config
 from trainer.plan import Plan, create_plan
+from trainer.process import texts
 from trainer.run import outputs
 from trainer.safety import nonfinite
+from trainer.telemetry.console import tell_phase
 from trainer.telemetry.mllog import MLPerfLog, create_mllog
 from trainer.telemetry.pages import input_samples
 
@@ -59,8 +61,12 @@ def set_up(config: Config, group: Group) -> Setup:
     mllog = create_mllog(config, rank=group.worker.rank)
     if config.run.deterministic:
         tf.config.experimental.enable_op_determinism()
+    rank = group.worker.rank
+    if config.data.data_dir is not None:
+        tell_phase(f"opening the data in {texts.printable(config.data.data_dir)}", rank=rank)
     dataset = open_dataset(config.data, num_classes=config.model.num_classes)
-    outputs.check_classes(config, group.worker, dataset.info.class_names)
+    outputs.check_classes(config, group.worker, dataset.info)
+    tell_phase("building the graph of the network and of its training step", rank=rank)
     with tf.Graph().as_default() as main_graph:
         tf1.set_random_seed(config.run.seed)
         train = train_step.build_train_graph(config, group, dataset)
@@ -81,12 +87,12 @@ def set_up(config: Config, group: Group) -> Setup:
         samples = input_samples.create_input_samples(
             sampled,
             config,
-            rank=group.worker.rank,
+            rank=rank,
             names=dataset.info.names_of_classes,
         )
         store = create_store(
             config.run,
-            rank=group.worker.rank,
+            rank=rank,
             variables=tf1.global_variables(),
             facts=_create_facts(config, group, dataset.info, plan),
         )
@@ -94,6 +100,7 @@ def set_up(config: Config, group: Group) -> Setup:
         with tf.name_scope(scopes.START):
             initializer = tf1.global_variables_initializer()
         main_graph.finalize()
+    tell_phase("setting the variables", rank=rank)
     session = tf1.Session(
         graph=main_graph,
         config=create_config(
@@ -113,7 +120,7 @@ def set_up(config: Config, group: Group) -> Setup:
         store=store,
         messages=(
             *_describe_data(dataset),
-            *(dataset.describe_sizes() if group.worker.rank == 0 else ()),
+            *(dataset.describe_sizes() if rank == 0 else ()),
             *precision.describe_slowness(config.model.precision, library.cpu_flags()),
             *_describe_statistics(config, dataset.info, plan, variables),
             *store.restore(session),

@@ -1,5 +1,6 @@
 """The console: messages of a run to the person who watches it."""
 
+import collections
 import math
 import sys
 from typing import Protocol, TextIO
@@ -7,6 +8,20 @@ from typing import Protocol, TextIO
 from tqdm import tqdm
 
 from trainer.plan import Plan
+from trainer.telemetry.step import Step
+
+_RUNNING_STEPS = 100  # Of which the running top-1 is the mean.
+_LINES_BELOW_HEADING = 20
+# The columns, each with the space before it: a line of a run of up to 6-digit steps has 78.
+_COLUMNS = {
+    "epoch": 7,
+    "loss": 8,
+    "top-1": 7,
+    "running": 9,
+    "rate": 9,
+    "images/s": 10,
+    "ETA": 10,
+}
 
 
 class Console(Protocol):
@@ -15,7 +30,7 @@ class Console(Protocol):
     def say(self, text: str) -> None:
         """Prints a line."""
 
-    def report_step(self, step: int, duration_sec: float, *, loss: float, top1: float) -> None:
+    def report_step(self, step: Step) -> None:
         """Counts a step; every so many steps, prints the progress of the run."""
 
     def close(self) -> None:
@@ -28,15 +43,20 @@ class NullConsole:
     def say(self, text: str) -> None:
         del text
 
-    def report_step(self, step: int, duration_sec: float, *, loss: float, top1: float) -> None:
-        del step, duration_sec, loss, top1
+    def report_step(self, step: Step) -> None:
+        del step
 
     def close(self) -> None:
         pass
 
 
 class TextConsole:
-    """Prints a line every `log_every` steps, and on a terminal a progress bar below."""
+    """Prints a line every `log_every` steps, and on a terminal a progress bar below.
+
+    Each line has the step, the epoch, and of that step the cross-entropy, the top-1 and the
+    learning rate; besides, the mean top-1 of the latest 100 steps, the throughput since the line
+    before, and the time that is left at that rate. It fits into 80 columns.
+    """
 
     def __init__(
         self,
@@ -57,6 +77,8 @@ class TextConsole:
         self._plan = plan
         self._stream = stream
         self._durations_sec: list[float] = []
+        self._top1: collections.deque[float] = collections.deque(maxlen=_RUNNING_STEPS)
+        self._lines = 0
         self._bar = tqdm(
             total=plan.total_steps,
             initial=first_step - 1,
@@ -72,31 +94,59 @@ class TextConsole:
         else:
             self._bar.write(text, file=self._stream)
 
-    def report_step(self, step: int, duration_sec: float, *, loss: float, top1: float) -> None:
-        self._durations_sec.append(duration_sec)
+    def report_step(self, step: Step) -> None:
+        self._durations_sec.append(step.duration_sec)
+        self._top1.append(step.metrics.top1)
         self._bar.update()
-        if step % self._plan.log_every and step != self._plan.total_steps:
+        if step.number % self._plan.log_every and step.number != self._plan.total_steps:
             return
+        name_width = len(f"step {self._plan.total_steps}/{self._plan.total_steps}")
+        if self._lines % _LINES_BELOW_HEADING == 0:
+            heading = "".join(f"{name:>{width}}" for name, width in _COLUMNS.items())
+            self.say(" " * name_width + heading)
+        self._lines += 1
         mean_sec = math.fsum(self._durations_sec) / len(self._durations_sec)
         self._durations_sec = []
-        self.say(
-            f"step {step}/{self._plan.total_steps}  epoch {self._plan.epoch_at(step):.2f}  "
-            f"loss {loss:.4f}  top-1 {top1:.3f}  "
-            f"{self._plan.global_batch_size / mean_sec:.1f} images/s  "
-            f"{1000 * mean_sec:.1f} ms/step  "
-            f"ETA {_as_time((self._plan.total_steps - step) * mean_sec)}"
+        values = (
+            f"{self._plan.epoch_at(step.number):.2f}",
+            # Without weight decay, which evaluations do not have either.
+            _as_loss(step.metrics.cross_entropy),
+            f"{step.metrics.top1:.3f}",
+            f"{math.fsum(self._top1) / len(self._top1):.3f}",
+            f"{step.learning_rate:.3g}",
+            f"{self._plan.global_batch_size / mean_sec:.1f}",
+            _as_time((self._plan.total_steps - step.number) * mean_sec),
         )
+        row = "".join(
+            f"{value:>{width}}" for value, width in zip(values, _COLUMNS.values(), strict=True)
+        )
+        self.say(f"{f'step {step.number}/{self._plan.total_steps}':{name_width}}{row}")
 
     def close(self) -> None:
         self._bar.close()
         self._stream.flush()
 
 
+def _as_loss(loss: float) -> str:
+    """Formats a loss in at most 7 characters, where it is not negative."""
+    if loss < 100:
+        return f"{loss:.4f}"
+    return f"{loss:.1f}" if loss < 1e5 else f"{loss:.1e}"
+
+
 def _as_time(seconds: float) -> str:
-    """Formats a time as H:MM:SS."""
+    """Formats a time as H:MM:SS; from 100 hours on, as days and hours."""
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)
+    if hour >= 100:
+        return f"{hour // 24}d {hour % 24}h"
     return f"{hour}:{minute:02}:{second:02}"
+
+
+def tell_phase(text: str, *, rank: int) -> None:
+    """Prints, on rank 0, what a run begins to do before its first step, which can take minutes."""
+    if rank == 0:
+        print(text, flush=True)
 
 
 def create_console(rank: int, plan: Plan, *, first_step: int) -> Console:

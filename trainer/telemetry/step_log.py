@@ -82,11 +82,7 @@ class StepLog:
     def add(self, step: Step) -> None:
         """Adds a step, whose scalars the next `flush` writes."""
         self._waiting.append((time.time(), step))
-        metrics = step.metrics
-        # Without weight decay, which evaluations do not have either.
-        self._console.report_step(
-            step.number, step.duration_sec, loss=metrics.cross_entropy, top1=metrics.top1
-        )
+        self._console.report_step(step)
 
     def flush(self) -> None:
         """Writes the scalars of all steps since the last call. A collective."""
@@ -99,7 +95,7 @@ class StepLog:
         times = zip(own_sec, data_wait_sec, strict=True)
         for (wall_time, step), (own, waits) in zip(self._waiting, times, strict=True):
             run = RunStep(step, own, waits, self._images_per_step, bad_examples)
-            scalars = {row.name: row.value(run) for row in tags.EVERY_STEP}
+            scalars = {row.name: row.value(run) for row in tags.EVERY_STEP if row.tells(run)}
             if step is self._waiting[-1][1]:
                 scalars |= _memory_scalars(reports) | _gpu_scalars(reports)
             self._writer.write(step.number, scalars, wall_time=wall_time)

@@ -42,16 +42,42 @@ class RunStep(NamedTuple):
 
 
 class Chart(enum.Enum):
-    """The charts of the Custom Scalars page by title, in the page's order."""
+    """The charts of the Custom Scalars page by title, in the page's order.
+
+    The first ones have one line per run, so that many runs can be compared; those of `IN_DETAIL`
+    have several.
+    """
 
     THROUGHPUT = "images per second, over all workers"
-    STEP_TIME = "time of a step, and each worker's own part of it, ms"
-    PARTS_OF_STEP_TIME = "where the time goes, ms"
+    STEP_TIME = "time of a step, ms"
     DATA_WAIT = "waiting for data, ms"
-    LOSS = "loss"
     LEARNING_RATE = "learning rate"
+    CROSS_ENTROPY = "cross-entropy in training"
+    TOP1 = "top-1 in training"
+    EVALUATION_LOSS = "cross-entropy in evaluations"
+    EVALUATION_TOP1 = "top-1 in evaluations"
+    LOSS = "loss"
     ACCURACY = "accuracy"
+    WORKERS = "time of a step, and each worker's own part of it, ms"
+    PARTS_OF_STEP_TIME = "where the time goes, ms"
     TRAINING_AND_BENCHMARK = "training and its benchmark, ms per step"
+
+
+IN_DETAIL = frozenset(
+    {
+        Chart.LOSS,
+        Chart.ACCURACY,
+        Chart.WORKERS,
+        Chart.PARTS_OF_STEP_TIME,
+        Chart.TRAINING_AND_BENCHMARK,
+    }
+)
+
+
+def _always(run: RunStep) -> bool:
+    """Returns that a scalar says something of every step."""
+    del run
+    return True
 
 
 class StepTag(NamedTuple):
@@ -62,12 +88,15 @@ class StepTag(NamedTuple):
       meaning: description in one line.
       value: function that computes the scalar.
       charts: charts that show it; a chart has its tags in the order of the table.
+      tells: function that returns whether the scalar says something of a step; it is not written
+        for others.
     """
 
     name: str
     meaning: str
     value: Callable[[RunStep], float]
     charts: tuple[Chart, ...] = ()
+    tells: Callable[[RunStep], bool] = _always
 
 
 class OccasionalTag(NamedTuple):
@@ -95,7 +124,7 @@ EVERY_STEP = (
         "train/cross_entropy",
         "cross-entropy with label smoothing, mean over the batches of all workers",
         lambda run: run.metrics.cross_entropy,
-        (Chart.LOSS,),
+        (Chart.CROSS_ENTROPY, Chart.LOSS),
     ),
     StepTag(
         "train/weight_decay_loss",
@@ -117,18 +146,19 @@ EVERY_STEP = (
         "train/top1",
         "share of images, over all workers, whose label got the highest logit",
         lambda run: run.metrics.top1,
-        (Chart.ACCURACY,),
+        (Chart.TOP1, Chart.ACCURACY),
     ),
     StepTag(
         "train/loss_scale",
-        "loss scale of float16; 1 in other precisions",
+        "loss scale of float16, where it is not 1",
         lambda run: run.metrics.loss_scale,
+        tells=lambda run: run.metrics.loss_scale != 1,
     ),
     StepTag(
         "perf/step_time_ms",
         "time from the end of a step to the end of the next, without pauses",
         lambda run: 1000 * run.step.duration_sec,
-        (Chart.STEP_TIME, Chart.TRAINING_AND_BENCHMARK),
+        (Chart.STEP_TIME, Chart.WORKERS, Chart.TRAINING_AND_BENCHMARK),
     ),
     StepTag(
         "perf/images_per_sec",
@@ -169,23 +199,25 @@ EVERY_STEP = (
         "perf/slowest_worker_step_ms",
         "longest time, of any worker, until its gradients are ready",
         lambda run: 1000 * max(run.own_sec),
-        (Chart.STEP_TIME,),
+        (Chart.WORKERS,),
     ),
     StepTag(
         "perf/fastest_worker_step_ms",
         "shortest time, of any worker, until its gradients are ready",
         lambda run: 1000 * min(run.own_sec),
-        (Chart.STEP_TIME,),
+        (Chart.WORKERS,),
     ),
     StepTag(
         "perf/slowest_worker",
-        "rank of the worker with the longest time",
+        "rank of the worker with the longest time; not with one worker",
         lambda run: run.own_sec.index(max(run.own_sec)),
+        tells=lambda run: len(run.own_sec) > 1,
     ),
     StepTag(
         "data/bad_examples",
-        "number of images that could not be read up to now, over all workers",
+        "number of images that could not be read up to now, over all workers; from the first on",
         lambda run: run.bad_examples,
+        tells=lambda run: run.bad_examples > 0,
     ),
 )
 
@@ -203,14 +235,22 @@ GPU_UTILIZATION = "perf/gpu_utilization_percent"
 GPU_POWER = "perf/gpu_power_watts"
 GPU_MEMORY = "perf/gpu_memory_mib"
 LEAST, MOST = "_least", "_most"  # Of all workers, behind a tag of the GPUs.
+GRADIENT_NORM = "gradient_norm"  # As graph/summaries.py writes them.
+WEIGHT_NORM = "weight_norm"
 MEAN_IMAGES_PER_SEC = "perf/mean_images_per_sec"
 
 OCCASIONAL = (
-    OccasionalTag(EVAL_TOP1, "share of all validation examples", (Chart.ACCURACY,)),
     OccasionalTag(
-        EVAL_TOP5, "share whose label is among the five highest logits", (Chart.ACCURACY,)
+        EVAL_TOP1, "share of all validation examples", (Chart.EVALUATION_TOP1, Chart.ACCURACY)
     ),
-    OccasionalTag(EVAL_LOSS, "mean cross-entropy of an evaluation", (Chart.LOSS,)),
+    OccasionalTag(
+        EVAL_TOP5,
+        "share whose label is among the five highest logits; not with five classes or fewer",
+        (Chart.ACCURACY,),
+    ),
+    OccasionalTag(
+        EVAL_LOSS, "mean cross-entropy of an evaluation", (Chart.EVALUATION_LOSS, Chart.LOSS)
+    ),
     OccasionalTag(CHECKPOINT_MS, "pause for a checkpoint"),
     OccasionalTag(EVALUATION_MS, "pause for an evaluation"),
     OccasionalTag(REPORT_MS, "pause for the exchange of the workers' times"),
@@ -228,8 +268,8 @@ OCCASIONAL = (
         for of, of_what in (("", "mean"), (LEAST, "least"), (MOST, "most"))
     ),
     OccasionalTag(MEAN_IMAGES_PER_SEC, "throughput of a whole run, at its end"),
-    OccasionalTag("gradient_norm/<variable>", "L2 norm of a gradient, with its histogram"),
-    OccasionalTag("weight_norm/<variable>", "L2 norm of a variable, with its histogram"),
+    OccasionalTag(f"{GRADIENT_NORM}/<variable>", "L2 norm of a gradient, with its histogram"),
+    OccasionalTag(f"{WEIGHT_NORM}/<variable>", "L2 norm of a variable, with its histogram"),
     OccasionalTag("benchmark/<pass>/step_time_ms", "time of each timed run of a pass"),
     OccasionalTag("benchmark/<pass>/images_per_sec", "throughput of each timed run of a pass"),
     OccasionalTag(
@@ -238,6 +278,11 @@ OCCASIONAL = (
         (Chart.TRAINING_AND_BENCHMARK,),
     ),
 )
+
+
+def tells_top5(num_classes: int) -> bool:
+    """Returns whether the top-5 of so many classes says something: of five, it is always 1."""
+    return num_classes > 5
 
 
 def list_names(chart: Chart) -> list[str]:

@@ -16,6 +16,7 @@ _METRICS = (
     ("train/loss", "training loss"),
     (tags.MEAN_IMAGES_PER_SEC, "images/s"),
 )
+_FIRST = ("base_learning_rate", "optimizer", "epochs", "workers", "global_batch_size", "model")
 _TYPES = {
     bool: api_pb2.DATA_TYPE_BOOL,
     int: api_pb2.DATA_TYPE_FLOAT64,
@@ -25,23 +26,33 @@ _TYPES = {
 
 
 def list_hparams(config: Config, plan: Plan, *, workers: int) -> dict[str, Any]:
-    """Returns the values by which runs are compared: of flags, and what follows from them."""
-    values = {flag.name: flag.value for flag in config.flags() if flag.statement.is_hparam}
-    return values | {
+    """Returns the values by which runs are compared: of flags, and what follows from them.
+
+    Those that people compare runs by most come first, as the tab's columns do.
+    """
+    values = {flag.name: flag.value for flag in config.flags() if flag.statement.is_hparam} | {
+        "epochs": round(plan.epoch_at(plan.total_steps), 4),
         "workers": workers,
         "global_batch_size": plan.global_batch_size,
         "total_steps": plan.total_steps,
     }
+    return {name: values[name] for name in dict.fromkeys((*_FIRST, *values))}
 
 
-def build_start(hparams: dict[str, Any]) -> list[tf1.Summary]:
-    """Returns what the tab needs at the start of a run; `hparams` are those of `list_hparams`."""
+def build_start(hparams: dict[str, Any], *, num_classes: int) -> list[tf1.Summary]:
+    """Returns what the tab needs at the start of a run.
+
+    Args:
+      hparams: result of `list_hparams`.
+      num_classes: number of classes, which tells whether the top-5 says something.
+    """
     infos = [
         api_pb2.HParamInfo(name=name, type=_TYPES[type(value)]) for name, value in hparams.items()
     ]
     metrics = [
         api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=name)
         for tag, name in _METRICS
+        if tag != tags.EVAL_TOP5 or tags.tells_top5(num_classes)
     ]
     return [summary.experiment_pb(infos, metrics), summary.session_start_pb(hparams)]
 
