@@ -158,6 +158,23 @@ def test_a_flagfile_that_is_no_text_is_one_line(tmp_path):
         (["--flagfile"], "--flagfile: must be a file that can be read, got ''"),
         (["--lr=1"], "Unknown command line flag 'lr'. Did you mean: base_learning_rate?"),
         (["--resume=must"], "--logdir: must be given with --resume=must, got none"),
+        (
+            ["--predictions_csv=p.csv"],
+            "--predictions_csv: must not be given with --mode=train, which does not use it .it is "
+            "for evaluate, predict.",
+        ),
+        (
+            ["--mode=evaluate", "--checkpoint=best"],
+            "--logdir: must be given with --checkpoint=best, got none",
+        ),
+        (
+            ["--mode=predict", "--checkpoint=a", "--init_checkpoint=b"],
+            "--checkpoint: must not be given with --init_checkpoint, got 'a' and 'b'",
+        ),
+        (
+            ["--mode=predict", "--predictions_logits"],
+            "--predictions_logits: must be given with --predictions_csv or --predictions_jsonl",
+        ),
         (["--logdir=runs/lr[1]"], "--logdir: must have none of .*, got 'runs/lr.1.'"),
         (["--batch_size=9999999999"], "--batch_size: must be at most 2147483647, got 9999999999"),
     ],
@@ -240,6 +257,7 @@ def test_the_flags_that_are_paths():
     remote = {name for name, kind in PATHS.items() if kind is PathKind.LOCAL_OR_REMOTE}
     assert set(PATHS) == {
         *("logdir", "init_checkpoint", "result_json", "result_csv", "export_dir", "mllog"),
+        *("checkpoint", "predictions_csv", "predictions_jsonl"),
         "data_dir",
     }
     assert remote == {"data_dir"}
@@ -253,7 +271,9 @@ def test_the_flags_that_are_paths():
 @pytest.mark.parametrize("name", PATHS)
 def test_a_path_may_begin_with_the_home_folder(name, monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
-    given = {flag.name: flag.value for flag in parse(f"--{name}=~/place").flags()}
+    (modes,) = (flag.statement.modes for flag in Config().flags() if flag.name == name)
+    config = parse(f"--mode={modes[0] if modes else 'train'}", f"--{name}=~/place")
+    given = {flag.name: flag.value for flag in config.flags()}
     assert given[name] == "/home/somebody/place"
 
 

@@ -74,6 +74,20 @@ def write_model(folder, **content):
     (folder / "model.json").write_text(json.dumps(content))
 
 
+def test_a_size_that_is_given_is_that_of_the_evaluation(tmp_path):
+    write_model(tmp_path, image_size=32, eval_image_size=48)
+
+    def size(**given):
+        config = Config(
+            run=RunConfig(logdir=str(tmp_path)), data=DataConfig(**given), given=tuple(given)
+        )
+        return outputs.as_trained(config).config.data.evaluation_size
+
+    assert (size(), size(image_size=64), size(eval_image_size=64)) == (48, 64, 64)
+    write_model(tmp_path, image_size=32)
+    assert size() == 32
+
+
 def test_a_checkpoint_is_described_by_the_file_beside_it(tmp_path):
     """Of the best one also by the run's; not by that of another run in --logdir."""
     run, other, logs = tmp_path / "run", tmp_path / "other", tmp_path / "logs"

@@ -1,5 +1,6 @@
 """Whole runs of `python -m trainer`: one process, and two under horovodrun, read back from disk."""
 
+import csv
 import json
 import re
 import shutil
@@ -147,8 +148,10 @@ class TestRun:
         target = tmp_path / "exported"
         best = shutil.copytree(run / "best", tmp_path / "best copy")
         weights = str(next(best.glob("*.index"))).removesuffix(".index")
-        predicted, exported, evaluated = trainers(
-            [*flags, *files, f"--result_json={tmp_path}/p.json"],
+        (tmp_path / "list").write_text("\n".join(files[:3]))
+        predicted, piped, exported, evaluated = trainers(
+            [*flags, str(tmp_path), f"--result_json={tmp_path}/p.json"],
+            [*flags, f"@{tmp_path}/list", "--predictions_csv=-", "--batch_size=2"],
             [*FLAGS, "--mode=export", f"--logdir={run}", f"--export_dir={target}"],
             # What the best one needs lies beside it.
             [
@@ -156,12 +159,18 @@ class TestRun:
                 f"--init_checkpoint={weights}",
             ],
         )
+        assert piped.returncode == 0, piped.stderr
+        rows = list(csv.DictReader(piped.stdout.splitlines()))
+        assert [row["file"] for row in rows] == files[:3]
+        assert piped.stderr.splitlines()[-1] == "3 files classified"
         assert predicted.returncode == 1
         expected = f"{tmp_path}/no image.png: is not an image that can be read"
         assert expected in predicted.stderr
         found = read_json(tmp_path / "p.json")["result"]["predictions"]
         assert [row["file"] for row in found] == files[:3]
         names = tiny.dataset(None).class_names
+        likeliest = [row["classes"][0] for row in found]
+        assert [row["name_1"] for row in rows] == [guess["name"] for guess in likeliest]
         for row in found:
             assert {(guess["class"], guess["name"]) for guess in row["classes"]} == set(
                 enumerate(names)
@@ -169,6 +178,10 @@ class TestRun:
 
         assert evaluated.returncode == 0, evaluated.stderr
         assert "assumed" not in evaluated.stderr
+        told = read_json(tmp_path / "b.json")["result"]
+        assert sum(row["count"] for row in told["classes"]) == told["count"] == 37
+        assert sum(row["right"] for row in told["classes"]) == round(told["top1"] * 37)
+        assert told["images_per_sec"] > 0
         best_top1 = max(read_events(run)["eval/top1"].values())
         top1 = read_json(tmp_path / "b.json")["result"]["top1"]
         assert top1 == pytest.approx(best_top1, rel=1e-6)

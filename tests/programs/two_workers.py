@@ -25,6 +25,7 @@ from trainer.graph.evaluation import build_evaluation_graph
 from trainer.inputs.dataset import open_dataset
 from trainer.machine import session
 from trainer.run.evaluation import evaluate
+from trainer.run.evaluation_details import EvaluationDetails
 
 STEPS = 5
 LEARNING_RATE = 0.1
@@ -63,7 +64,9 @@ def train(group, folder, name):
                 run.run(fetches, {train_graph.learning_rate: LEARNING_RATE}) for _ in range(STEPS)
             ]
             final = dict(zip(names, run.run(variables), strict=True))
-            result = evaluate(run, evaluation, group)
+            details = EvaluationDetails(dataset.info)
+            result = evaluate(run, evaluation, group, details)
+            told = details.summarize(group)
     np.savez(folder / f"{name}_initial_{worker.rank}.npz", **initial)
     np.savez(folder / f"{name}_final_{worker.rank}.npz", **final)
     np.savez(
@@ -72,7 +75,7 @@ def train(group, folder, name):
         labels=np.stack([batch.labels for _, batch, _ in steps]),
         loss=[metrics.loss for metrics, _, _ in steps],
     )
-    return {"count": result.count, "top1": result.top1, "loss": result.loss}
+    return {"count": result.count, "top1": result.top1, "loss": result.loss, "details": told}
 
 
 def run_steps(group, config, feeds_of_steps):

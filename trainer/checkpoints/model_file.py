@@ -56,8 +56,8 @@ def list_flags(config: Config) -> list[Flag]:
 def find(config: RunConfig) -> ModelFile | None:
     """Returns the file that describes the checkpoint that a mode will use.
 
-    It is looked for beside --init_checkpoint, or in --logdir where that is not given; for the best
-    checkpoint of a run also in the run's folder.
+    It is looked for beside --init_checkpoint or --checkpoint, or in --logdir where none is given;
+    for the best checkpoint of a run also in the run's folder.
 
     Raises:
       UserError: the file can't be read, or holds something else.
@@ -71,7 +71,7 @@ def find(config: RunConfig) -> ModelFile | None:
 
 def _places(config: RunConfig) -> list[Path]:
     """Returns the folders in which the file may be, those that know best first."""
-    given = config.init_checkpoint
+    given = config.chosen_checkpoint
     if given is not None:
         folder = search.folder_of(given) or Path(given).parent
     elif config.logdir is not None:
@@ -117,12 +117,15 @@ def apply(config: Config, found: ModelFile) -> Config:
     for flag in list_flags(config):
         if flag.name in config.given:
             continue
+        if flag.name == "eval_image_size" and "image_size" in config.given:
+            continue  # Whoever gives a size to evaluate at means this one.
         # The file of an earlier version lacks newer flags.
         value = found.flags.get(flag.name, flag.statement.before)
         if value is None:
             continue
         reason = f"{flag.name} is {value!r}"
-        if type(value) is not type(flag.default) and not (
+        types = (int,) if flag.default is None else (type(flag.default),)
+        if type(value) not in types and not (
             isinstance(flag.default, float) and type(value) is int
         ):
             raise _unreadable(found.path, reason)

@@ -99,8 +99,8 @@ def folder_of(given: str) -> Path | None:
     return path if path.is_dir() else path.parent if path.name == layout.STATE else None
 
 
-def resolve(given: str) -> Chosen:
-    """Returns the checkpoint that a value of --init_checkpoint means.
+def resolve(given: str, *, flag: str = "init_checkpoint") -> Chosen:
+    """Returns the checkpoint that a value of --init_checkpoint means, or of another flag.
 
     Besides a prefix this can be one of a checkpoint's files, a folder, or the file `checkpoint` in
     it: then it is the newest good checkpoint there.
@@ -110,28 +110,30 @@ def resolve(given: str) -> Chosen:
     """
     folder = folder_of(given)
     if folder is not None:
-        found = find_newest(str(folder), flag="init_checkpoint")
+        found = find_newest(str(folder), flag=flag)
         if found.prefix is None:
-            raise UserError(f"--init_checkpoint: {folder} has no checkpoint model.ckpt-*")
+            raise UserError(f"--{flag}: {folder} has no checkpoint model.ckpt-*")
         return Chosen(found.prefix, found.skipped)
     path = Path(given)
     prefix = given if layout.is_prefix(given) else layout.FILE_ENDING.sub("", given)
     if path.is_file() and prefix == given:
         raise UserError(
-            f"--init_checkpoint: {given} is one file, as checkpoints of TensorFlow's format V1 "
+            f"--{flag}: {given} is one file, as checkpoints of TensorFlow's format V1 "
             "are, which is not read: convert it as docs/recovery.md tells (Resume)"
         )
     return Chosen(prefix)
 
 
 def choose(config: RunConfig) -> Chosen:
-    """Returns the checkpoint to use: --init_checkpoint, or the newest good one in --logdir.
+    """Returns the checkpoint to use: the one that is named, or the newest good one in --logdir.
 
     Raises:
       UserError: there is no checkpoint.
     """
-    if config.init_checkpoint is not None:
-        return resolve(config.init_checkpoint)
+    given = config.chosen_checkpoint
+    if given is not None:
+        flag = "init_checkpoint" if given == config.init_checkpoint else "checkpoint"
+        return resolve(given, flag=flag)
     if config.logdir is None:
         raise UserError("--logdir: must be given, or --init_checkpoint, got neither")
     found = find_newest(config.logdir)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from trainer.config.benchmark import BenchmarkConfig
 from trainer.config.data import DataConfig
 from trainer.config.network import ModelConfig
+from trainer.config.prediction import PredictionConfig
 from trainer.config.run import RunConfig, TelemetryConfig
 from trainer.config.statement import Flag, list_flags
 from trainer.config.update import CommunicationConfig, OptimizerConfig
@@ -25,6 +26,7 @@ __all__ = [
     "Flag",
     "ModelConfig",
     "OptimizerConfig",
+    "PredictionConfig",
     "RunConfig",
     "TelemetryConfig",
 ]
@@ -38,7 +40,7 @@ class Config:
 
     Attributes:
       mode: mode of the run, one of `MODES`.
-      files: paths of the images that --mode=predict classifies.
+      files: what --mode=predict classifies: paths of images and folders, lists, or `-`.
       given: names of the flags that the command line gives; others have their defaults.
       model: flags of the network.
       data: flags of the data.
@@ -47,6 +49,7 @@ class Config:
       run: flags of the run's length, and of what it keeps.
       telemetry: flags of what a run reports beyond its scalars.
       benchmark: flags of --benchmark.
+      prediction: flags of what a trained network says of single examples.
     """
 
     mode: str = "train"
@@ -59,10 +62,20 @@ class Config:
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
     telemetry: TelemetryConfig = dataclasses.field(default_factory=TelemetryConfig)
     benchmark: BenchmarkConfig = dataclasses.field(default_factory=BenchmarkConfig)
+    prediction: PredictionConfig = dataclasses.field(default_factory=PredictionConfig)
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ConfigError(f"--mode: must be one of {', '.join(MODES)}, got {self.mode!r}")
+        for each in self.flags():
+            modes = each.statement.modes
+            if modes is not None and self.mode not in modes and each.value != each.default:
+                raise ConfigError(
+                    f"--{each.name}: must not be given with --mode={self.mode}, which does not use "
+                    f"it (it is for {', '.join(modes)}), got {each.value!r}"
+                )
+        if self.run.follow and self.prediction.is_wanted:
+            raise ConfigError("--follow: must not be given with a file of predictions")
         for name in ("histogram_every", "profile_steps"):
             if getattr(self.telemetry, name) and self.run.logdir is None:
                 raise ConfigError(f"--logdir: must be given with --{name}, got none")

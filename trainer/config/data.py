@@ -31,6 +31,15 @@ class DataConfig(Checked):
         belongs_to_model=True,
         elsewhere=("img_size", "train_image_size", "resolution"),
     )
+    eval_image_size: int | None = flag(
+        None,
+        "Likewise in evaluations, predictions and exported models. Default: --image_size.",
+        minimum=1,
+        maximum=2**15,
+        changes_training=False,
+        belongs_to_model=True,
+        elsewhere=("val_image_size", "test_image_size"),
+    )
     batch_size: int = flag(
         32,
         "Examples per step and worker.",
@@ -166,6 +175,11 @@ class DataConfig(Checked):
         minimum=0,
         read_by=("tfrecord", "folder"),
     )
+
+    @property
+    def evaluation_size(self) -> int:
+        """Height and width of the network's input in evaluations, pixels."""
+        return self.image_size if self.eval_image_size is None else self.eval_image_size
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,6 +1,7 @@
 """The flags of a run: its length, and what it keeps and reports."""
 
 import dataclasses
+import os
 
 from trainer.config.statement import Checked, PathKind, flag
 from trainer.errors import ConfigError
@@ -49,7 +50,22 @@ class RunConfig(Checked):
         "logits of another number of classes are left as initialized. To evaluate, export or "
         "predict: the checkpoint to use instead of --logdir's newest.",
         path=PathKind.LOCAL_OF_TENSORFLOW,
-        elsewhere=("checkpoint", "checkpoint_path", "pretrained", "weights"),
+        elsewhere=("checkpoint_path", "pretrained", "weights"),
+    )
+    checkpoint: str | None = flag(
+        None,
+        "Checkpoint to evaluate, export or predict with: latest (the default) or best of "
+        "--logdir, or what --init_checkpoint takes.",
+        changes_training=False,
+        path=PathKind.LOCAL_OF_TENSORFLOW,
+        modes=("evaluate", "export", "predict"),
+    )
+    follow: bool = flag(
+        False,
+        "Evaluate each checkpoint of --logdir that was not, the oldest first, while a run makes "
+        "them, and end with it.",
+        changes_training=False,
+        modes=("evaluate",),
     )
     log_every: int = flag(
         10,
@@ -126,6 +142,15 @@ class RunConfig(Checked):
             raise ConfigError(
                 f"--steps: must not be given with --epochs, got {self.steps} and {self.epochs:g}"
             )
+        if self.checkpoint is not None and self.init_checkpoint is not None:
+            raise ConfigError(
+                "--checkpoint: must not be given with --init_checkpoint, got "
+                f"{self.checkpoint!r} and {self.init_checkpoint!r}"
+            )
+        if self.follow and (self.logdir is None or not self.uses_own_checkpoint):
+            raise ConfigError("--follow: must be given with --logdir, and no other checkpoint")
+        if self.checkpoint == "best" and self.logdir is None:
+            raise ConfigError("--logdir: must be given with --checkpoint=best, got none")
         if self.resume == "must" and self.logdir is None:
             raise ConfigError("--logdir: must be given with --resume=must, got none")
         if self.logdir is not None and set(self.logdir) & set("*?[\\"):
@@ -133,6 +158,18 @@ class RunConfig(Checked):
                 "--logdir: must have none of * ? [ and \\, which TensorFlow reads as a pattern, "
                 f"got {self.logdir!r}"
             )
+
+    @property
+    def chosen_checkpoint(self) -> str | None:
+        """Checkpoint to use in place of --logdir's newest: a prefix, file or folder; None: that."""
+        if self.checkpoint == "best":
+            return os.path.join(self.logdir or "", "best")
+        return self.init_checkpoint if self.checkpoint in (None, "latest") else self.checkpoint
+
+    @property
+    def uses_own_checkpoint(self) -> bool:
+        """Whether the checkpoint to use is one that the run in --logdir has made."""
+        return self.chosen_checkpoint is None or self.checkpoint == "best"
 
 
 @dataclasses.dataclass(frozen=True)

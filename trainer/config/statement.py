@@ -42,6 +42,7 @@ class Statement(NamedTuple):
         network has to have the same value.
       path: kind of a file or folder that the flag names; None: it names none.
       read_by: kinds of data sets that read the flag; None: all. A plug-in may read any.
+      modes: modes that use the flag, and others refuse; None: all.
       before: value of runs that were made before there was the flag; None: the default.
       elsewhere: names that other programs have for the flag, which are suggested from.
     """
@@ -57,6 +58,7 @@ class Statement(NamedTuple):
     belongs_to_model: bool
     path: PathKind | None
     read_by: Sequence[str] | None
+    modes: Sequence[str] | None
     before: Any
     elsewhere: Sequence[str]
 
@@ -75,6 +77,7 @@ def flag(
     belongs_to_model: bool = False,
     path: PathKind | None = None,
     read_by: Sequence[str] | None = None,
+    modes: Sequence[str] | None = None,
     before: Any = None,
     elsewhere: Sequence[str] = (),
 ) -> T:
@@ -83,7 +86,7 @@ def flag(
     Args:
       default: value where the flag is not given. None: the help says what happens then.
       help, minimum, above, maximum, below, choices, is_hparam, changes_training, belongs_to_model,
-        path, read_by, before, elsewhere: see `Statement`.
+        path, read_by, modes, before, elsewhere: see `Statement`.
     """
     statement = Statement(
         help,
@@ -97,6 +100,7 @@ def flag(
         belongs_to_model,
         path,
         read_by,
+        modes,
         before,
         elsewhere,
     )

@@ -34,12 +34,18 @@ class EvaluationGraph(NamedTuple):
       totals: float64 [4]: number of examples, of those whose label has the highest logit, of those
         whose label is among the five highest; and the sum of cross-entropies.
       predictions: predicted class of each example, beside its label.
+      logits: float32 [batch, num_classes].
+      probabilities: float32 [batch, num_classes]: their softmax.
+      confidences: float32 [batch]: probability of the class that is predicted.
       stream: the input.
       steps: number of batches, the same on every worker.
     """
 
     totals: tf.Tensor
     predictions: Predictions
+    logits: tf.Tensor
+    probabilities: tf.Tensor
+    confidences: tf.Tensor
     stream: Stream
     steps: int
 
@@ -61,4 +67,13 @@ def build_evaluation_graph(config: Config, group: Group, dataset: AnyDataset) ->
         classes = tf.cast(accuracy.predict(logits), tf.int32)
         weights = tf.where(accuracy.have_order(logits), batch.weights, tf.zeros_like(batch.weights))
         predictions = Predictions(batch.labels, classes, weights)
-        return EvaluationGraph(totals, predictions, stream, stream.steps)
+        probabilities = tf.nn.softmax(logits)
+        return EvaluationGraph(
+            totals=totals,
+            predictions=predictions,
+            logits=logits,
+            probabilities=probabilities,
+            confidences=tf.reduce_max(probabilities, axis=1),
+            stream=stream,
+            steps=stream.steps,
+        )

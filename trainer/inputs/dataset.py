@@ -84,6 +84,10 @@ class Dataset:
         is_folder = self.info.name == "folder"
         return describe_large(self._split("train"), self._config, is_folder=is_folder)
 
+    def name_of_validation(self, example: int) -> str:
+        """Returns the name of a validation example: its file, and in a shard the record."""
+        return self._split("validation").where(example)
+
     def build_train(self, worker: Worker, *, seed: int) -> Stream:
         """Adds the endless stream of this worker's shuffled, augmented batches to the graph."""
         maker = TrainRows(self._config, self._split("train"), worker, seed=seed)
@@ -92,9 +96,10 @@ class Dataset:
     def build_evaluation(self, worker: Worker) -> Stream:
         """Adds one pass over the validation examples, each of which one worker gets, once."""
         split = self._split("validation")
-        maker = EvaluationRows(self._config, split, worker)
-        steps = math.ceil(len(split.labels) / (self._config.batch_size * worker.size))
-        return build_stream(maker, self._config, worker, steps=steps)
+        config = dataclasses.replace(self._config, image_size=self._config.evaluation_size)
+        maker = EvaluationRows(config, split, worker)
+        steps = math.ceil(len(split.labels) / (config.batch_size * worker.size))
+        return build_stream(maker, config, worker, steps=steps)
 
 
 class SyntheticDataset:

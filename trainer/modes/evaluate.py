@@ -2,91 +2,243 @@
 
 import contextlib
 import dataclasses
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
 from trainer import distributed
-from trainer.checkpoints import restore, search
+from trainer.checkpoints import layout, restore, search
+from trainer.checkpoints.follow import Follower
 from trainer.config import Config
+from trainer.distributed import Group
 from trainer.errors import ConfigError, UserError
 from trainer.graph.evaluation import build_evaluation_graph
 from trainer.inputs import synthetic
-from trainer.inputs.dataset import DatasetInfo, open_dataset
+from trainer.inputs.dataset import AnyDataset, DatasetInfo, SyntheticDataset, open_dataset
 from trainer.machine.session import create_config
 from trainer.run import outputs
-from trainer.run.evaluation import evaluate, write_scalars
-from trainer.safety import agreement
+from trainer.run.evaluation import Evaluation, Observer, evaluate, write_scalars
+from trainer.run.evaluation_details import EvaluationDetails, EvaluationPredictions
+from trainer.run.predictions import check_places, open_files
+from trainer.safety import agreement, lock_holder, status
 from trainer.safety.protection import watch
 from trainer.safety.shortage import explain_shortage
 from trainer.telemetry import tags
-from trainer.telemetry.pages.evaluation_views import create_evaluation_views
+from trainer.telemetry.pages.evaluation_views import EvaluationViews, create_evaluation_views
 from trainer.telemetry.writers import metrics_lines
+from trainer.telemetry.writers.json_lines import JsonLinesWriter
 from trainer.telemetry.writers.run_writer import create_writer
+
+# A run that has not finished, and of which no process is left, may be started again.
+_PATIENCE_SEC = 60.0
 
 
 def run(config: Config) -> int:
-    """Evaluates --init_checkpoint, or the newest good checkpoint in --logdir."""
+    """Evaluates the checkpoint that is named, or the newest good one in --logdir."""
     group = distributed.connect(config)
-    with group.fail_together():
-        config, is_described, class_names, remarks = outputs.as_trained(config)
-        prefix, skipped = search.choose(config.run)
-    with group.explain_loss():
-        # A run may save another checkpoint at this moment: rank 0's choice is everyone's.
-        prefix = group.gather(prefix)[0]
-        agreement.check_program(group, config)
-        of_network = {f"class {n} of the network": name for n, name in enumerate(class_names or ())}
-        agreement.check(group, of_network)
-    with group.fail_together(), explain_shortage(config, trains=False):
-        outputs.check_places(config, group.worker)
-        num_classes = config.model.num_classes or restore.count_classes(prefix)
-        dataset = open_dataset(
-            config.data,
-            num_classes=num_classes,
-            class_names=class_names,
-            is_network_foreign=not is_described,
-        )
-        _check_examples(config, dataset.info)
-        outputs.remark(*skipped, *remarks, *dataset.remarks)
-        with tf.Graph().as_default():
-            graph = build_evaluation_graph(config, group, dataset)
-            session = tf1.Session(
-                config=create_config(
-                    local_rank=group.worker.local_rank,
-                    local_size=group.worker.local_size,
-                    model=config.model,
-                )
-            )
-            restore.restore_weights(session, prefix, restore.network_variables(), new_logits=False)
-            session.graph.finalize()
-    with group.explain_loss():
-        agreement.check_data(group, dataset.info)
-    # Weights of --init_checkpoint are not those of the run in --logdir: nothing is logged there.
-    logdir = config.run.logdir if config.run.init_checkpoint is None else None
-    with (
-        session,
-        group.explain_loss(),
-        explain_shortage(config, trains=False),
-        watch(config.run, group.worker) as watchdog,
-        contextlib.closing(create_writer(logdir, rank=group.worker.rank)) as writer,
-    ):
-        names = dataset.info.names_of_classes
-        views = create_evaluation_views(logdir, group.worker, writer, names)
-        result = evaluate(session, graph, group, views, after_batch=watchdog.finish_step)
-        step = search.step_of(prefix)
-        num_classes = dataset.info.num_classes
-        text = f"{prefix}: {result.describe(num_classes)}"
-        latest = max(group.gather(_latest_evaluation(logdir)))
-        if latest > step:
-            # TensorBoard would drop the scalars of later steps that it has.
-            text += f"; not in TensorBoard, which has the evaluation after step {latest} already"
-        else:
-            views.publish(step, group)
-            write_scalars(writer, step, result, num_classes=num_classes)
-    outputs.report(config, group.worker, dataclasses.asdict(result), text=text)
+    if config.run.follow:
+        if group.worker.size > 1:
+            raise ConfigError(f"--follow: must be run as one process, got {group.worker.size}")
+        result, text = _follow(config, Path(config.run.logdir or ""), group)
+    else:
+        with group.fail_together():
+            prefix, skipped = search.choose(config.run)
+        with contextlib.closing(_Evaluator(config, group, prefix, skipped)) as evaluator:
+            result, text = evaluator.evaluate(prefix)
+    outputs.report(config, group.worker, result, text=text)
     group.shutdown()
     return 0
+
+
+def _follow(config: Config, logdir: Path, group: Group) -> tuple[dict[str, Any], str]:
+    """Evaluates each checkpoint of a run that was not; returns the results, and the last line."""
+    metrics = logdir / metrics_lines.NAME
+    follower = Follower(logdir, metrics_lines.steps_with(metrics, tags.EVAL_TOP1))
+    results = []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(follower.following())
+        evaluator = None
+        for step, prefix in _checkpoints(follower, logdir):
+            if step in metrics_lines.steps_with(metrics, tags.EVAL_TOP1):
+                continue  # The run itself has done so meanwhile.
+            fault = follower.fault_in(step)
+            if fault is not None:
+                outputs.remark(f"{layout.prefix_of(str(logdir), step)} is damaged ({fault})")
+                continue
+            if evaluator is None:
+                evaluator = _Evaluator(config, group, prefix)
+                stack.enter_context(contextlib.closing(evaluator))
+            result, text = evaluator.evaluate(prefix)
+            print(f"step {step}: {text}", flush=True)
+            results.append({"step": step, **result})
+            follower.drop(step)
+    return {"evaluations": results}, f"{len(results)} checkpoints of {logdir} evaluated"
+
+
+def _checkpoints(follower: Follower, logdir: Path) -> Iterator[tuple[int, str]]:
+    """Yields step and prefix of each new checkpoint, until the run has ended."""
+    ended_sec: float | None = None
+    while True:
+        follower.look()
+        found = follower.take_next()
+        if found is not None:
+            yield found
+            continue
+        if status.read(logdir).state == "finished":
+            follower.look()  # It may have saved between the two looks.
+            if (found := follower.take_next()) is None:
+                return
+            yield found
+        elif lock_holder.may_be_alive(logdir):
+            ended_sec = None
+        else:
+            now_sec = time.monotonic()
+            ended_sec = now_sec if ended_sec is None else ended_sec
+            if now_sec - ended_sec > _PATIENCE_SEC:
+                return
+        time.sleep(1)
+
+
+class _Evaluator:
+    """A graph and a session, in which one checkpoint after the other can be evaluated."""
+
+    def __init__(
+        self, config: Config, group: Group, prefix: str, skipped: Sequence[str] = ()
+    ) -> None:
+        """Opens the data, and builds the graph for a checkpoint. A collective.
+
+        Args:
+          config: configuration of the evaluation.
+          group: the workers.
+          prefix: prefix of the first checkpoint.
+          skipped: lines about newer checkpoints that are damaged.
+        """
+        with group.fail_together():
+            config, is_described, class_names, remarks = outputs.as_trained(config)
+        with group.explain_loss():
+            # A run may save another checkpoint at this moment: rank 0's choice is everyone's.
+            prefix = group.gather(prefix)[0]
+            agreement.check_program(group, config)
+            names = {f"class {n} of the network": name for n, name in enumerate(class_names or ())}
+            agreement.check(group, names)
+        self._config, self._group = config, group
+        # Weights of another run are not those of the run in --logdir: nothing is logged there.
+        self._logdir = config.run.logdir if config.run.uses_own_checkpoint else None
+        with group.fail_together(), explain_shortage(config, trains=False):
+            outputs.check_places(config, group.worker)
+            if group.worker.rank == 0:
+                check_places(config.prediction)
+            self._dataset = open_dataset(
+                config.data,
+                num_classes=config.model.num_classes or restore.count_classes(prefix),
+                class_names=class_names,
+                is_network_foreign=not is_described,
+            )
+            _check_examples(config, self._dataset.info)
+            outputs.remark(*skipped, *remarks, *self._dataset.remarks)
+            with tf.Graph().as_default() as self._main_graph:
+                self._graph = build_evaluation_graph(config, group, self._dataset)
+                self._variables = restore.network_variables()
+                self._session = tf1.Session(
+                    config=create_config(
+                        local_rank=group.worker.local_rank,
+                        local_size=group.worker.local_size,
+                        model=config.model,
+                    )
+                )
+                self._load(prefix)
+                self._main_graph.finalize()
+        with group.explain_loss():
+            agreement.check_data(group, self._dataset.info)
+        self._writer = create_writer(self._logdir, rank=group.worker.rank)
+
+    def close(self) -> None:
+        """Writes what is left, and gives the session's memory back."""
+        self._writer.close()
+        self._session.close()
+
+    def evaluate(self, prefix: str) -> tuple[dict[str, Any], str]:
+        """Evaluates a checkpoint; returns the result, and a line about it. A collective."""
+        config, group, info = self._config, self._group, self._dataset.info
+        details = EvaluationDetails(info)
+        ends_sec = [time.perf_counter()]
+        with (
+            group.explain_loss(),
+            explain_shortage(config, trains=False),
+            watch(config.run, group.worker) as watchdog,
+            _predictions(config, group, self._dataset) as predictions,
+        ):
+            prefix = group.gather(prefix)[0]
+            if prefix != self._prefix:
+                self._load(prefix)
+
+            def after_batch(number: int) -> None:
+                watchdog.finish_step(number)
+                ends_sec.append(time.perf_counter())
+
+            names = info.names_of_classes
+            views = create_evaluation_views(self._logdir, group.worker, self._writer, names)
+            observers: tuple[Observer, ...] = (views, details, *predictions)
+            found = evaluate(self._session, self._graph, group, *observers, after_batch=after_batch)
+            text = f"{prefix}: {found.describe(info.num_classes)}"
+            text += self._log(search.step_of(prefix), found, views)
+            told = details.summarize(group)
+        batch_size = config.data.batch_size * group.worker.size
+        rate = _images_per_sec(found.count, batch_size, ends_sec)
+        return {**dataclasses.asdict(found), "images_per_sec": rate, **told}, text
+
+    def _log(self, step: int, found: Evaluation, views: EvaluationViews) -> str:
+        """Writes the result of a step's weights, and returns why not. A collective."""
+        num_classes = self._dataset.info.num_classes
+        latest = max(self._group.gather(_latest_evaluation(self._logdir)))
+        if latest > step:
+            # TensorBoard would drop the scalars of later steps that it has.
+            if self._logdir is not None and self._group.worker.rank == 0:
+                lines = JsonLinesWriter(Path(self._logdir) / metrics_lines.NAME)
+                with contextlib.closing(lines):
+                    write_scalars(lines, step, found, num_classes=num_classes)
+            return f"; not in TensorBoard, which has the evaluation after step {latest} already"
+        views.publish(step, self._group)
+        write_scalars(self._writer, step, found, num_classes=num_classes)
+        self._writer.flush()
+        return ""
+
+    def _load(self, prefix: str) -> None:
+        restore.restore_weights(self._session, prefix, self._variables, new_logits=False)
+        self._prefix = prefix
+
+
+def _images_per_sec(count: int, global_batch_size: int, ends_sec: Sequence[float]) -> float:
+    """Returns the throughput of all workers, without the first batch where there are others.
+
+    Args:
+      count: number of examples.
+      global_batch_size: number of examples of a batch, over all workers.
+      ends_sec: time at the beginning, and at the end of each batch.
+    """
+    if len(ends_sec) > 2:
+        count, ends_sec = count - global_batch_size, ends_sec[1:]
+    return max(0, count) / (ends_sec[-1] - ends_sec[0])
+
+
+@contextlib.contextmanager
+def _predictions(
+    config: Config, group: Group, dataset: AnyDataset
+) -> Iterator[tuple[EvaluationPredictions, ...]]:
+    """Yields what writes the predictions, where they are wanted; rank 0 alone has files."""
+    if not config.prediction.is_wanted or isinstance(dataset, SyntheticDataset):
+        yield ()
+        return
+    names = dataset.info.names_of_classes
+    with contextlib.ExitStack() as stack:
+        written = None
+        if group.worker.rank == 0:
+            written = stack.enter_context(open_files(config.prediction, names, is_labelled=True))
+        yield (EvaluationPredictions(group, written, config.data, dataset.name_of_validation),)
 
 
 def _check_examples(config: Config, info: DatasetInfo) -> None:

@@ -1,15 +1,17 @@
 """--mode=predict: classifies image files."""
 
+import contextlib
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
+from tqdm import tqdm
 
 from trainer.checkpoints import restore, search
 from trainer.config import Config
@@ -19,12 +21,12 @@ from trainer.graph.network import classify
 from trainer.inputs.class_names import name_classes
 from trainer.inputs.dataset import Dataset, DatasetInfo
 from trainer.inputs.source import BadImageError, Source
+from trainer.inputs.sources.named_files import find_files
 from trainer.machine import session
 from trainer.process import launcher, texts
 from trainer.run import outputs
+from trainer.run.predictions import Prediction, check_places, open_files
 from trainer.safety.shortage import explain_shortage
-
-_BEST = 5
 
 
 class _Files:
@@ -45,66 +47,117 @@ class _Files:
 
 
 def run(config: Config) -> int:
-    """Prints the most likely classes of each file that the command line names.
+    """Classifies each file that the command line names, and tells the most likely classes.
 
     Returns:
       the exit status: 1 where a file is not an image that can be read; the others are classified.
     """
     if not config.files:
-        raise ConfigError("--mode=predict: must be followed by image files, got none")
+        raise ConfigError("--mode=predict: must be followed by image files or folders, got none")
     launcher.refuse(config.mode)
+    paths, left_out = find_files(config.files, sys.stdin)
     config, _, known_names, remarks = outputs.as_trained(config)
     prefix, skipped = search.choose(config.run)
     outputs.check_places(config, Worker())
+    check_places(config.prediction)
     num_classes = restore.count_classes(prefix)
     names = name_classes(known_names, num_classes)
-    outputs.remark(*skipped, *remarks)
-    with explain_shortage(config, trains=False):
-        found = _classify(config, prefix, num_classes)
-    predictions = []
-    lines = []
-    for number, (logits, probabilities) in found.items():
-        # By logits: different ones may have the same probability, as rounded.
-        best = [int(index) for index in np.argsort(-logits, kind="stable")[:_BEST]]
-        likely = [
-            {"class": index, "name": names[index], "probability": float(probabilities[index])}
-            for index in best
-        ]
-        predictions.append({"file": config.files[number], "classes": likely})
-        shares = ", ".join(
-            f"{texts.printable(names[index])} {probabilities[index]:.4f}" for index in best
-        )
-        lines.append(f"{texts.printable(config.files[number])}: {shares}")
-    result = {"predictions": predictions}
-    outputs.report(config, Worker(), result, text="\n".join(lines) or "nothing was classified")
-    unread = [name for number, name in enumerate(config.files) if number not in found]
-    for name in unread:
-        text = f"{texts.printable(name)}: is not an image that can be read"
-        print(f"slim-horovod: {text}", file=sys.stderr)
-    return 1 if unread else 0
+    outputs.remark(*skipped, *remarks, *left_out)
+    tally = _Tally(keeps=config.run.result_json is not None)
+    with (
+        explain_shortage(config, trains=False),
+        open_files(config.prediction, names, is_labelled=False) as written,
+        _progress(config, len(paths)) as tell,
+    ):
+        for path, found in _classify(config, paths, prefix, num_classes):
+            if found is None:
+                tally.unread += 1
+                written.add_unreadable(path)
+                text = f"slim-horovod: {texts.printable(path)}: is not an image that can be read"
+                tell(text, sys.stderr)
+                continue
+            prediction = Prediction(path, *found)
+            written.add(prediction)
+            tally.add(prediction, names)
+            tell(None if config.prediction.is_wanted else _describe(prediction, names), sys.stdout)
+    outputs.report(config, Worker(), {"predictions": tally.kept}, text=tally.describe())
+    return 1 if tally.unread else 0
+
+
+class _Tally:
+    """Counts the files that were classified, and keeps what --result_json has to have of them."""
+
+    def __init__(self, *, keeps: bool) -> None:
+        self.count = 0
+        self.unread = 0
+        self.kept: list[dict[str, Any]] = []
+        self._keeps = keeps
+
+    def add(self, prediction: Prediction, names: Sequence[str]) -> None:
+        """Adds a file that was classified."""
+        self.count += 1
+        if self._keeps:
+            self.kept.append({"file": prediction.name, "classes": prediction.describe(names)})
+
+    def describe(self) -> str:
+        """Returns the last line."""
+        unread = f"; {self.unread} could not be read" if self.unread else ""
+        return f"{self.count} files classified{unread}" if self.count else "nothing was classified"
+
+
+def _describe(prediction: Prediction, names: Sequence[str]) -> str:
+    """Returns a line about a file: its most likely classes, with their probabilities."""
+    shares = ", ".join(
+        f"{texts.printable(names[index])} {prediction.probabilities[index]:.4f}"
+        for index in prediction.best()
+    )
+    return f"{texts.printable(prediction.name)}: {shares}"
+
+
+@contextlib.contextmanager
+def _progress(config: Config, count: int) -> Iterator[Callable[[str | None, TextIO], None]]:
+    """Yields what counts a file and prints a line about it; on a terminal, below is a bar."""
+    with tqdm(
+        total=count,
+        unit="file",
+        file=sys.stderr,
+        disable=not sys.stderr.isatty() or config.prediction.takes_standard_output,
+        dynamic_ncols=True,
+    ) as bar:
+
+        def tell(line: str | None, stream: TextIO) -> None:
+            if line is not None and bar.disable:
+                print(line, file=stream, flush=True)
+            elif line is not None:
+                bar.write(line, file=stream)
+            bar.update()
+
+        yield tell
 
 
 def _classify(
-    config: Config, prefix: str, num_classes: int
-) -> dict[int, tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-    """Returns logits and probabilities, float32 [num_classes], of each readable file by number."""
-    data = dataclasses.replace(config.data, max_bad_examples=len(config.files))
-    files = Source("files", None, _Files(config.files), num_classes, None, "files")
-    info = DatasetInfo("files", 0, len(config.files), num_classes, None, "files")
-    found = {}
+    config: Config, paths: Sequence[str], prefix: str, num_classes: int
+) -> Iterator[tuple[str, tuple[npt.NDArray[Any], npt.NDArray[Any]] | None]]:
+    """Yields each file with its logits and probabilities, float32 [num_classes] each.
+
+    The files come in their order, batch by batch; with None the one that can't be read.
+    """
+    data = dataclasses.replace(config.data, max_bad_examples=len(paths))
+    files = Source("files", None, _Files(paths), num_classes, None, "files")
+    info = DatasetInfo("files", 0, len(paths), num_classes, None, "files")
     with tf.Graph().as_default():
         stream = Dataset(data, files, info).build_evaluation(Worker())
         logits = classify(config, stream.batch.images, num_classes=num_classes)
-        predictions = (logits, tf.nn.softmax(logits))
-        fetches = (predictions, stream.batch.labels, stream.batch.weights)
+        fetches = (logits, tf.nn.softmax(logits), stream.batch.weights)
         with tf1.Session(config=session.create_config(model=config.model)) as predict_session:
             restore.restore_weights(
                 predict_session, prefix, restore.network_variables(), new_logits=False
             )
             predict_session.run(stream.initializer, {stream.start_step: 0})
+            waiting = iter(paths)
             for _ in range(stream.steps or 0):
-                predicted, numbers, weights = predict_session.run(fetches)
-                for *row, number, weight in zip(*predicted, numbers, weights, strict=True):
-                    if weight > 0:
-                        found[int(number)] = tuple(row)
-    return dict(sorted(found.items()))
+                # Rows come first: at the end of a batch, zip must not take one path more. The last
+                # batch is filled up, with rows for which there is no path.
+                rows = zip(*predict_session.run(fetches), strict=True)
+                for (*found, weight), path in zip(rows, waiting, strict=False):
+                    yield path, tuple(found) if weight > 0 else None

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow.compat.v1 as tf1
@@ -11,10 +12,6 @@ from trainer.distributed import Group
 from trainer.errors import UserError
 from trainer.graph.evaluation import EvaluationGraph
 from trainer.telemetry import tags
-from trainer.telemetry.pages.evaluation_views import (
-    EvaluationViews,
-    NullEvaluationViews,
-)
 from trainer.telemetry.writers.protocol import Writer
 
 
@@ -40,6 +37,16 @@ class Evaluation:
         return f"top-1 {self.top1:.4f}  {top5}loss {self.loss:.4f}  ({self.count} examples)"
 
 
+class Observer(Protocol):
+    """Sees what an evaluation computes of each batch."""
+
+    def fetches(self, evaluation: EvaluationGraph) -> Any:
+        """Returns what `add` needs of the next batch."""
+
+    def add(self, values: Any) -> None:
+        """Adds a batch: the values of `fetches`. All workers add as many batches."""
+
+
 class Interrupted(Exception):
     """Ends an evaluation, on all workers together, when one of them was asked to stop."""
 
@@ -48,8 +55,7 @@ def evaluate(
     session: tf1.Session,
     evaluation: EvaluationGraph,
     group: Group,
-    views: EvaluationViews | None = None,
-    *,
+    *observers: Observer,
     is_stop_asked: Callable[[], bool] = lambda: False,
     after_batch: Callable[[int], object] | None = None,
 ) -> Evaluation:
@@ -61,7 +67,7 @@ def evaluate(
       session: session that has the variables.
       evaluation: graph that evaluates a batch.
       group: the workers.
-      views: pictures of the evaluation, which get each batch's predictions.
+      observers: objects that see each batch, such as pictures of the evaluation.
       is_stop_asked: function that returns whether this worker was asked to stop; about once a
         second, the workers tell each other.
       after_batch: function that is called after each batch with its number, from 1 on.
@@ -70,7 +76,6 @@ def evaluate(
       Interrupted: a worker was asked to stop.
       UserError: none of the examples can be read.
     """
-    views = views or NullEvaluationViews()
     stream = evaluation.stream
     session.run(stream.initializer, {stream.start_step: 0})
     totals = np.zeros(4)
@@ -78,9 +83,11 @@ def evaluate(
     with stream.explain_errors():
         for number in range(evaluation.steps):
             began_sec = time.perf_counter()
-            sums, seen = session.run((evaluation.totals, views.fetches(evaluation)))
+            wanted = [observer.fetches(evaluation) for observer in observers]
+            sums, seen = session.run((evaluation.totals, wanted))
             totals += sums
-            views.add(seen)
+            for observer, values in zip(observers, seen, strict=True):
+                observer.add(values)
             if after_batch is not None:
                 after_batch(number + 1)
             if number == 1:  # The first one is slower than the others.

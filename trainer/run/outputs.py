@@ -52,7 +52,9 @@ def report(config: Config, worker: Worker, result: dict[str, Any], *, text: str)
         # JSON has no NaN and no Infinity, which a run that has diverged has among its results.
         content = json.loads(json.dumps(content), parse_constant=lambda _: None)
         _write("result_json", config.run.result_json, content)
-    print(text, flush=True)
+    # Not among predictions, which programs read.
+    file = sys.stderr if config.prediction.takes_standard_output else sys.stdout
+    print(text, file=file, flush=True)
 
 
 def _write(flag: str, path: str | Path, content: dict[str, Any]) -> None:

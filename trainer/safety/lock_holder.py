@@ -81,6 +81,15 @@ def read(path: Path) -> tuple[Holder | None, str]:
     return Holder(fields.host, Process(fields.pid, fields.start_ticks), fields.identity), text
 
 
+def may_be_alive(logdir: Path) -> bool:
+    """Returns whether a run may hold a folder: on another host that can't be known."""
+    try:
+        holder, _ = read(logdir / FILE_NAME)
+    except OSError:
+        return False
+    return holder is not None and (not holder.is_of_this_host() or holder.process.is_alive())
+
+
 def find_alive(logdir: Path) -> Holder | None:
     """Returns the run that holds a folder, if it is alive; None also where it is on another host.
 

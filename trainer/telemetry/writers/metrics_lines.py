@@ -13,15 +13,20 @@ NAME = "metrics.jsonl"
 
 def newest_step(path: Path, tag: str) -> int:
     """Returns the latest step with a number under `tag` in a metrics file; -1: there is none."""
-    newest = -1
+    return max(steps_with(path, tag), default=-1)
+
+
+def steps_with(path: Path, tag: str) -> set[int]:
+    """Returns the steps that have a number under `tag` in a metrics file."""
+    steps: set[int] = set()
     with (
         contextlib.suppress(FileNotFoundError),
         open(path, encoding="utf-8", errors="replace") as file,
     ):
         for line in file:
             if f'"{tag}"' in line:
-                newest = max(newest, parse_line(line).get("step", -1))
-    return newest
+                steps.add(parse_line(line).get("step", -1))
+    return steps
 
 
 def parse_line(line: str) -> dict[str, Any]:

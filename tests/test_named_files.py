@@ -1,0 +1,56 @@
+"""Which files a command line of --mode=predict names."""
+
+import io
+
+import pytest
+
+from trainer.errors import UserError
+from trainer.inputs.sources.named_files import find_files
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A current folder with images, a list, and files that are no images by name."""
+    for name in ("b/2.JPG", "b/10.png", "b/c/1.webp", "b/.hidden/0.jpg", "b/notes.txt", "a.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_text("a.jpg\r\n\nno such.jpg\nb\n")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+
+IN_B = ["b/10.png", "b/2.JPG", "b/c/1.webp"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["a.jpg", "b", "x.png"], ["a.jpg", *IN_B, "x.png"]),
+        (["@list.txt"], ["a.jpg", "no such.jpg", *IN_B]),
+        (["-", "a.jpg"], ["from input.jpg", *IN_B, "a.jpg"]),
+        (["./-", "./@x"], ["./-", "./@x"]),
+        (["b/notes.txt"], ["b/notes.txt"]),
+    ],
+)
+def test_files_come_in_the_order_in_which_they_are_named(place, given, expected):
+    found, _ = find_files(given, io.StringIO("from input.jpg\nb\n"))
+    assert found == expected
+
+
+def test_what_of_a_folder_is_left_out_is_told(place):
+    _, (line,) = find_files(["b"], io.StringIO())
+    assert "1 file" in line
+    assert "notes.txt" in line
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("empty", "empty: has no images .names end in .jpg"),
+        ("@gone.txt", "@gone.txt: the list cannot be read .No such file"),
+        ("-", "-: names no file"),
+    ],
+)
+def test_nothing_to_classify_is_a_line(place, given, line):
+    with pytest.raises(UserError, match=line):
+        find_files([given], io.StringIO())

@@ -1,0 +1,92 @@
+"""Finds the images that a command line names: files, folders, lists of names."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from trainer.errors import UserError, status_of
+from trainer.inputs.images import encoded
+from trainer.inputs.sources.left_out import LeftOut, is_hidden
+
+_LIST = "@"
+_STANDARD_INPUT = "-"
+
+
+def find_files(given: Sequence[str], standard_input: TextIO) -> tuple[list[str], tuple[str, ...]]:
+    """Finds the files that are named.
+
+    Args:
+      given: each a file; a folder, of which all images are taken, those of folders in it too, in
+        order of their names; `@FILE`, a list with a name in each line; or `-`, such a list from the
+        standard input. `./-` and `./@name` are files.
+      standard_input: the standard input.
+
+    Returns:
+      the files, in the order in which they are named, and lines about what of the folders is left
+      out.
+
+    Raises:
+      UserError: a list can't be read, a folder can't be, or has no images, or no file is named.
+    """
+    left_out = LeftOut()
+    found: list[str] = []
+    for name in _expand(given, standard_input):
+        if not os.path.isdir(name):
+            found.append(name)
+            continue
+        images = list(_list_folder(name, left_out))
+        if not images:
+            raise UserError(
+                f"{name}: has no images (names end in {', '.join(encoded.image_suffixes())})"
+            )
+        found += images
+    if not found:
+        raise UserError(f"{' '.join(given)}: names no file")
+    line = left_out.describe()
+    return found, () if line is None else (line,)
+
+
+def _expand(given: Iterable[str], standard_input: TextIO) -> Iterator[str]:
+    """Yields names, those of lists in the place of the list."""
+    for name in given:
+        if name == _STANDARD_INPUT:
+            yield from _names_in(standard_input)
+        elif name.startswith(_LIST):
+            path = name.removeprefix(_LIST)
+            try:
+                with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                    yield from _names_in(file)
+            except OSError as error:
+                raise UserError(
+                    f"{name}: the list cannot be read ({error.strerror})", status=status_of(error)
+                ) from None
+        else:
+            yield name
+
+
+def _names_in(file: TextIO) -> Iterator[str]:
+    """Yields the lines of a list that are not empty, without their ends."""
+    for line in file:
+        name = line.rstrip("\r\n")
+        if name:
+            yield name
+
+
+def _list_folder(folder: str, left_out: LeftOut) -> Iterator[str]:
+    """Yields the images below a folder; links to folders are not followed, lest there be a loop."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(
+            f"{error.filename}: cannot be listed ({error.strerror})", status=status_of(error)
+        )
+
+    suffixes = encoded.image_suffixes()
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        for name in sorted(names):
+            path = str(Path(place) / name)
+            if name.lower().endswith(suffixes) and not is_hidden(name):
+                yield path
+            else:
+                left_out.add(path)

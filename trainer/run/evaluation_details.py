@@ -1,0 +1,147 @@
+"""Where a network is wrong: what an evaluation tells besides its accuracy and its loss."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.config import DataConfig
+from trainer.distributed import Group
+from trainer.graph.evaluation import EvaluationGraph, Predictions
+from trainer.inputs.dataset import DatasetInfo
+from trainer.inputs.order import global_positions
+from trainer.run.predictions import Prediction, PredictionFiles
+
+MAX_CLASSES = 1000  # Up to which there is a confusion matrix: of more, it has millions of numbers.
+_BINS = 15  # As in arXiv:1706.04599.
+
+
+class EvaluationDetails:
+    """Counts the examples of each class, the confusions, and how far confidence is from accuracy.
+
+    The expected calibration error is that of arXiv:1706.04599: examples are put into 15 bins of
+    equal width by the probability of the class that is predicted; it is the mean over all examples
+    of the distance between their bin's accuracy and its mean probability.
+    """
+
+    def __init__(self, info: DatasetInfo) -> None:
+        """Begins without examples."""
+        self._names = info.names_of_classes
+        classes = info.num_classes
+        self._has_matrix = classes <= MAX_CLASSES
+        self._counts = np.zeros(classes, np.int64)
+        self._right = np.zeros(classes, np.int64)
+        self._matrix = np.zeros((classes, classes) if self._has_matrix else (0, 0), np.int64)
+        self._bins = np.zeros((3, _BINS))
+
+    def fetches(self, evaluation: EvaluationGraph) -> Any:
+        """Returns what `add` needs of a batch."""
+        return evaluation.predictions, evaluation.confidences, evaluation.stream.batch.weights
+
+    def add(self, values: tuple[Predictions, npt.NDArray[Any], npt.NDArray[Any]]) -> None:
+        """Adds a batch: the values of `fetches`."""
+        predictions, confidences, weights = values
+        np.add.at(self._counts, predictions.labels[weights > 0], 1)
+        # Where a logit is no number, no class is predicted: the example is wrong.
+        has_order = predictions.weights > 0
+        labels, classes = predictions.labels[has_order], predictions.classes[has_order]
+        confidences = confidences[has_order].astype(np.float64)
+        is_right = labels == classes
+        np.add.at(self._right, labels[is_right], 1)
+        if self._has_matrix:
+            np.add.at(self._matrix, (labels, classes), 1)
+        # Bins are closed above, as in the paper: a probability of 1 lies in the last one.
+        bins = np.clip(np.ceil(confidences * _BINS).astype(int) - 1, 0, _BINS - 1)
+        for row, values_of in enumerate((np.ones(len(bins)), confidences, is_right)):
+            np.add.at(self._bins[row], bins, values_of)
+
+    def summarize(self, group: Group) -> dict[str, Any]:
+        """Returns the fields for --result_json. A collective.
+
+        They are `calibration_error`, `classes` (per class its name, the number of its examples and
+        of those that were right, and their share) and `confusion`: a row per label, a column per
+        prediction; null for more than 1,000 classes.
+        """
+        counts, right, matrix, bins = (
+            np.sum(group.gather(part.tolist()), axis=0)
+            for part in (self._counts, self._right, self._matrix, self._bins)
+        )
+        confident, accurate = bins[1], bins[2]
+        total = bins[0].sum()
+        return {
+            "calibration_error": float(np.abs(confident - accurate).sum() / total)
+            if total
+            else 0.0,
+            "classes": [
+                {
+                    "name": name,
+                    "count": int(count),
+                    "right": int(among),
+                    "top1": int(among) / int(count) if count else None,
+                }
+                for name, count, among in zip(self._names, counts, right, strict=True)
+            ],
+            "confusion": matrix.tolist() if self._has_matrix else None,
+        }
+
+
+class EvaluationPredictions:
+    """Writes what the network says of each example, in their order, on rank 0."""
+
+    def __init__(
+        self,
+        group: Group,
+        written: PredictionFiles | None,
+        config: DataConfig,
+        name_of: Callable[[int], str],
+    ) -> None:
+        """Begins before the first batch.
+
+        Args:
+          group: the workers. All of them add the same number of batches.
+          written: the files, on rank 0; None on others.
+          config: has the batch size.
+          name_of: function that returns the name of a validation example by its number.
+        """
+        self._group = group
+        self._written = written
+        self._batch_size = config.batch_size
+        self._name_of = name_of
+        self._step = 0
+
+    def fetches(self, evaluation: EvaluationGraph) -> Any:
+        """Returns what `add` needs of a batch."""
+        batch = evaluation.stream.batch
+        return evaluation.logits, evaluation.probabilities, batch.labels, batch.weights
+
+    def add(self, values: Sequence[npt.NDArray[Any]]) -> None:
+        """Adds a batch: the values of `fetches`. A collective."""
+        logits, probabilities, labels, weights = values
+        local = self._step * self._batch_size + np.arange(len(labels))
+        positions = global_positions(local, self._group.worker, self._batch_size)
+        self._step += 1
+        rows = np.flatnonzero(weights > 0)
+        mine = [part[rows].tolist() for part in (positions, logits, probabilities, labels)]
+        # The workers' batches of a step follow each other in the order of the examples.
+        for parts in self._group.gather(mine):
+            for prediction in self._create(*parts):
+                if self._written is not None:
+                    self._written.add(prediction)
+
+    def _create(
+        self,
+        positions: Sequence[int],
+        logits: Sequence[Any],
+        probabilities: Sequence[Any],
+        labels: Sequence[int],
+    ) -> Iterator[Prediction]:
+        for position, scores, shares, label in zip(
+            positions, logits, probabilities, labels, strict=True
+        ):
+            yield Prediction(
+                self._name_of(position),
+                logits=np.array(scores, np.float32),
+                probabilities=np.array(shares, np.float32),
+                label=label,
+            )
