@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from shared import program
 
 from peers import contestants as contestants_lib
 from peers.contestants import OURS, Contestant
+
+from trainer.machine.load import LoadMeter
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PEERS = _ROOT / "scripts" / "peers"
@@ -88,7 +91,8 @@ def time_case(
     durations_sec: dict[str, list[float]] = {
         name: [] for name, answer in figures.items() if "error" not in answer
     }
-    load = contestants_lib.ForeignLoad(contestants.values())
+    cores = len(os.sched_getaffinity(0))
+    load = LoadMeter(cores)
     for _ in range(plan.rounds):
         for name in list(durations_sec):
             time.sleep(_PAUSE_SEC)
@@ -99,7 +103,7 @@ def time_case(
             else:
                 durations_sec[name] += answer["durations_sec"]
                 figures[name]["peak_memory_bytes"] = answer["peak_memory_bytes"]
-    foreign_cores = load.cores()
+    foreign_cores = cores * (load.others_share() or 0.0)
     for name, durations in durations_sec.items():
         median = statistics.median(durations)
         figures[name] |= {

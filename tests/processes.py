@@ -1,7 +1,9 @@
 """Starts real processes for tests."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +64,23 @@ def trainers(*command_lines):
         subprocess.CompletedProcess(flags, *ended)
         for flags, ended in zip(command_lines, json.loads(done.stdout), strict=True)
     ]
+
+
+# Keeps a core busy; not for ever, should nobody end it.
+SPINNING = "import time\nend = time.monotonic() + 60\nwhile time.monotonic() < end: pass"
+
+
+@contextlib.contextmanager
+def others_that_spin(number):
+    """Has processes that are no children of this one keep cores busy; yields their numbers."""
+    command = ["sh", "-c", '"$0" -c "$1" > /dev/null 2>&1 & echo $!', sys.executable, SPINNING]
+    pids = [int(run(command).stdout) for _ in range(number)]
+    try:
+        yield pids
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def check_with_and_without_onednn(code):

@@ -26,9 +26,6 @@ class FakeContestant:
         self._turns.append(self._name)
         return {"durations_sec": [next(self._durations_sec)], "peak_memory_bytes": 3 * 2**30}
 
-    def cpu_sec(self):
-        return 0.0
-
 
 @pytest.fixture
 def case(monkeypatch):

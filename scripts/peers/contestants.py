@@ -1,18 +1,15 @@
-"""The processes that compare_peers.py runs in turn, and the load by other programs meanwhile."""
+"""The processes that compare_peers.py runs in turn."""
 
 import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 OURS = "slim-horovod"
 _SCRIPTS = Path(__file__).resolve().parents[1]
 _ROOT = _SCRIPTS.parent
-_TICKS_PER_SEC = os.sysconf("SC_CLK_TCK")
 
 
 class Contestant:
@@ -46,39 +43,11 @@ class Contestant:
             return {"error": f"ended with status {process.wait()}; see {self._log.name}"}
         return json.loads(line)
 
-    def cpu_sec(self) -> float:
-        """CPU time of the process so far; 0 where it has ended."""
-        try:
-            fields = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii")
-        except FileNotFoundError:
-            return 0.0
-        user, system = fields.rpartition(")")[2].split()[11:13]
-        return (int(user) + int(system)) / _TICKS_PER_SEC
-
     def close(self) -> None:
         """Ends the process."""
         self._process.kill()
         self._process.communicate()
         self._log.close()
-
-
-class ForeignLoad:
-    """The load of the machine by other programs, since this object was created."""
-
-    def __init__(self, contestants: Iterable[Contestant]) -> None:
-        self._contestants = list(contestants)
-        self._began = time.monotonic()
-        self._before_sec = self._foreign_sec()
-
-    def _foreign_sec(self) -> float:
-        """CPU time of everything but the contestants since the machine's start."""
-        with open("/proc/stat", encoding="ascii") as file:
-            user, nice, system = (int(field) for field in file.readline().split()[1:4])
-        return (user + nice + system) / _TICKS_PER_SEC - sum(c.cpu_sec() for c in self._contestants)
-
-    def cores(self) -> float:
-        """The number of cores that other programs have used, on average."""
-        return (self._foreign_sec() - self._before_sec) / (time.monotonic() - self._began)
 
 
 def start(peers_python: Path, folder: Path, *, gpu: bool) -> dict[str, Contestant]:
