@@ -3,10 +3,13 @@
 import collections
 import csv
 import json
+import os
+import pathlib
 import re
 import signal
 import subprocess
 import sys
+import time
 
 import processes
 import pytest
@@ -15,11 +18,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from flags import command_line
 from trainer.benchmark import passes as benchmark_passes
-from trainer.benchmark import peak
+from trainer.benchmark import peak, sweep
+from trainer.benchmark.result import Sweep, create_result
 from trainer.benchmark.sweep import to_flags
 from trainer.config import BenchmarkConfig, Config, DataConfig, ModelConfig, RunConfig
 from trainer.config import benchmark as benchmark_config
-from trainer.modes import benchmark as trainer_benchmark
 
 NETWORK = ("--model=tiny:network", "--image_size=16", "--batch_size=4")
 PASSES = ("forward", "forward_backward", "train_step")
@@ -49,6 +52,11 @@ def read_passes(path):
     return json.loads(path.read_text())["result"]["passes"]
 
 
+def rows_of(printed):
+    """The cells of all rows of tables that were printed."""
+    return [line.split() for line in printed.splitlines() if re.fullmatch(r" *\d+[\d. -]+", line)]
+
+
 @pytest.mark.parametrize(
     ("measured_gflops", "peak_gflops"),
     [
@@ -60,14 +68,66 @@ def read_passes(path):
 def test_the_peak_is_measured_again_where_a_pass_was_faster(
     monkeypatch, measured_gflops, peak_gflops
 ):
-    measurements = iter(measured_gflops)
-    monkeypatch.setattr(peak, "measure_peak_gflops", lambda dtype, config: next(measurements))
-    monkeypatch.setattr(trainer_benchmark, "_peaks", {})
-    find = trainer_benchmark._find_peak_gflops
-    assert find("bfloat16") == measured_gflops[0]
-    assert find("bfloat16") == measured_gflops[0]
-    assert find("bfloat16", 291.0) == peak_gflops
-    assert find("bfloat16") == peak_gflops
+    measure_as(monkeypatch, measured_gflops)
+    device_peak = peak.DevicePeak("bfloat16")
+    assert device_peak.measure().gflops == measured_gflops[0]
+    assert device_peak.measure().gflops == measured_gflops[0]
+    assert device_peak.measure(291.0).gflops == peak_gflops
+    assert device_peak.measure().gflops == peak_gflops
+
+
+def measure_as(monkeypatch, measured_gflops):
+    """Has the peak measured as these values, one after the other; returns those not yet taken."""
+    left = list(measured_gflops)
+    found = "measure_peak", lambda dtype, config: peak.Peak(left.pop(0), 100.0, 12, None)
+    monkeypatch.setattr(peak, *found)
+    return left
+
+
+def test_processes_of_a_sweep_measure_the_peak_once_and_again_where_one_was_faster(monkeypatch):
+    left = measure_as(monkeypatch, [200.0, 300.0, 400.0])
+    lines = []
+
+    def run_alone(flags, environ):
+        """Does as a process would that takes 0.1 s for 10 GFLOP, or for 27 of a batch of 4."""
+        given = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
+        size = int(given["batch_size"])
+        with monkeypatch.context() as process:
+            for variable in environ.items():
+                process.setenv(*variable)
+            device_peak = peak.DevicePeak("float32")
+        device_peak.measure()
+        if size == 2:  # After the peak was measured.
+            return sweep._Ended(-signal.SIGKILL, "", False)
+        achieved = {3: 100.0, 4: 270.0, 5: 160.0}[size]
+        row = create_result(
+            [0.1],
+            label="Forward",
+            batch_size=size,
+            flops=int(achieved * 1e8),
+            burn_in=0,
+            steps=1,
+            build_sec=1.0,
+            first_run_sec=1.0,
+            peak=device_peak.measure(achieved),
+            others_share=None,
+            peak_memory_bytes=2**20,
+        )
+        result = {"result": {"passes": {"forward": Sweep((row,)).to_json()}}}
+        pathlib.Path(given["result_json"]).write_text(json.dumps(result))
+        return sweep._Ended(0, "", False)
+
+    monkeypatch.setattr(sweep, "_run_alone", run_alone)
+    config = Config(mode="benchmark", benchmark=BenchmarkConfig(benchmark_batch_sizes="2,3,4,5"))
+    device_peak = peak.DevicePeak("float32")
+    result = sweep.measure(config, "forward", device_peak, lines.append)
+    assert left == [400]
+    assert device_peak.known.gflops == 300
+    assert [row.peak_gflops for row in result.rows] == [200, 300, 300]
+    assert [row.peak_gflops for row in result.with_peak(device_peak.known).rows] == [300] * 3
+    assert list(result.failures) == [2]
+    names = [f"forward, batch {size}:" for size in (2, 3, 4, 5)]
+    assert lines == [names[0], "failed; the table says why", *names[1:]]
 
 
 @pytest.mark.processes
@@ -84,17 +144,31 @@ def test_the_json_has_the_printed_figures(measured):
     passes = read_passes(folder / "result.json")
     assert tuple(passes) == PASSES
     closing = re.findall(r"across 20 steps, ([\d.]+) \+/- ([\d.]+) sec / batch", printed)
-    tables = re.findall(r"^ +4 +([\d. ]+) MiB$", printed, re.M)
-    for figures, (mean, sd), table in zip(passes.values(), closing, tables, strict=True):
+    rows = rows_of(printed)
+    assert [row[0] for row in rows] == ["4"] * 3
+    for figures, (mean, sd), row in zip(passes.values(), closing, rows, strict=True):
         assert (f"{figures['mean_sec']:.3f}", f"{figures['sd_sec']:.3f}") == (mean, sd)
-        times = figures["step_time_ms"]
-        expected = [times[key] for key in ("mean", "sd", "p50", "p90", "p99", "min", "max")]
-        expected += [figures["images_per_sec"], figures["images_per_sec_per_core"]]
-        assert [float(text) for text in table.split()[:9]] == pytest.approx(expected, abs=0.00501)
+        expected = [figures["step_time_ms"][key] for key in ("mean", "sd", "p50", "p90", "p99")]
+        expected += [figures["images_per_sec"], figures["achieved_gflops"]]
+        assert list(map(float, row[1:8])) == pytest.approx(expected, rel=0.005, abs=0.00501)
+        assert row[8] in ("-", f"{figures['peak_fraction']:.3f}")
         assert figures["images_per_sec"] == pytest.approx(4 / figures["mean_sec"])
         assert figures["peak_fraction"] == figures["achieved_gflops"] / figures["peak_gflops"]
         assert 0 < figures["peak_fraction"] < 1
+        assert figures["peak"]["gflops"] == figures["peak_gflops"]
+        assert figures["peak"]["lowest_gflops"] < figures["peak_gflops"]
         assert (figures["steps"], figures["burn_in"], figures["partial"]) == (20, 3, False)
+
+
+@pytest.mark.processes
+def test_the_peak_is_one_for_all_passes(measured):
+    folder, printed = measured
+    peaks = [figures["peak"] for figures in read_passes(folder / "result.json").values()]
+    assert peaks == [peaks[0]] * 3
+    found = re.findall(
+        r"^measured peak ([\d.]+) GFLOP/s \(12 runs, ([\d.]+) to \1\)$", printed, re.M
+    )
+    assert found == [(f"{peaks[0]['gflops']:.1f}", f"{peaks[0]['lowest_gflops']:.1f}")] * 3
 
 
 @pytest.mark.processes
@@ -113,11 +187,11 @@ def test_csv_and_tensorboard_have_the_same_figures(measured):
 
 
 @pytest.mark.processes
-def test_a_batch_that_does_not_fit_is_a_row_and_the_sweep_goes_on(tmp_path):
+def test_a_sweep_prints_each_row_once_also_that_of_a_batch_that_does_not_fit(tmp_path):
     done = benchmark(
         "--benchmark_passes=forward",
         "--image_size=512",
-        "--benchmark_batch_sizes=10000000,3",  # 7.8 TB
+        "--benchmark_batch_sizes=10000000,3,2",  # 7.8 TB
         "--benchmark_steps=2",
         "--benchmark_burn_in=0",
         f"--result_json={tmp_path}/result.json",
@@ -126,17 +200,21 @@ def test_a_batch_that_does_not_fit_is_a_row_and_the_sweep_goes_on(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     rows = read_passes(tmp_path / "result.json")["forward"]["sweep"]
-    assert [row["batch_size"] for row in rows] == [3, 10_000_000]
-    assert "memory" in rows[1]["error"]
-    assert re.search(r"^10000000  .*memory", done.stdout, re.M)
+    assert [row["batch_size"] for row in rows] == [3, 2, 10_000_000]
+    assert "memory" in rows[2]["error"]
+    assert rows[0]["peak"] == rows[1]["peak"]
+    assert [row[0] for row in rows_of(done.stdout)] == ["3", "2"]
+    assert len(re.findall(r"^10000000  .*memory", done.stdout, re.M)) == 1
+    assert done.stdout.count("images/s") == 3  # The table's two titles, and the best row.
+    assert max(map(len, done.stdout.splitlines())) <= 100
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("sweep", [(), ("--benchmark_batch_sizes=2,3",)], ids=["one", "sweep"])
-def test_ctrl_c_prints_what_was_measured_and_says_that_it_is_partial(sweep, tmp_path):
+@pytest.mark.parametrize("sizes", [(), ("--benchmark_batch_sizes=2,3",)], ids=["one", "sweep"])
+def test_ctrl_c_on_a_busy_machine_prints_what_was_measured_and_says_what_it_is(sizes, tmp_path):
     # A shell's background job, which these tests may be, ignores Ctrl-C and hands that down.
     command = ["env", "--default-signal=INT"]
-    command += [sys.executable, "-m", "trainer", "--benchmark", *NETWORK, *sweep]
+    command += [sys.executable, "-m", "trainer", "--benchmark", *NETWORK, *sizes]
     command += ["--benchmark_passes=forward,forward_backward", "--benchmark_steps=100000000"]
     command += [f"--result_json={tmp_path}/result.json"]
     with subprocess.Popen(
@@ -147,17 +225,27 @@ def test_ctrl_c_prints_what_was_measured_and_says_that_it_is_partial(sweep, tmp_
         stderr=subprocess.DEVNULL,
         text=True,
     ) as process:
+        if sizes:
+            assert process.stdout.readline() == "forward, batch 2:\n"
         first = process.stdout.readline()
-        process.send_signal(signal.SIGINT)
+        with processes.others_that_spin(len(os.sched_getaffinity(0)) // 2 + 1):
+            end = time.monotonic() + 1.5
+            while time.monotonic() < end:
+                process.stdout.readline()
+            process.send_signal(signal.SIGINT)
         printed, _ = process.communicate(timeout=100)
     assert ": step 10, duration" in first
     assert process.returncode == 130
     steps = int(re.search(r"partial, (\d+) of 100000000 steps", printed)[1])
     assert f"Forward across {steps} steps" in printed
-    assert "measured: forward; partial" in printed
+    assert printed.endswith("\npartial: it ended before all was timed\n")
+    assert re.search(r"^other processes took \d+ % of the cores: times mean little", printed, re.M)
     result = json.loads((tmp_path / "result.json").read_text())["result"]
     assert result["partial"]
     assert result["passes"]["forward"]["steps"] == steps
+    assert result["passes"]["forward"]["others_share"] > 0.1
+    ((_, *_, share, _),) = rows_of(printed)
+    assert share == "-"
     assert "forward_backward" not in result["passes"]
 
 

@@ -1,16 +1,45 @@
 """Measures how fast the device can multiply: the limit that a pass is compared with."""
 
+import contextlib
+import dataclasses
+import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer.graph import flops
+from trainer.graph import flops, precision
+from trainer.machine import cores, session
+from trainer.machine.load import LoadMeter
+from trainer.process import files
 
 # Runs are made to take at least this long, so that the cost of launching them does not count.
 _LEAST_SEC = 0.03
 _REPEATS = 12
+_TRIES = 3
+# Not a setting, but a message to the processes of a sweep: the file in which they share the peak.
+_SHARED_FILE = "SLIM_HOROVOD_PEAK"
+
+
+@dataclasses.dataclass(frozen=True)
+class Peak:
+    """The highest rate that the device was measured to reach in a precision.
+
+    Attributes:
+      gflops: GFLOP/s of the fastest run.
+      lowest_gflops: GFLOP/s of the slowest run of the same work.
+      runs: number of these runs.
+      others_share: share of the cores, 0 to 1, that other processes took meanwhile; None where it
+        can't be told, or where the device is a GPU.
+    """
+
+    gflops: float
+    lowest_gflops: float
+    runs: int
+    others_share: float | None
 
 
 def _create_operand(shape: list[int], dtype: tf.DType) -> tf.Tensor:
@@ -36,27 +65,27 @@ def _measure(
     dtype: tf.DType,
     size: int,
     config: tf1.ConfigProto,
-) -> tuple[float, float]:
-    """Returns FLOP per second of the fastest of some runs, and that run's duration in seconds."""
+) -> tuple[int, list[float]]:
+    """Returns the FLOP of a run, and the durations of some runs in seconds."""
     with tf.Graph().as_default() as graph:
         result = build(dtype, size)
         # One element leaves the device: all are computed, and no time goes into copies.
         fetch = tf.reshape(result, [-1])[0]
         work = flops.count_flops(graph.get_operations())
-        with tf1.Session(config=config) as session:
-            session.run(tf1.global_variables_initializer())
-            run_once = session.make_callable(fetch)
+        with tf1.Session(config=config) as peak_session:
+            peak_session.run(tf1.global_variables_initializer())
+            run_once = peak_session.make_callable(fetch)
             run_once()
             durations_sec = []
             for _ in range(_REPEATS):
                 began = time.perf_counter()
                 run_once()
                 durations_sec.append(time.perf_counter() - began)
-    return work / min(durations_sec), min(durations_sec)
+    return work, durations_sec
 
 
-def measure_peak_gflops(dtype: tf.DType, config: tf1.ConfigProto) -> float:
-    """Returns the device's highest rate in `dtype`, GFLOP/s.
+def measure_peak(dtype: tf.DType, config: tf1.ConfigProto) -> Peak:
+    """Measures the device's highest rate in `dtype`.
 
     It is the better one of a matrix product and a convolution. Each is made larger until a run
     takes long enough, and each counts with its fastest run: a limit must not be measured too low.
@@ -65,11 +94,71 @@ def measure_peak_gflops(dtype: tf.DType, config: tf1.ConfigProto) -> float:
       dtype: type of the operands.
       config: configuration of the session: its device and its threads.
     """
-    best = 0.0
+    load = LoadMeter(cores.available_cores())
+    measured: list[list[float]] = []
     for build, smallest in ((_build_product, 1024), (_build_convolution, 128)):
         for size in (smallest * 2**doubling for doubling in range(5)):
-            rate, duration_sec = _measure(build, dtype, size, config)
-            best = max(best, rate)
-            if duration_sec > _LEAST_SEC:
+            work, durations_sec = _measure(build, dtype, size, config)
+            measured.append([work / duration_sec / 1e9 for duration_sec in durations_sec])
+            if min(durations_sec) > _LEAST_SEC:
                 break
-    return best / 1e9
+    best = max(measured, key=max)
+    is_on_cpu = session.step_device() == "/cpu:0"
+    return Peak(max(best), min(best), len(best), load.others_share() if is_on_cpu else None)
+
+
+class DevicePeak:
+    """The peak of the device in a precision, one for all that a benchmark times.
+
+    A sweep's processes share it in a file, so that it is kept whatever ends one of them.
+
+    Attributes:
+      known: the peak as measured so far; None: it was not measured.
+      is_shared: whether this process is one of a sweep's.
+    """
+
+    def __init__(self, precision_name: str) -> None:
+        shared = os.environ.get(_SHARED_FILE)
+        self._dtype = precision.compute_dtype(precision_name)
+        self._file = None if shared is None else Path(shared)
+        self.is_shared = shared is not None
+        self.known = None if self._file is None else _read(self._file)
+
+    def measure(self, achieved_gflops: float = 0.0) -> Peak:
+        """Returns the peak.
+
+        It is measured once; and again, a few times at most, while a pass has achieved more: other
+        work on the machine, for instance, may have slowed the device down when it was measured.
+        """
+        known, tries = self.known, 0
+        while known is None or (known.gflops <= achieved_gflops and tries < _TRIES):
+            found = measure_peak(self._dtype, session.create_config())
+            known = found if known is None or found.gflops > known.gflops else known
+            tries += 1
+        self.known = known
+        if self._file is not None:
+            _write(self._file, known)
+        return known
+
+    @contextlib.contextmanager
+    def shared(self, folder: Path) -> Iterator[dict[str, str]]:
+        """Shares the peak with a process that runs meanwhile, through a file in `folder`.
+
+        Yields:
+          the environment variable by which that process finds the file.
+        """
+        file = folder / "peak.json"
+        if self.known is not None:
+            _write(file, self.known)
+        try:
+            yield {_SHARED_FILE: str(file)}
+        finally:
+            self.known = _read(file) or self.known
+
+
+def _write(file: Path, peak: Peak) -> None:
+    files.write_text(file, json.dumps(dataclasses.asdict(peak)))
+
+
+def _read(file: Path) -> Peak | None:
+    return Peak(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None

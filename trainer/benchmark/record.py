@@ -79,13 +79,16 @@ def append_csv(config: Config, worker: Worker, results: Mapping[str, Result]) ->
 
 
 def _list_figures(result: Result) -> list[dict[str, Any]]:
-    """Returns the rows of a result."""
+    """Returns the rows of a result; without shares of the peak that mean nothing."""
     if isinstance(result, Sweep):
+        rows = [dataclasses.asdict(row) for row in result.rows]
+        for row, figures in zip(result.rows, rows, strict=True):
+            if row.is_disturbed:
+                del figures["peak_fraction"]
         failed = [{"batch_size": size, "error": error} for size, error in result.failures.items()]
-        return [dataclasses.asdict(row) for row in result.rows] + failed
+        return rows + failed
     of_all = {"workers": result.workers, "burn_in": result.burn_in, "partial": result.partial}
-    rows = (result.gradients, *result.buffers)
-    return [dataclasses.asdict(row) | of_all for row in rows]
+    return [dataclasses.asdict(row) | of_all for row in (result.gradients, *result.buffers)]
 
 
 def write_events(logdir: str, results: Mapping[str, Result]) -> None:

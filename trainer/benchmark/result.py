@@ -2,15 +2,18 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainer import exit_status, timing
+from trainer.benchmark.peak import Peak
 from trainer.errors import UserError
-from trainer.machine import cores
+from trainer.machine import cores, load
 
 # Two measurements of the same rate differ by this much on a quiet machine.
 _PEAK_TOLERANCE = 1.02
+_WIDTH = 80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,9 @@ class PassResult:
         convolution counts with all multiplications of its definition, though an algorithm may need
         fewer; 0 for input.
       peak_fraction: achieved / peak; 0 for input.
+      peak: how `peak_gflops` was measured; None for input.
+      others_share: share of the cores, 0 to 1, that other processes took meanwhile; None where it
+        can't be told, and where the pass runs on a GPU, for which the cores matter little.
       peak_memory_bytes: most memory in use: by the device's allocator on a GPU, by the resident set
         on a CPU.
       durations_sec: duration of each timed run.
@@ -55,8 +61,29 @@ class PassResult:
     achieved_gflops: float
     peak_gflops: float
     peak_fraction: float
+    peak: Peak | None
+    others_share: float | None
     peak_memory_bytes: int
     durations_sec: tuple[float, ...]
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether other processes took so much that the share of the peak means nothing."""
+        of_peak = None if self.peak is None else self.peak.others_share
+        return load.is_busy(self.others_share) or load.is_busy(of_peak)
+
+    def with_peak(self, peak: Peak | None) -> "PassResult":
+        """Returns the figures with another peak, where the pass has one."""
+        if not self.gflops_per_image or peak is None:
+            return self
+        share = self.achieved_gflops / peak.gflops
+        return dataclasses.replace(self, peak_gflops=peak.gflops, peak_fraction=share, peak=peak)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "PassResult":
+        """Returns the figures that `Sweep.to_json` has turned into JSON."""
+        peak = content["peak"] and Peak(**content["peak"])
+        return cls(**{**content, "peak": peak, "durations_sec": tuple(content["durations_sec"])})
 
 
 def achieved_gflops(flops: int, durations_sec: Sequence[float]) -> float:
@@ -74,7 +101,8 @@ def create_result(
     steps: int,
     build_sec: float,
     first_run_sec: float,
-    peak_gflops: float,
+    peak: Peak | None,
+    others_share: float | None,
     peak_memory_bytes: int,
 ) -> PassResult:
     """Returns the figures of a pass. Arguments that are not listed here are as in `PassResult`.
@@ -91,10 +119,10 @@ def create_result(
     statistics = timing.summarize(durations_sec)
     images_per_sec = timing.images_per_sec(batch_size, durations_sec)
     achieved = achieved_gflops(flops, durations_sec)
-    if flops and achieved > _PEAK_TOLERANCE * peak_gflops:
+    if peak is not None and achieved > _PEAK_TOLERANCE * peak.gflops:
         raise UserError(
             f"{label}: {achieved:.0f} GFLOP/s is above the measured peak of this device, "
-            f"{peak_gflops:.0f} GFLOP/s: the measurement is wrong; do not use it",
+            f"{peak.gflops:.0f} GFLOP/s: the measurement is wrong; do not use it",
             status=exit_status.FAILED,
         )
     return PassResult(
@@ -111,8 +139,10 @@ def create_result(
         first_run_sec=first_run_sec,
         gflops_per_image=flops / batch_size / 1e9,
         achieved_gflops=achieved,
-        peak_gflops=peak_gflops,
-        peak_fraction=achieved / peak_gflops if peak_gflops else 0.0,
+        peak_gflops=peak.gflops if peak else 0.0,
+        peak_fraction=achieved / peak.gflops if peak else 0.0,
+        peak=peak,
+        others_share=others_share,
         peak_memory_bytes=peak_memory_bytes,
         durations_sec=tuple(durations_sec),
     )
@@ -146,36 +176,84 @@ class Sweep:
             ]
         return content
 
+    def with_peak(self, peak: Peak | None) -> "Sweep":
+        """Returns the figures with another peak."""
+        return dataclasses.replace(self, rows=tuple(row.with_peak(peak) for row in self.rows))
+
     def format(self, name: str) -> str:
         """Returns the table as text: a row per batch size, and lines about the best one."""
+        cells = [_list_cells(row) for row in self.rows]
+        table = [list(cells[0]), *(list(each.values()) for each in cells)]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        widths[0] = max(widths[0], *(len(str(size)) for size in self.failures), 0)
         lines = [
-            f"{name}: ms per run (sd: the population's, of the runs), images per second",
-            f"{'batch':>6}{'mean':>10}{'sd':>9}{'p50':>10}{'p90':>10}{'p99':>10}{'min':>10}"
-            f"{'max':>10}{'images/s':>11}{'/core':>9}{'GFLOP/s':>10}{'of peak':>9}{'memory':>11}",
-            *(_format_row(row) for row in self.rows),
-            *(f"{size:6}  {error}" for size, error in self.failures.items()),
+            f"{name}: ms per run (sd: the population's), images/s, most memory",
+            *(
+                "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+                for row in table
+            ),
+            *(_format_failure(size, widths[0], error) for size, error in self.failures.items()),
+            *_describe_load(self.rows),
         ]
         best = self.best
-        if best.gflops_per_image:
-            lines.append(
+        if best.peak is not None:
+            lines += [
                 f"{best.gflops_per_image:.4g} GFLOP per image (2 x multiply-adds of convolutions "
-                f"and products); measured peak {best.peak_gflops:.1f} GFLOP/s"
-            )
+                "and products)",
+                f"measured peak {best.peak.gflops:.1f} GFLOP/s ({best.peak.runs} runs, "
+                f"{best.peak.lowest_gflops:.1f} to {best.peak.gflops:.1f})",
+            ]
         lines.append(
             f"graph built in {best.build_sec:.1f} s; first run, with its optimization and "
             f"compilation, {best.first_run_sec:.1f} s"
         )
         if len(self.rows) > 1:
-            lines.append(f"best: batch {best.batch_size}, {best.images_per_sec:.2f} images/s")
+            lines.append(f"best: batch {best.batch_size}, {_shorten(best.images_per_sec)} images/s")
         return "\n".join(lines)
 
 
-def _format_row(row: PassResult) -> str:
-    times = row.step_time_ms
-    columns = "".join(f"{times[key]:10.2f}" for key in ("p50", "p90", "p99", "min", "max"))
-    return (
-        f"{row.batch_size:6}{times['mean']:10.2f}{times['sd']:9.2f}{columns}"
-        f"{row.images_per_sec:11.2f}{row.images_per_sec_per_core:9.2f}"
-        f"{row.achieved_gflops:10.1f}{row.peak_fraction:9.3f}"
-        f"{row.peak_memory_bytes / 2**20:7.0f} MiB"
+def _list_cells(row: PassResult) -> dict[str, str]:
+    """Returns the texts of a row by the titles of their columns."""
+    cells = {"batch": str(row.batch_size)}
+    for name in ("mean", "sd", "p50", "p90", "p99"):
+        cells[name] = _shorten(row.step_time_ms[name])
+    cells["images/s"] = _shorten(row.images_per_sec)
+    if row.gflops_per_image:
+        cells["GFLOP/s"] = _shorten(row.achieved_gflops)
+        cells["of peak"] = "-" if row.is_disturbed else f"{row.peak_fraction:.3f}"
+    return cells | {"MiB": f"{row.peak_memory_bytes / 2**20:.0f}"}
+
+
+def _shorten(value: float) -> str:
+    """Returns a number with two decimals, with fewer where it has more than two digits before."""
+    return f"{value:.{2 if value < 100 else 1 if value < 1000 else 0}f}"
+
+
+def _format_failure(size: int, width: int, error: str) -> str:
+    indent = " " * (width + 2)
+    return textwrap.fill(
+        error,
+        _WIDTH,
+        initial_indent=f"{size:{width}}  ",
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
+
+
+def _describe_load(rows: Sequence[PassResult]) -> list[str]:
+    """Returns lines about other processes, where these took so much that figures mean little."""
+    lines, peak = [], rows[0].peak
+    shares = [row.others_share or 0.0 for row in rows if load.is_busy(row.others_share)]
+    if shares:
+        share = f"{'up to ' * (len(rows) > 1)}{100 * max(shares):.0f} %"
+        lines.append(
+            f"other processes took {share} of the cores: times mean little; repeat on a quiet "
+            "machine"
+        )
+    if peak is not None and load.is_busy(peak.others_share) and len(shares) < len(rows):
+        lines.append(
+            f"other processes took {100 * (peak.others_share or 0.0):.0f} % of the cores while "
+            "the peak was measured: no share of it is told"
+        )
+    return lines

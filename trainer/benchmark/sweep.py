@@ -8,15 +8,17 @@ before.
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from trainer import exit_status
+from trainer.benchmark.peak import DevicePeak
 from trainer.benchmark.result import PassResult, Sweep
 from trainer.benchmark.runs import Say
 from trainer.config import Config, RunConfig, TelemetryConfig
@@ -43,7 +45,7 @@ def _leave(number: int, frame: object) -> None:
     sys.exit(128 + number)
 
 
-def _run_alone(flags: Sequence[str]) -> _Ended:
+def _run_alone(flags: Sequence[str], environ: Mapping[str, str]) -> _Ended:
     """Runs the trainer in a process that gets Ctrl-C once, and does not outlive this process."""
     command = [sys.executable, "-m", "trainer", *flags]
     is_interrupted = False
@@ -51,7 +53,11 @@ def _run_alone(flags: Sequence[str]) -> _Ended:
     before = {number: signal.signal(number, _leave) for number in asked}
     # In a session of its own the process does not get the terminal's Ctrl-C as well.
     with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        env={**os.environ, **environ},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as process:
         try:
             _, errors = process.communicate()
@@ -82,8 +88,10 @@ def _explain(ended: _Ended) -> _Failure:
     return _Failure(lines[-1].removeprefix("slim-horovod: "), ended.status)
 
 
-def _measure_alone(config: Config, name: str, size: int) -> tuple[PassResult | _Failure, bool]:
-    """Times a pass at a batch size in a process of its own.
+def _measure_alone(
+    config: Config, name: str, size: int, device_peak: DevicePeak
+) -> tuple[PassResult | _Failure, bool]:
+    """Times a pass at a batch size in a process of its own, which shares the device's peak.
 
     Returns:
       the figures, or why there are none; and whether Ctrl-C came meanwhile.
@@ -109,18 +117,21 @@ def _measure_alone(config: Config, name: str, size: int) -> tuple[PassResult | _
                 result_csv=None,
             ),
         )
-        ended = _run_alone(to_flags(child))
+        with device_peak.shared(Path(folder)) as environ:
+            ended = _run_alone(to_flags(child), environ)
         is_interrupted = ended.is_interrupted or ended.status == exit_status.INTERRUPTED
         if not path.exists():
             if is_interrupted:
                 raise KeyboardInterrupt
             return _explain(ended), False
-        row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["result"]["passes"][name]
-    return PassResult(**row | {"durations_sec": tuple(row["durations_sec"])}), is_interrupted
+        content = json.loads(path.read_text(encoding="utf-8"))
+    return PassResult.from_json(content["result"]["passes"][name]), is_interrupted
 
 
-def measure(config: Config, name: str, say: Say) -> Sweep:
+def measure(config: Config, name: str, device_peak: DevicePeak, say: Say) -> Sweep:
     """Times a pass at each of --benchmark_batch_sizes; Ctrl-C ends it after those already timed.
+
+    Each process prints the lines of its runs, but no table.
 
     Raises:
       UserError: no batch size could be timed.
@@ -131,10 +142,11 @@ def measure(config: Config, name: str, say: Say) -> Sweep:
     partial = False
     try:
         for size in config.benchmark.batch_sizes:
-            row, partial = _measure_alone(config, name, size)
+            say(f"{name}, batch {size}:")
+            row, partial = _measure_alone(config, name, size, device_peak)
             if isinstance(row, _Failure):
                 failures[size] = row
-                say(f"{name}, batch {size}: {row.reason}")
+                say("failed; the table says why")
                 continue
             rows.append(row)
             if partial:

@@ -3,31 +3,28 @@
 import dataclasses
 import functools
 import time
+from collections.abc import Mapping
 
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
 from trainer import distributed, exit_status
-from trainer.benchmark import allreduce, peak, record, sweep
+from trainer.benchmark import allreduce, record, sweep
 from trainer.benchmark import passes as targets
+from trainer.benchmark.peak import DevicePeak
 from trainer.benchmark.record import Result
 from trainer.benchmark.result import PassResult, Sweep, achieved_gflops, create_result
 from trainer.benchmark.runs import Say, time_runs
 from trainer.config import Config
 from trainer.distributed import Group
 from trainer.errors import ConfigError, UserError
-from trainer.graph import precision
 from trainer.graph.network import find_network
 from trainer.inputs.dataset import AnyDataset, SyntheticDataset, open_dataset
-from trainer.machine import memory, session
+from trainer.machine import cores, memory, session
+from trainer.machine.load import LoadMeter
 from trainer.process import files, launcher
 from trainer.run import outputs
 from trainer.safety import agreement
-
-_PEAK_TRIES = 3
-
-# The device's peak, GFLOP/s, by the name of the precision: it does not depend on the pass.
-_peaks: dict[str, float] = {}
 
 
 def run(config: Config) -> int:
@@ -36,23 +33,37 @@ def run(config: Config) -> int:
     with group.fail_together():
         _check(config, group)
     say: Say = functools.partial(print, flush=True) if group.worker.rank == 0 else _say_nothing
+    device_peak = DevicePeak(config.model.precision)
     measured: dict[str, Result] = {}
     is_complete = False
     try:
         with group.explain_loss():
             agreement.check_gpus(group)
             for name in config.benchmark.passes:
-                measured[name] = _measure_pass(config, group, name, say)
-                say(measured[name].format(name))
+                measured[name] = _measure_pass(config, group, name, device_peak, say)
                 if measured[name].partial:
                     raise KeyboardInterrupt  # Ctrl-C has ended the pass: it ends all.
         is_complete = True
     except KeyboardInterrupt:
         pass  # What was measured until then is recorded next.
     finally:  # What was measured before an error is worth keeping.
+        # All tables stand at the end, since they share the peak, which a later pass may raise.
+        for name, result in measured.items():
+            if isinstance(result, Sweep):
+                measured[name] = result.with_peak(device_peak.known)
+        if not device_peak.is_shared:
+            _show(measured, say, partial=not is_complete)
         _record(config, group, measured, partial=not is_complete)
     group.shutdown()
     return 0 if is_complete else exit_status.INTERRUPTED
+
+
+def _show(measured: Mapping[str, Result], say: Say, *, partial: bool) -> None:
+    """Prints the tables, if there are any."""
+    for name, result in measured.items():
+        say(result.format(name))
+    if measured and partial:
+        say("partial: it ended before all was timed")
 
 
 def _say_nothing(text: str) -> None:
@@ -124,15 +135,17 @@ def _open_dataset(config: Config, name: str) -> AnyDataset:
     return open_dataset(data, num_classes=config.model.num_classes)
 
 
-def _measure_pass(config: Config, group: Group, name: str, say: Say) -> Result:
+def _measure_pass(
+    config: Config, group: Group, name: str, device_peak: DevicePeak, say: Say
+) -> Result:
     """Times a pass at all its batch sizes."""
     if name == "allreduce":
         return allreduce.measure(config, group, say)
     if config.benchmark.batch_sizes:
-        return sweep.measure(config, name, say)
+        return sweep.measure(config, name, device_peak, say)
     try:
         with memory.limited_to_available():
-            row = _measure(config, group, name, say)
+            row = _measure(config, group, name, device_peak, say)
     except tf.errors.OpError as error:
         if not memory.is_exhausted(error):
             raise
@@ -143,16 +156,18 @@ def _measure_pass(config: Config, group: Group, name: str, say: Say) -> Result:
     return Sweep((row,), partial=row.partial)
 
 
-def _measure(config: Config, group: Group, name: str, say: Say) -> PassResult:
+def _measure(
+    config: Config, group: Group, name: str, device_peak: DevicePeak, say: Say
+) -> PassResult:
     """Builds a pass, times it, and compares it with the device's peak."""
+    if name != "input":  # Before the runs, so that after Ctrl-C nothing is left to be measured.
+        device_peak.measure()
     began = time.perf_counter()
     with tf.Graph().as_default() as pass_graph:
         tf1.set_random_seed(config.run.seed)
         target = targets.PASSES[name](config, group, _open_dataset(config, name))
         initializer = tf1.global_variables_initializer()
         pass_graph.finalize()
-    if target.flops:  # Before the runs, so that after Ctrl-C nothing is left to be measured.
-        _find_peak_gflops(config.model.precision)
     session_config = session.create_config(model=config.model)
     memory.reset_peak()
     with (
@@ -167,6 +182,7 @@ def _measure(config: Config, group: Group, name: str, say: Say) -> PassResult:
         built = time.perf_counter()
         run_once()
         first_run_sec = time.perf_counter() - built
+        load = LoadMeter(cores.available_cores())
         durations_sec = time_runs(
             run_once,
             target.label,
@@ -174,7 +190,9 @@ def _measure(config: Config, group: Group, name: str, say: Say) -> PassResult:
             steps=config.benchmark.benchmark_steps,
             say=say,
         )
+        others_share = load.others_share()
         peak_memory_bytes = memory.peak_bytes()
+    is_on_cpu = name == "input" or session.step_device() == "/cpu:0"
     achieved = achieved_gflops(target.flops, durations_sec)
     return create_result(
         durations_sec,
@@ -185,24 +203,10 @@ def _measure(config: Config, group: Group, name: str, say: Say) -> PassResult:
         steps=config.benchmark.benchmark_steps,
         build_sec=built - began,
         first_run_sec=first_run_sec,
-        peak_gflops=_find_peak_gflops(config.model.precision, achieved) if target.flops else 0.0,
+        peak=device_peak.measure(achieved) if target.flops else None,
+        others_share=others_share if is_on_cpu else None,
         peak_memory_bytes=peak_memory_bytes,
     )
-
-
-def _find_peak_gflops(precision_name: str, achieved: float = 0.0) -> float:
-    """Returns the device's highest rate in a precision, as measured so far.
-
-    It is measured once; and again, a few times at most, while a pass has achieved more: other work
-    on the machine, for instance, may have slowed the device down when its peak was measured.
-    """
-    dtype = precision.compute_dtype(precision_name)
-    for _ in range(_PEAK_TRIES):
-        if _peaks.get(precision_name, 0.0) > achieved:
-            break
-        measured = peak.measure_peak_gflops(dtype, session.create_config())
-        _peaks[precision_name] = max(measured, _peaks.get(precision_name, 0.0))
-    return _peaks[precision_name]
 
 
 def _record(config: Config, group: Group, measured: dict[str, Result], *, partial: bool) -> None:
@@ -213,8 +217,7 @@ def _record(config: Config, group: Group, measured: dict[str, Result], *, partia
         "partial": partial,
         "passes": {name: part.to_json() for name, part in measured.items()},
     }
-    text = f"measured: {', '.join(measured)}{'; partial' * partial}"
-    outputs.report(config, group.worker, result, text=text)
+    outputs.write_result(config, group.worker, result)
     if group.worker.rank != 0:
         return
     if config.benchmark.result_csv is not None:

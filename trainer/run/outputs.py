@@ -34,27 +34,34 @@ def check_places(config: Config, worker: Worker) -> None:
 
 
 def report(config: Config, worker: Worker, result: dict[str, Any], *, text: str) -> None:
-    """Writes --result_json, where it is given, and prints `text`; on rank 0 alone.
+    """Writes --result_json, where it is given, and prints `text`; on rank 0 alone."""
+    write_result(config, worker, result)
+    if worker.rank == 0:
+        # Not among predictions, which programs read.
+        file = sys.stderr if config.prediction.takes_standard_output else sys.stdout
+        print(text, file=file, flush=True)
+
+
+def write_result(config: Config, worker: Worker, result: dict[str, Any]) -> None:
+    """Writes --result_json, where it is given; on rank 0 alone.
 
     Numbers in `result` that are not finite become null.
+
+    Raises:
+      UserError: the file can't be written.
     """
-    if worker.rank != 0:
+    if worker.rank != 0 or config.run.result_json is None:
         return
-    if config.run.result_json is not None:
-        content = {
-            "mode": config.mode,
-            "config": dataclasses.asdict(config),
-            "environment": dataclasses.asdict(
-                environment.describe(worker.local_rank, worker.local_size)
-            ),
-            "result": result,
-        }
-        # JSON has no NaN and no Infinity, which a run that has diverged has among its results.
-        content = json.loads(json.dumps(content), parse_constant=lambda _: None)
-        _write("result_json", config.run.result_json, content)
-    # Not among predictions, which programs read.
-    file = sys.stderr if config.prediction.takes_standard_output else sys.stdout
-    print(text, file=file, flush=True)
+    here = environment.describe(worker.local_rank, worker.local_size)
+    content = {
+        "mode": config.mode,
+        "config": dataclasses.asdict(config),
+        "environment": dataclasses.asdict(here),
+        "result": result,
+    }
+    # JSON has no NaN and no Infinity, which a run that has diverged has among its results.
+    content = json.loads(json.dumps(content), parse_constant=lambda _: None)
+    _write("result_json", config.run.result_json, content)
 
 
 def _write(flag: str, path: str | Path, content: dict[str, Any]) -> None:
