@@ -55,7 +55,7 @@ setup(
         "absl-py>=2.1,<3",
         "google-crc32c>=1.5,<2",
         "numpy>=1.26,<3",
-        "pillow>=10",
+        "pillow>=10.1",
         "tensorboard>=2.21,<2.22",
         "tensorflow>=2.21,<2.22",
         "tf-slim==1.1.0",

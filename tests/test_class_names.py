@@ -5,7 +5,7 @@ import pytest
 from input_data import Numbered
 
 from trainer.errors import UserError
-from trainer.inputs import class_names, dataset
+from trainer.inputs import class_names, dataset, source
 from trainer.inputs.source import Source
 
 
@@ -35,6 +35,7 @@ def test_labels_are_the_networks(names, labels, expected):
     assert found.validation.labels.tolist() == expected
     assert found.class_names == tuple("abcd")
     assert found.validation.where(1) == letters(names, *labels).validation.where(1)
+    assert source.name_of(found.validation, 1) == "example 1"
     assert found.validation.read(1) == letters(names, *labels).validation.read(1)
 
 

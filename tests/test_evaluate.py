@@ -22,6 +22,7 @@ from trainer.inputs.dataset import open_dataset
 from trainer.run.evaluation import Interrupted, evaluate
 from trainer.run.evaluation_details import EvaluationDetails, EvaluationPredictions
 from trainer.run.predictions import PredictionFiles
+from trainer.telemetry.pages.evaluation_views import NullEvaluationViews
 
 
 class WithOther(Group):
@@ -113,7 +114,8 @@ class Sizes:
     def fetches(self, evaluation):
         return evaluation.stream.batch.images
 
-    def add(self, images):
+    def add(self, images, name_of):
+        del name_of
         self.shapes.add(images.shape)
 
 
@@ -140,12 +142,26 @@ def test_slow_workers_are_asked_at_every_batch():
     assert group.questions == 4
 
 
+class Named(NullEvaluationViews):
+    """Names every example of an evaluation."""
+
+    def __init__(self):
+        self.names = []
+
+    def fetches(self, evaluation):
+        return evaluation.predictions.weights
+
+    def add(self, values, name_of):
+        self.names += [name_of(row) for row in np.flatnonzero(values)]
+
+
 @pytest.mark.slow
-def test_the_end_of_each_batch_is_reported():
+def test_each_batch_is_shown_by_name_and_its_end_is_reported():
     """37 examples in batches of 8, to the watchdog of --mode=evaluate."""
-    ended = []
-    run_evaluation(Group(), after_batch=ended.append)
+    ended, views = [], Named()
+    run_evaluation(Group(), views, after_batch=ended.append)
     assert ended == [1, 2, 3, 4, 5]
+    assert views.names == [f"patch {number}" for number in range(tiny.VALIDATION_EXAMPLES)]
 
 
 def evaluated_steps(logdir):

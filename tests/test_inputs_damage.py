@@ -2,7 +2,7 @@
 
 import collections
 import errno
-import itertools
+import functools
 import os
 import shutil
 import struct
@@ -127,11 +127,23 @@ def test_in_training_the_next_good_image_takes_a_bad_ones_place(tmp_path, name):
     np.testing.assert_array_equal(resumed[0].images, batches[2].images)
 
 
-def test_in_evaluation_a_bad_image_is_not_counted(tmp_path):
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_in_evaluation_a_bad_image_is_not_counted_and_the_others_keep_their_names(tmp_path, kind):
     data = folder_data(tmp_path, "cut jpeg", max_bad_examples=1)
+    within = ""
+    if kind == "shards":
+        shards = str(tmp_path / "shards")
+        convert.convert(str(tmp_path), shards, shard_bytes=4000, max_bad=2)
+        data, within = open_shards(shards), "validation/"
     counted = collections.Counter()
-    for batch in itertools.chain(*(read_evaluation(data, worker=Worker(r, 2)) for r in range(2))):
-        counted.update(batch.labels[batch.weights == 1].tolist())
+    for rank in range(2):
+        worker = Worker(rank, 2)
+        batches, stream = read_batches(functools.partial(data.build_evaluation, worker))
+        for step, batch in enumerate(batches):
+            for row in np.flatnonzero(batch.weights):
+                label = int(batch.labels[row])
+                counted[label] += 1
+                assert stream.name_of(step, row) == f"{within}{label:02}/image.jpg"
     assert counted == collections.Counter(set(range(IMAGES)) - {BAD})
 
 

@@ -184,6 +184,23 @@ def test_verify_finds_no_fault_in_slims_shards(slim_folder):
     assert sum(verdict.examples for verdict in verdicts) == 41
 
 
+def test_records_are_named_as_their_files_were_or_by_their_place(slim_folder, tmp_path):
+    def open_train(folder):
+        config = create_config(data_dir=str(folder), label_offset=0)
+        return dataset.open_dataset(config, num_classes=8)._source.train
+
+    assert open_train(slim_folder).short_name(7) == "n01440764_10026.JPEG"
+    for shard, more in enumerate([{}, {"file_name": [b"b\xff.png"]}, {"file_name": []}]):
+        with tf.io.TFRecordWriter(str(tmp_path / f"train-{shard:05}-of-00003")) as writer:
+            writer.write(example(image=[encode(noise(0))], label=[0], **more))
+            writer.write(example(image=[b""], label=[1], **more))
+    split = open_train(tmp_path)
+    assert split.short_name(2) == "b\udcff.png"
+    (tmp_path / "train-00001-of-00003").write_bytes(b"")  # Of it the second record is gone.
+    names = [split.short_name(number) for number in range(6)]
+    assert names == ["shard 0:0", "shard 0:1", "shard 1:0", "shard 1:1", "shard 2:0", "shard 2:1"]
+
+
 def test_labels_from_zero_need_no_flag(tmp_path):
     with tf.io.TFRecordWriter(str(tmp_path / "train-00000-of-00001")) as writer:
         for label in (2, 0):

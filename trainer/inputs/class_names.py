@@ -1,6 +1,7 @@
 """The names of classes, which tell the labels of a data set from those of a trained network."""
 
 import collections
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.errors import UserError
-from trainer.inputs.source import Source, Split
+from trainer.inputs.source import Source, Split, name_of
 
 _SHOWN = 5
 
@@ -26,6 +27,7 @@ class _Relabelled:
         self.labels = labels
         self.read = split.read
         self.where = split.where
+        self.short_name = functools.partial(name_of, split)
 
 
 def by_name(source: Source, names: Sequence[str]) -> Source:

@@ -77,6 +77,14 @@ class Stream:
         """Returns how many different examples this worker has found to be bad so far."""
         return self._rows.maker.images.bad_examples if self._rows else 0
 
+    def name_of(self, step: int, row: int) -> str:
+        """Returns the name of the example in a row of the batch of a step of an evaluation.
+
+        Empty for other streams: in training another example takes the place of a bad one.
+        """
+        maker = self._rows.maker if self._rows else None
+        return maker.name_of(step, row) if isinstance(maker, EvaluationRows) else ""
+
     def explain(self, error: tf.errors.OpError) -> UserError | None:
         """Returns why the stream ended, or None where `error` has another cause.
 

@@ -19,7 +19,7 @@ from trainer.inputs.images.pixels import FLIP, NUM_RANDOMS, Rows
 from trainer.inputs.images.reader import Image, ImageReader
 from trainer.inputs.images.reduction import Parts, find_parts
 from trainer.inputs.order import EpochOrder, global_positions
-from trainer.inputs.source import Split
+from trainer.inputs.source import Split, name_of
 from trainer.inputs.sources import storage
 
 # One black pixel, to fill up the last batches of an evaluation.
@@ -109,8 +109,15 @@ class EvaluationRows:
     def __init__(self, config: DataConfig, split: Split, worker: Worker) -> None:
         self.images = ImageReader(split, config, worker)
         self.config = config
+        self._split = split
         self._labels = split.labels
         self._worker = worker
+
+    def name_of(self, step: int, row: int) -> str:
+        """Returns the name of the example in a row of a step's batch, which must be one."""
+        batch_size = self.config.batch_size
+        local = np.array([step * batch_size + row])
+        return name_of(self._split, int(global_positions(local, self._worker, batch_size)[0]))
 
     def create(self, local_positions: npt.NDArray[Any], *, decode: bool) -> Rows:
         """Makes the rows at some positions of this worker's sequence; see `TrainRows.create`."""

@@ -32,7 +32,11 @@ class BadImageError(Exception):
 
 
 class Split(Protocol):
-    """Examples numbered from 0. Several threads call its methods at the same time."""
+    """Examples numbered from 0. Several threads call its methods at the same time.
+
+    A split may also have a method `short_name(example)`: the name below a picture of an example,
+    which is else that of `where`.
+    """
 
     @property
     def labels(self) -> npt.NDArray[Any]:
@@ -48,6 +52,12 @@ class Split(Protocol):
 
     def where(self, example: int) -> str:
         """Returns the example's name for a message: file and record."""
+
+
+def name_of(split: Split, example: int) -> str:
+    """Returns the name of an example for a picture: what its file is called, if it has one."""
+    find_name: Callable[[int], str] = getattr(split, "short_name", split.where)
+    return find_name(example)
 
 
 class Source(NamedTuple):

@@ -1,6 +1,7 @@
 """Exact evaluation: each example counts once, whatever the batch size and the number of workers."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -43,8 +44,13 @@ class Observer(Protocol):
     def fetches(self, evaluation: EvaluationGraph) -> Any:
         """Returns what `add` needs of the next batch."""
 
-    def add(self, values: Any) -> None:
-        """Adds a batch: the values of `fetches`. All workers add as many batches."""
+    def add(self, values: Any, name_of: Callable[[int], str]) -> None:
+        """Adds a batch. All workers add as many batches.
+
+        Args:
+          values: the values of `fetches`.
+          name_of: function that returns the short name of the example in a row of the batch.
+        """
 
 
 class Interrupted(Exception):
@@ -86,8 +92,9 @@ def evaluate(
             wanted = [observer.fetches(evaluation) for observer in observers]
             sums, seen = session.run((evaluation.totals, wanted))
             totals += sums
+            name_of = functools.partial(stream.name_of, number)
             for observer, values in zip(observers, seen, strict=True):
-                observer.add(values)
+                observer.add(values, name_of)
             if after_batch is not None:
                 after_batch(number + 1)
             if number == 1:  # The first one is slower than the others.

@@ -39,8 +39,13 @@ class EvaluationDetails:
         """Returns what `add` needs of a batch."""
         return evaluation.predictions, evaluation.confidences, evaluation.stream.batch.weights
 
-    def add(self, values: tuple[Predictions, npt.NDArray[Any], npt.NDArray[Any]]) -> None:
+    def add(
+        self,
+        values: tuple[Predictions, npt.NDArray[Any], npt.NDArray[Any]],
+        name_of: Callable[[int], str],
+    ) -> None:
         """Adds a batch: the values of `fetches`."""
+        del name_of
         predictions, confidences, weights = values
         np.add.at(self._counts, predictions.labels[weights > 0], 1)
         # Where a logit is no number, no class is predicted: the example is wrong.
@@ -115,8 +120,9 @@ class EvaluationPredictions:
         batch = evaluation.stream.batch
         return evaluation.logits, evaluation.probabilities, batch.labels, batch.weights
 
-    def add(self, values: Sequence[npt.NDArray[Any]]) -> None:
+    def add(self, values: Sequence[npt.NDArray[Any]], name_of: Callable[[int], str]) -> None:
         """Adds a batch: the values of `fetches`. A collective."""
+        del name_of  # It is a short one.
         logits, probabilities, labels, weights = values
         local = self._step * self._batch_size + np.arange(len(labels))
         positions = global_positions(local, self._group.worker, self._batch_size)

@@ -29,6 +29,9 @@ class FolderSplit:
     def where(self, example: int) -> str:
         return self._paths[example]
 
+    def short_name(self, example: int) -> str:
+        return "/".join(self._paths[example].split("/")[-2:])  # Its class, and its file.
+
 
 def open_folder(config: DataConfig) -> Source:
     """Lists the images in `--data_dir`. Classes are numbered by the order of their names."""

@@ -1,5 +1,6 @@
 """`--dataset=tfrecord`: shards named `train-00000-of-01024` and `validation-00000-of-00128`."""
 
+import contextlib
 import hashlib
 import os
 import re
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from trainer.config import DataConfig
 from trainer.errors import UserError
 from trainer.inputs.source import Source
-from trainer.inputs.sources import index, manifest, storage, tfrecord
+from trainer.inputs.sources import example_proto, index, manifest, storage, tfrecord
 from trainer.inputs.sources.background import names_of_background
 from trainer.inputs.sources.left_out import LeftOut, is_hidden
 from trainer.inputs.sources.listing import SPLITS
@@ -23,6 +24,8 @@ _SHARD_NAME = re.compile(
     r"(?:^|.*[-_])(train|validation|valid|val)(?:\.tfrecords?)?[-_](\d{5})-of-(\d{5})"
     r"(?:\.tfrecords?)?$"
 )
+# Of what a record was made, as in ImageNet's form and as TensorFlow Datasets writes it.
+_NAME_FEATURES = ("image/filename", "file_name")
 _SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
 # What else may be shards of a data set.
 _LIKE_SHARDS = re.compile(r"\d+-of-\d+|\.tfrecords?($|[-.])")
@@ -51,8 +54,26 @@ class ShardSplit:
             f"{self._paths[shard]}: record {record} at byte {self._shards[shard].offsets[record]}"
         )
 
+    def short_name(self, example: int) -> str:
+        """Returns the name of the file that the record was made of, or, without, its place."""
+        shard, record = self._locate(example)
+        with contextlib.suppress(tfrecord.ShardError, ValueError):
+            data = memoryview(self._read_record(shard, record))
+            payload = data[tfrecord.HEADER_BYTES : -tfrecord.FOOTER_BYTES]
+            features = example_proto.find_features(payload, _NAME_FEATURES)
+            for name in _NAME_FEATURES:
+                if name in features:
+                    start, end = example_proto.find_bytes(payload, features[name])
+                    return os.fsdecode(bytes(payload[start:end]))
+        return f"shard {shard}:{record}"
+
     def read(self, example: int) -> bytes:
         shard, record = self._locate(example)
+        start, length = self._shards[shard].images[record].tolist()
+        return self._read_record(shard, record)[start : start + length]
+
+    def _read_record(self, shard: int, record: int) -> bytes:
+        """Reads a record, header to footer, and verifies its checksums."""
         path, index = self._paths[shard], self._shards[shard]
         offset, end = index.offsets[record : record + 2].tolist()
         try:
@@ -62,8 +83,7 @@ class ShardSplit:
         if len(data) < end - offset:
             raise tfrecord.ShardError(path, offset, "the file ends within a record")
         tfrecord.verify(data, path, offset)
-        start, length = index.images[record].tolist()
-        return data[start : start + length]
+        return data
 
 
 class Shards(NamedTuple):

@@ -1,7 +1,7 @@
 """Pictures of an evaluation: the confusion matrix, and misclassified images."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,8 +25,14 @@ class EvaluationViews(Protocol):
     def fetches(self, evaluation: EvaluationGraph) -> Any:
         """Returns what `add` needs of the next batch."""
 
-    def add(self, values: Any) -> None:
-        """Adds a batch: the values of `fetches`."""
+    def add(self, values: Any, name_of: Callable[[int], str]) -> None:
+        """Adds a batch.
+
+        Args:
+          values: the values of `fetches`.
+          name_of: function that returns the name of the example in a row of the batch, which may
+            take a look into its file.
+        """
 
     def publish(self, step: int, group: Group) -> None:
         """Writes the pictures, and forgets the predictions. A collective.
@@ -44,8 +50,8 @@ class NullEvaluationViews:
         del evaluation
         return ()
 
-    def add(self, values: Any) -> None:
-        del values
+    def add(self, values: Any, name_of: Callable[[int], str]) -> None:
+        del values, name_of
 
     def publish(self, step: int, group: Group) -> None:
         del step, group
@@ -77,12 +83,15 @@ class DrawnEvaluationViews:
         self._counts = np.zeros((classes, classes) if classes <= MAX_CLASSES else (0, 0), np.int64)
         self._images: list[npt.NDArray[Any]] = []
         self._captions: list[str] = []
+        self._image_names: list[str] = []
 
     def fetches(self, evaluation: EvaluationGraph) -> Any:
         wanted = len(self._images) < self._max_images  # Copying images takes time.
         return evaluation.predictions, evaluation.stream.batch.images if wanted else ()
 
-    def add(self, values: tuple[Predictions, npt.NDArray[Any]]) -> None:
+    def add(
+        self, values: tuple[Predictions, npt.NDArray[Any]], name_of: Callable[[int], str]
+    ) -> None:
         predictions, images = values
         rows = np.flatnonzero(predictions.weights > 0)
         labels, classes = predictions.labels[rows], predictions.classes[rows]
@@ -93,18 +102,19 @@ class DrawnEvaluationViews:
         wrong = rows[labels != classes]
         for row in wrong[: self._max_images - len(self._images)]:
             right, taken_for = (
-                self._names[number][:14]
+                self._names[number]
                 for number in (predictions.labels[row], predictions.classes[row])
             )
             self._images.append(images[row])
             self._captions.append(f"{right}\nnot {taken_for}")
+            self._image_names.append(texts.printable(name_of(int(row))))
 
     def publish(self, step: int, group: Group) -> None:
         if self._counts.size:
             counts = np.sum(group.gather(self._counts.tolist()), axis=0)
             self._write(step, CONFUSION_TAG, pictures.draw_confusion(counts, self._names))
         if self._images:
-            sheet = pictures.draw_sheet(self._images, self._captions)
+            sheet = pictures.draw_sheet(self._images, self._captions, self._image_names)
             self._write(step, MISCLASSIFIED_TAG, sheet)
         self._clear()
 

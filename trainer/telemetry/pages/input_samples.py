@@ -100,8 +100,8 @@ def _describe(targets: npt.NDArray[Any], names: Sequence[str]) -> str:
     first, *others = np.argsort(-targets, kind="stable")[:2]
     parts = [first, *(other for other in others if targets[other] > 0)]
     if len(parts) == 1:
-        return names[first][:16]
-    return "\n".join(f"{targets[part]:.2f} {names[part][:11]}" for part in parts)
+        return names[first]
+    return "\n".join(f"{targets[part]:.2f} {names[part]}" for part in parts)
 
 
 def build_samples(stream: Stream, config: Config, num_classes: int) -> SampleGraph:
