@@ -67,7 +67,7 @@ def test_in_a_half_made_environment_a_script_does_not_begin_again_for_ever(tmp_p
             ["soak.py", "--out=DIR/new", "--kills=-3", "true"],
             "--kills: must be at least 0, got '-3'",
         ),
-        (["report.py", "DIR/none"], "report.py: DIR/none/metrics.jsonl cannot be read"),
+        (["report.py", "DIR/none"], "report.py: DIR/none is no folder: give the --logdir of a run"),
         (["benchmark_input.py", "--data_dir=DIR/none"], "benchmark_input.py: --data_dir: "),
         (["benchmark_input.py", "--rounds=0"], "--rounds: must be at least 1, got '0'"),
         (["compare_peers.py", "--batch_size=0"], "--batch_size: must be at least 1, got '0'"),
