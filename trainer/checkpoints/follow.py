@@ -86,6 +86,11 @@ class Follower:
             return search.damage(layout.prefix_of(str(self._folder), step))
         return checkpoint_manifest.fault_in(self._folder, entry)
 
+    def is_last(self, step: int) -> bool:
+        """Returns whether a checkpoint is that of the last step of the run that has made it."""
+        entry = checkpoint_manifest.read(self._logdir).find(step)
+        return entry is not None and step >= entry.run.total_steps
+
     def drop(self, step: int) -> None:
         """Removes the second names of a checkpoint that is no longer needed."""
         for path in layout.files_in(self._folder, step=step):

@@ -234,8 +234,10 @@ def _check_background(
 def _count_examples(source: Source, num_classes: int) -> tuple[tuple[int, int], ...]:
     """Returns the numbers of training and of validation examples of each class."""
     counts = [
-        np.bincount([] if split is None else split.labels, minlength=num_classes).tolist()
-        for split in (source.train, source.validation)
+        np.bincount(np.asarray(labels, np.int64), minlength=num_classes).tolist()
+        for labels in (
+            () if split is None else split.labels for split in (source.train, source.validation)
+        )
     ]
     return tuple(zip(*counts, strict=True))
 

@@ -35,6 +35,7 @@ from trainer.telemetry.writers.run_writer import create_writer
 
 # A run that has not finished, and of which no process is left, may be started again.
 _PATIENCE_SEC = 60.0
+_LOOK_SEC = 1.0
 
 
 def run(config: Config) -> int:
@@ -63,8 +64,10 @@ def _follow(config: Config, logdir: Path, group: Group) -> tuple[dict[str, Any],
         stack.enter_context(follower.following())
         evaluator = None
         for step, prefix in _checkpoints(follower, logdir):
+            while follower.is_last(step) and _goes_on(logdir):
+                time.sleep(_LOOK_SEC)  # A run evaluates its last step itself.
             if step in metrics_lines.steps_with(metrics, tags.EVAL_TOP1):
-                continue  # The run itself has done so meanwhile.
+                continue
             fault = follower.fault_in(step)
             if fault is not None:
                 outputs.remark(f"{layout.prefix_of(str(logdir), step)} is damaged ({fault})")
@@ -93,14 +96,19 @@ def _checkpoints(follower: Follower, logdir: Path) -> Iterator[tuple[int, str]]:
             if (found := follower.take_next()) is None:
                 return
             yield found
-        elif lock_holder.may_be_alive(logdir):
+        elif _goes_on(logdir):
             ended_sec = None
         else:
             now_sec = time.monotonic()
             ended_sec = now_sec if ended_sec is None else ended_sec
             if now_sec - ended_sec > _PATIENCE_SEC:
                 return
-        time.sleep(1)
+        time.sleep(_LOOK_SEC)
+
+
+def _goes_on(logdir: Path) -> bool:
+    """Returns whether a run is not complete and has a process, as far as that can be known."""
+    return status.read(logdir).state != "finished" and lock_holder.may_be_alive(logdir)
 
 
 class _Evaluator:
