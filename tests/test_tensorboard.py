@@ -104,7 +104,9 @@ def test_an_evaluation_beside_a_run_hides_none_of_its_own(server):
 
 def test_hparams_compare_the_runs(server):
     experiment = server.post("plugin/hparams/experiment", {"experimentName": ""})
-    names = {info["name"] for info in experiment["hparamInfos"]}
+    columns = [info["name"] for info in experiment["hparamInfos"]]
+    assert columns[:4] == ["base_learning_rate", "epochs", "optimizer", "workers"]
+    names = set(columns)
     assert names >= {"model", "batch_size", "base_learning_rate", "workers", "precision"}
     metrics = [info["name"] for info in experiment["metricInfos"]]
     request = {
@@ -162,6 +164,7 @@ def test_the_custom_page_names_tags_that_are_there(server):
 def test_the_graph_and_histograms_are_there(server):
     assert server.get("plugin/graphs/info")["whole"]["run_graph"]
     graph = server.get("plugin/graphs/graph", run="whole")
+    assert "library {" not in graph  # Its boxes would leave no room for the graph's.
     first = {name.partition("/")[0] for name in re.findall(r'^  name: "([^"]+)"', graph, re.M)}
     of_network = {"conv1", "conv2", "pool", "logits"}
     others = {"Flatten", "Cast"}  # The network's author gave these no scope.

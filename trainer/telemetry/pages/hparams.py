@@ -16,7 +16,9 @@ _METRICS = (
     ("train/loss", "training loss"),
     (tags.MEAN_IMAGES_PER_SEC, "images/s"),
 )
-_FIRST = ("base_learning_rate", "optimizer", "epochs", "workers", "global_batch_size", "model")
+# What people compare runs by. TensorBoard 2.21 sorts columns by name, whatever their order here,
+# but for those that are said to differ between runs: these come first.
+_FIRST = frozenset({"base_learning_rate", "epochs", "optimizer", "workers"})
 _TYPES = {
     bool: api_pb2.DATA_TYPE_BOOL,
     int: api_pb2.DATA_TYPE_FLOAT64,
@@ -26,17 +28,14 @@ _TYPES = {
 
 
 def list_hparams(config: Config, plan: Plan, *, workers: int) -> dict[str, Any]:
-    """Returns the values by which runs are compared: of flags, and what follows from them.
-
-    Those that people compare runs by most come first, as the tab's columns do.
-    """
-    values = {flag.name: flag.value for flag in config.flags() if flag.statement.is_hparam} | {
+    """Returns the values by which runs are compared: of flags, and what follows from them."""
+    values = {flag.name: flag.value for flag in config.flags() if flag.statement.is_hparam}
+    return values | {
         "epochs": round(plan.epoch_at(plan.total_steps), 4),
         "workers": workers,
         "global_batch_size": plan.global_batch_size,
         "total_steps": plan.total_steps,
     }
-    return {name: values[name] for name in dict.fromkeys((*_FIRST, *values))}
 
 
 def build_start(hparams: dict[str, Any], *, num_classes: int) -> list[tf1.Summary]:
@@ -47,7 +46,8 @@ def build_start(hparams: dict[str, Any], *, num_classes: int) -> list[tf1.Summar
       num_classes: number of classes, which tells whether the top-5 says something.
     """
     infos = [
-        api_pb2.HParamInfo(name=name, type=_TYPES[type(value)]) for name, value in hparams.items()
+        api_pb2.HParamInfo(name=name, type=_TYPES[type(value)], differs=name in _FIRST)
+        for name, value in hparams.items()
     ]
     metrics = [
         api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=name)

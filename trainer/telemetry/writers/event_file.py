@@ -49,8 +49,12 @@ class EventFileWriter:
         self._append(tf1.Event(step=step, summary=summary, wall_time=wall_time))
 
     def write_graph(self, graph: tf.Graph) -> None:
-        definition = graph.as_graph_def(add_shapes=True).SerializeToString()
-        self._append(tf1.Event(graph_def=definition, wall_time=time.time()))
+        definition = graph.as_graph_def(add_shapes=True)
+        # TensorBoard draws a box for each function of the input and of conditions, beside the graph
+        # and smaller than can be read: so are the parts of the graph then.
+        definition.ClearField("library")
+        data = definition.SerializeToString()
+        self._append(tf1.Event(graph_def=data, wall_time=time.time()))
 
     def flush(self) -> None:
         self._file.flush()
