@@ -101,11 +101,13 @@ def count_in_hlo(folder):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_with_xla_a_run_executes_the_same_convolutions(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "scope"), [*((name, "graph") for name in CONVOLUTIONS), ("train_step", "network")]
+)
+def test_with_xla_a_run_executes_the_same_convolutions(name, scope, tmp_path):
     result = tmp_path / "counts.json"
     done = processes.run(
-        [sys.executable, "tests/programs/count_convolutions.py", name, "xla", str(result)],
+        [sys.executable, "tests/programs/count_convolutions.py", name, scope, str(result)],
         TF_XLA_FLAGS="--tf_xla_cpu_global_jit",
         XLA_FLAGS=f"--xla_dump_to={tmp_path} --xla_dump_hlo_as_text",
     )

@@ -1,6 +1,6 @@
 """Run by test_benchmark_targets under XLA: traces a run of a pass, and writes down what ran.
 
-usage: count_convolutions.py PASS xla|plain RESULT_JSON
+usage: count_convolutions.py PASS XLA_SCOPE RESULT_JSON
 """
 
 import collections
@@ -30,20 +30,21 @@ def create_config():
     return Config(mode="benchmark", **(tiny.config_groups() | {"data": data}))
 
 
-def build(name, model="tiny:network"):
+def build(name, model="tiny:network", **flags):
     """A pass with a tiny network, in the default graph."""
     config = create_config()
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, model=model))
+    model_config = dataclasses.replace(config.model, model=model, **flags)
+    config = dataclasses.replace(config, model=model_config)
     dataset = open_dataset(config.data, num_classes=tiny.NUM_CLASSES)
     return passes.PASSES[name](config, distributed.Group(), dataset)
 
 
-def trace(name, *, xla):
+def trace(name, **flags):
     """How often each type of operation ran in one run of a pass, as the executor saw it."""
     with tf.Graph().as_default():
-        target = build(name)
+        target = build(name, **flags)
         initializer = tf1.global_variables_initializer()
-        with tf1.Session(config=session.create_config(model=ModelConfig(xla=xla))) as run:
+        with tf1.Session(config=session.create_config(model=ModelConfig(**flags))) as run:
             run.run(initializer)
             run.run(target.stream.initializer, {target.stream.start_step: 0})
             run_once = run.make_callable(target.fetch, list(target.feeds), accept_options=True)
@@ -62,5 +63,5 @@ def trace(name, *, xla):
 
 
 if __name__ == "__main__":
-    counts = trace(sys.argv[1], xla=sys.argv[2] == "xla")
+    counts = trace(sys.argv[1], xla=True, xla_scope=sys.argv[2])
     Path(sys.argv[3]).write_text(json.dumps(counts))

@@ -3,6 +3,7 @@
 import dataclasses
 
 from trainer.config.statement import Checked, flag
+from trainer.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,3 +67,15 @@ class ModelConfig(Checked):
         "Compile the graph with XLA. For GPUs: on CPUs it is slower.",
         is_hparam=True,
     )
+    xla_scope: str = flag(
+        "graph",
+        "What --xla compiles. graph: clusters that XLA chooses in the whole graph; network: the "
+        "network's forward and backward pass alone, without input, all-reduce and update.",
+        choices=("graph", "network"),
+        is_hparam=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.xla_scope != "graph" and not self.xla:
+            raise ConfigError(f"--xla_scope: must be given with --xla, got {self.xla_scope!r}")

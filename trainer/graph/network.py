@@ -1,5 +1,7 @@
 """The network of --model, in the precision of --precision."""
 
+import contextlib
+
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
@@ -54,7 +56,10 @@ def build_logits(
         is_training=is_training,
     )
     getter = precision.create_variable_getter(dtype)
+    # Gradients of marked operations are marked, too.
+    marks = config.xla and config.xla_scope == "network"
     with (
+        tf.xla.experimental.jit_scope() if marks else contextlib.nullcontext(),
         tf1.variable_scope("", custom_getter=getter, reuse=tf1.AUTO_REUSE),
         slim.arg_scope(arg_scope),
         gradients.overridden(),

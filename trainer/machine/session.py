@@ -79,7 +79,9 @@ def create_config(
     if model.layout == "nhwc":
         config.graph_options.rewrite_options.layout_optimizer = RewriterConfig.OFF
     if model.xla:
-        config.graph_options.optimizer_options.global_jit_level = tf.compat.v1.OptimizerOptions.ON_1
+        if model.xla_scope == "graph":  # Else operations are marked: see graph/network.py.
+            level = tf.compat.v1.OptimizerOptions.ON_1
+            config.graph_options.optimizer_options.global_jit_level = level
     elif library.find() is not None:  # XLA fuses BN itself, and can't compile our operations.
         config.graph_options.rewrite_options.custom_optimizers.add(name=library.OPTIMIZER)
     return config
