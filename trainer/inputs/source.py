@@ -20,7 +20,7 @@ from `DataConfig` to a `Source`. `--dataset=package.module:function` names such 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
@@ -58,6 +58,14 @@ def name_of(split: Split, example: int) -> str:
     """Returns the name of an example for a picture: what its file is called, if it has one."""
     find_name: Callable[[int], str] = getattr(split, "short_name", split.where)
     return find_name(example)
+
+
+@runtime_checkable
+class NotesBad(Protocol):
+    """A split that is told of its bad images, which are not logged then."""
+
+    def note_bad(self, example: int, reason: str) -> None:
+        """Takes the reason why an image can't be read; called once for each, by any thread."""
 
 
 class Source(NamedTuple):

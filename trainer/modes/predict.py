@@ -34,7 +34,11 @@ class _Files:
 
     def __init__(self, paths: Sequence[str]) -> None:
         self.labels = np.arange(len(paths))
+        self.reasons: dict[int, str] = {}
         self._paths = paths
+
+    def note_bad(self, example: int, reason: str) -> None:
+        self.reasons[example] = reason
 
     def read(self, index: int) -> bytes:
         try:
@@ -70,11 +74,10 @@ def run(config: Config) -> int:
         _progress(config, len(paths)) as tell,
     ):
         for path, found in _classify(config, paths, prefix, num_classes):
-            if found is None:
+            if isinstance(found, str):
                 tally.unread += 1
-                written.add_unreadable(path)
-                text = f"slim-horovod: {texts.printable(path)}: is not an image that can be read"
-                tell(text, sys.stderr)
+                written.add_unreadable(path, found)
+                tell(f"slim-horovod: {texts.printable(path)}: {found}", sys.stderr)
                 continue
             prediction = Prediction(path, *found)
             written.add(prediction)
@@ -137,13 +140,14 @@ def _progress(config: Config, count: int) -> Iterator[Callable[[str | None, Text
 
 def _classify(
     config: Config, paths: Sequence[str], prefix: str, num_classes: int
-) -> Iterator[tuple[str, tuple[npt.NDArray[Any], npt.NDArray[Any]] | None]]:
+) -> Iterator[tuple[str, tuple[npt.NDArray[Any], npt.NDArray[Any]] | str]]:
     """Yields each file with its logits and probabilities, float32 [num_classes] each.
 
-    The files come in their order, batch by batch; with None the one that can't be read.
+    The files come in their order, batch by batch; the one that can't be read with a line about why.
     """
     data = dataclasses.replace(config.data, max_bad_examples=len(paths))
-    files = Source("files", None, _Files(paths), num_classes, None, "files")
+    split = _Files(paths)
+    files = Source("files", None, split, num_classes, None, "files")
     info = DatasetInfo("files", 0, len(paths), num_classes, None, "files")
     with tf.Graph().as_default():
         stream = Dataset(data, files, info).build_evaluation(Worker())
@@ -154,10 +158,16 @@ def _classify(
                 predict_session, prefix, restore.network_variables(), new_logits=False
             )
             predict_session.run(stream.initializer, {stream.start_step: 0})
-            waiting = iter(paths)
+            waiting = iter(enumerate(paths))
             for _ in range(stream.steps or 0):
                 # Rows come first: at the end of a batch, zip must not take one path more. The last
                 # batch is filled up, with rows for which there is no path.
                 rows = zip(*predict_session.run(fetches), strict=True)
-                for (*found, weight), path in zip(rows, waiting, strict=False):
-                    yield path, tuple(found) if weight > 0 else None
+                for (logits_of, shares_of, weight), (number, path) in zip(
+                    rows, waiting, strict=False
+                ):
+                    if weight > 0:
+                        yield path, (logits_of, shares_of)
+                    else:
+                        reason = split.reasons.get(number, "for an unknown reason")
+                        yield path, f"is not an image that can be read: {reason}"

@@ -15,7 +15,6 @@ from trainer.errors import UserError, status_of
 from trainer.process import files, texts
 
 BEST = 5
-_UNREADABLE = "is not an image that can be read"
 
 
 class Prediction(NamedTuple):
@@ -102,9 +101,10 @@ class PredictionFiles:
             row |= {f"logit_{number}": value for number, value in enumerate(logits)}
         self._write(row, record)
 
-    def add_unreadable(self, name: str) -> None:
-        """Writes that an example is no image that can be read."""
-        self._write(*[{"file": name, "error": _UNREADABLE}] * 2)
+    def add_unreadable(self, name: str, reason: str) -> None:
+        """Writes that an example is no image that can be read, with a line about why."""
+        record = {"file": name, "error": reason}
+        self._write(record, record)
 
     def _write(self, row: dict[str, Any], record: dict[str, Any]) -> None:
         if self._table is not None:

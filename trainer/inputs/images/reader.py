@@ -17,7 +17,7 @@ from trainer.inputs.images.decoder import Decoder
 from trainer.inputs.images.encoded import RAW, ImageHeader, read_header
 from trainer.inputs.images.orientation import UPRIGHT
 from trainer.inputs.images.reduction import Parts
-from trainer.inputs.source import BadImageError, Split
+from trainer.inputs.source import BadImageError, NotesBad, Split
 from trainer.machine import memory
 
 _SAMPLES = 64  # The number of images whose sizes tell how much memory a cache will need.
@@ -149,6 +149,9 @@ class ImageReader:
                 f"{fault}. It is number {count} of this worker, where --max_bad_examples allows "
                 f"{allowed}. scripts/verify_dataset.py lists all of them."
             )
+        if isinstance(self._split, NotesBad):
+            self._split.note_bad(example, reason)
+            return
         logging.warning("%s. It is left out, as number %d of %d allowed.", fault, count, allowed)
 
     def _check_memory(self, worker: Worker) -> None:
