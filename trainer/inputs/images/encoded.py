@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 RAW = -1
 
 # Start-of-frame markers (ITU-T T.81, B.1): 0xC0 to 0xCF without tables (C4, CC), reserved is C8.
-_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Of those that the decoder knows: baseline, extended and progressive, Huffman or arithmetic coding.
 _DECODABLE_FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
 _LOSSLESS_FRAMES = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
 # Markers that stand alone: TEM, and RST0 to RST7.
-_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
+WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
 _JPEG_BITS = 8
 _VOWELS = "AEIOU"
-_START_OF_SCAN = 0xDA
-_APP1 = 0xE1
+START_OF_SCAN = 0xDA
+APP1 = 0xE1
 
-_PNG_HEADER_BYTES = 8
-_PNG_CHUNK_BYTES = 12  # Of a chunk without its data: length, type and checksum.
+PNG_HEADER_BYTES = 8
+PNG_CHUNK_BYTES = 12  # Of a chunk without its data: length, type and checksum.
 
 
 Decode = Callable[["tf.Tensor", "tf.Tensor"], "tf.Tensor"]
@@ -116,7 +116,7 @@ def _walk_segments(data: bytes) -> Iterator[tuple[int, int]]:
             marker = data[position]
             position += 1
             yield marker, position
-            if marker and marker not in _WITHOUT_LENGTH:
+            if marker and marker not in WITHOUT_LENGTH:
                 position += struct.unpack_from(">H", data, position)[0]
     except (IndexError, ValueError, struct.error):
         return
@@ -126,7 +126,7 @@ def _read_jpeg_size(data: bytes) -> tuple[int, int]:
     """Reads height and width from the first start-of-frame segment."""
     try:
         for marker, start in _walk_segments(data):
-            if marker in _START_OF_FRAME:
+            if marker in START_OF_FRAME:
                 depth, height, width = struct.unpack_from(">BHH", data, start + 2)
                 _check_kind(marker, depth)
                 return height, width
@@ -154,9 +154,9 @@ def _check_kind(marker: int, depth: int) -> None:
 def _read_jpeg_orientation(data: bytes) -> int:
     """Reads the orientation from the first EXIF segment (EXIF 2.32, 4.7.2: marker APP1)."""
     for marker, start in _walk_segments(data):
-        if marker in _START_OF_FRAME or marker == _START_OF_SCAN:
+        if marker in START_OF_FRAME or marker == START_OF_SCAN:
             break
-        if marker == _APP1 and data.startswith(EXIF, start + 2):
+        if marker == APP1 and data.startswith(EXIF, start + 2):
             (length,) = struct.unpack_from(">H", data, start)
             return read_tiff_orientation(data[start + 2 + len(EXIF) : start + length])
     return UPRIGHT
@@ -194,12 +194,12 @@ def _read_png_orientation(data: bytes) -> int:
     """Reads the orientation from the eXIf chunk (PNG, third edition, 11.3.4.4)."""
     if b"eXIf" not in data:
         return UPRIGHT
-    position = _PNG_HEADER_BYTES
-    while position + _PNG_CHUNK_BYTES <= len(data):
+    position = PNG_HEADER_BYTES
+    while position + PNG_CHUNK_BYTES <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
         if kind == b"eXIf":
             return read_tiff_orientation(data[position + 8 : position + 8 + length])
-        position += _PNG_CHUNK_BYTES + length
+        position += PNG_CHUNK_BYTES + length
     return UPRIGHT
 
 

@@ -20,10 +20,10 @@ _FIRST_TRANSPOSED = 5  # This orientation and those after it exchange height and
 _TURNS = np.array([0, 0, 1, 3, 2, 4, 5, 7, 6], np.int32)
 
 EXIF = b"Exif\0\0"  # What comes before the TIFF header in a JPEG (EXIF 2.32, 4.7.2).
-_TAG = 0x0112
-_ENTRY_BYTES = 12
-_SHORT, _LONG = 3, 4
-_BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
+TAG = 0x0112
+ENTRY_BYTES = 12
+SHORT, LONG = 3, 4
+BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 
 
 def read_tiff_orientation(block: bytes) -> int:
@@ -32,16 +32,16 @@ def read_tiff_orientation(block: bytes) -> int:
     A block that is damaged, or has no orientation, is one of an upright image: a file is not bad
     because of its metadata.
     """
-    order = _BYTE_ORDERS.get(bytes(block[:4]))
+    order = BYTE_ORDERS.get(bytes(block[:4]))
     if order is None:
         return UPRIGHT
     try:
         (start,) = struct.unpack_from(f"{order}I", block, 4)
         (count,) = struct.unpack_from(f"{order}H", block, start)
-        for entry in range(start + 2, start + 2 + _ENTRY_BYTES * count, _ENTRY_BYTES):
+        for entry in range(start + 2, start + 2 + ENTRY_BYTES * count, ENTRY_BYTES):
             tag, kind = struct.unpack_from(f"{order}HH", block, entry)
-            if tag == _TAG and kind in (_SHORT, _LONG):
-                form = f"{order}H" if kind == _SHORT else f"{order}I"
+            if tag == TAG and kind in (SHORT, LONG):
+                form = f"{order}H" if kind == SHORT else f"{order}I"
                 (orientation,) = struct.unpack_from(form, block, entry + 8)
                 return orientation if orientation in range(1, len(_TURNS)) else UPRIGHT
     except struct.error:

@@ -15,11 +15,11 @@ from trainer.inputs.images.graph_decoders import RATIOS, number_of
 # A window is decoded at a size of at least this many times the network's. From 1.5 on, what is
 # antialiased from the reduced window is within 40 dB of what comes of the full one, also for
 # pebbles; see docs/experiments.md, "Pictures of cameras".
-_GAP = 1.5
+GAP = 1.5
 # By how much sides may shrink and be resized by quicker filters than the triangle, since they are
 # close to it there: by less than this as means of areas, by up to this from four neighbours.
-_MUCH = 2
-_LITTLE = 1.2
+MUCH = 2
+LITTLE = 1.2
 
 
 class Filter(enum.IntEnum):
@@ -73,8 +73,8 @@ def find_parts(
     filters = np.full(len(headers), Filter.BILINEAR, np.int32)
     if config.resize == "antialias":
         filters = _choose_filters(windows[:, 2:] / config.image_size)
-        # The greatest ratio at which a window is at least _GAP times the network's size.
-        largest = windows[:, 2:].min(axis=1) / (_GAP * config.image_size)
+        # The greatest ratio at which a window is at least GAP times the network's size.
+        largest = windows[:, 2:].min(axis=1) / (GAP * config.image_size)
         windows = windows.copy()
         for row in np.flatnonzero(largest >= RATIOS[1]).tolist():
             if formats[row] == RAW or encoded.FORMATS[formats[row]].decode_reduced is None:
@@ -93,8 +93,8 @@ def _choose_filters(shrinks: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """
     least, most = shrinks.min(axis=1), shrinks.max(axis=1)
     filters = np.full(len(shrinks), Filter.TRIANGLE, np.int32)
-    filters[(least >= 1) & (most < _MUCH)] = Filter.AREA
-    filters[most <= _LITTLE] = Filter.BILINEAR
+    filters[(least >= 1) & (most < MUCH)] = Filter.AREA
+    filters[most <= LITTLE] = Filter.BILINEAR
     return filters
 
 
