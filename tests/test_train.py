@@ -188,7 +188,15 @@ class TestRun:
         assert top1 == pytest.approx(best_top1, rel=1e-6)
 
         assert exported.returncode == 0, exported.stderr
-        serve = tf.saved_model.load(str(target)).signatures["serving_default"]
+        card = read_json(target / "model.json")
+        assert card["class_names"] == list(names)
+        checkpoint, result = card["checkpoint"], read_json(run / "result.json")["result"]
+        assert (checkpoint["step"], checkpoint["workers"]) == (60, 2)
+        assert checkpoint["epoch"] == pytest.approx(result["epochs"])
+        assert checkpoint["evaluation"] == pytest.approx(
+            {name: result["eval"][name] for name in ("top1", "top5", "loss")}, rel=1e-6
+        )
+        serve = tf.saved_model.load(str(target)).signatures["images"]
         probabilities = serve(images=tf.constant(split.images[:3]))["probabilities"].numpy()
         for row, expected in zip(found, probabilities, strict=True):
             shares = {guess["class"]: guess["probability"] for guess in row["classes"]}

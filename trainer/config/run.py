@@ -135,6 +135,13 @@ class RunConfig(Checked):
         changes_training=False,
         path=PathKind.LOCAL_OF_TENSORFLOW,
     )
+    export_precision: str = flag(
+        "float32",
+        "Type of the exported network's convolutions and of their weights. bfloat16 and float16: "
+        "half the size of float32, and answers that differ a little.",
+        choices=("float32", "bfloat16", "float16"),
+        changes_training=False,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

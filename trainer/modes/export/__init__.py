@@ -1,6 +1,10 @@
 """--mode=export: writes a SavedModel for serving, with the preprocessing inside."""
 
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
@@ -9,47 +13,103 @@ from trainer import exit_status
 from trainer.checkpoints import restore, search
 from trainer.config import Config
 from trainer.errors import UserError
-from trainer.graph import accuracy
 from trainer.graph.network import classify
+from trainer.inputs.class_names import name_classes
 from trainer.machine import session
+from trainer.modes.export import check, frozen, model_card, signatures
 from trainer.process import files, launcher, texts
-from trainer.run import outputs as results
+from trainer.run import outputs
 
 
 def run(config: Config) -> int:
-    """Writes the SavedModel of a checkpoint to --export_dir, whole or not at all."""
-    config, *_, remarks = results.as_trained(config)
+    """Writes the SavedModel of a checkpoint to --export_dir, checked, whole or not at all."""
+    config, _, known_names, remarks = outputs.as_trained(config)
     launcher.refuse(config.mode)
     prefix, skipped = search.choose(config.run)
     target = _find_target(config)
     num_classes = restore.count_classes(prefix)
-    results.remark(*skipped, *remarks)
-    size = config.data.image_size
-    with tf.Graph().as_default():
-        images = tf1.placeholder(tf.uint8, [None, size, size, 3], name="images")
-        logits = classify(config, images, num_classes=num_classes)
-        outputs = {
-            "logits": logits,
-            "probabilities": tf.nn.softmax(logits),
-            "classes": accuracy.predict(logits),
-        }
-        with tf1.Session(config=session.create_config()) as export_session:
-            restore.restore_weights(
-                export_session, prefix, restore.network_variables(), new_logits=False
-            )
-            try:
-                with files.replacing(target) as temporary:
-                    tf1.saved_model.simple_save(
-                        export_session, str(temporary), inputs={"images": images}, outputs=outputs
-                    )
-            except (OSError, tf.errors.OpError) as error:
-                reason = texts.first_line(error)
-                raise UserError(
-                    f"--export_dir: {target} was not written ({reason})",
-                    status=exit_status.FAILED,
-                ) from error
-    print(f"{prefix}: exported to {target}")
+    names = name_classes(known_names, num_classes)
+    outputs.remark(*skipped, *remarks, *_describe_flags(config))
+    outputs.remark(*_describe_names(known_names, num_classes))
+    precision = config.run.export_precision
+    examples = check.Examples(config.data)
+    # Answers are compared with those in float32, whatever is exported.
+    with _restored(config, prefix, num_classes, "float32") as network:
+        expected = network.session.run(network.logits, {network.images: examples.pixels})
+        exported = _freeze(config, network) if precision == "float32" else None
+    if exported is None:
+        with _restored(config, prefix, num_classes, precision) as network:
+            exported = _freeze(config, network)
+    try:
+        with files.replacing(target) as temporary:
+            signatures.write(temporary, exported, config.data, names)
+            difference = check.compare(temporary, examples, expected, precision)
+            facts = {
+                "folded_batch_norms": exported.num_folded,
+                "largest_difference": difference,
+            }
+            model_card.write(temporary, config, prefix, names, facts)
+    except (OSError, tf.errors.OpError) as error:
+        reason = texts.first_line(error)
+        raise UserError(
+            f"--export_dir: {target} was not written ({reason})", status=exit_status.FAILED
+        ) from error
+    print(
+        f"{prefix}: exported to {target}; loaded again by TensorFlow alone, its logits differ by "
+        f"{difference:.1g} of the largest at most"
+    )
     return 0
+
+
+class _Network(NamedTuple):
+    """A checkpoint's network: the session with its weights, its images and its logits."""
+
+    session: tf1.Session
+    images: tf.Tensor
+    logits: tf.Tensor
+
+
+@contextlib.contextmanager
+def _restored(config: Config, prefix: str, num_classes: int, precision: str) -> Iterator[_Network]:
+    """Builds the network of a checkpoint on the CPU, with activations of a type, and loads it."""
+    model = dataclasses.replace(config.model, precision=precision)
+    config = dataclasses.replace(config, model=model)
+    size = config.data.image_size
+    options = session.create_config()
+    options.device_count["GPU"] = 0
+    with tf.Graph().as_default():
+        images = tf1.placeholder(tf.uint8, [None, size, size, 3], name=signatures.PIXELS_INPUT)
+        logits = classify(config, images, num_classes=num_classes)
+        with tf1.Session(config=options) as export_session:
+            variables = restore.network_variables()
+            restore.restore_weights(export_session, prefix, variables, new_logits=False)
+            yield _Network(export_session, images, logits)
+
+
+def _freeze(config: Config, network: _Network) -> frozen.Frozen:
+    try:
+        return frozen.freeze(*network)
+    except frozen.NotExportableError as error:
+        raise UserError(f"--model: {config.model.model} can't be exported: {error}") from error
+
+
+def _describe_flags(config: Config) -> tuple[str, ...]:
+    """Returns a line about a flag that one might take for that of the exported type."""
+    precision = config.model.precision
+    if precision in ("float32", config.run.export_precision):
+        return ()
+    return (
+        f"--precision={precision} is for training and evaluation; exported is "
+        f"--export_precision={config.run.export_precision}",
+    )
+
+
+def _describe_names(known: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
+    """Returns a line where the classes and their names are not as many."""
+    if known is None or len(known) == num_classes:
+        return ()
+    what = "numbers for the others" if len(known) < num_classes else "the first ones"
+    return (f"the network has {num_classes} classes and {len(known)} names: taken are {what}",)
 
 
 def _find_target(config: Config) -> Path:

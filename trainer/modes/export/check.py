@@ -1,0 +1,150 @@
+"""Compares a written SavedModel, loaded in a process of its own, with the checkpoint's network."""
+
+import dataclasses
+import io
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+import tensorflow.compat.v1 as tf1
+from PIL import Image
+
+from trainer import exit_status
+from trainer.config import DataConfig
+from trainer.distributed import Worker
+from trainer.errors import UserError
+from trainer.inputs.images.pixels import ROW_SHAPES, ROW_TYPES, Rows, build_pixels
+from trainer.inputs.rows import EvaluationRows
+from trainer.inputs.source import Split
+from trainer.modes.export import signatures
+
+# By how much logits may differ, as a share of the largest: many times what rounding makes of
+# resnet_v2_200, and little beside what a wrong operation does.
+_TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
+_PROGRAM = Path(__file__).with_name("loaded.py")
+_TIMEOUT_SEC = 1800.0
+_SEED = 1
+
+
+class Examples:
+    """Pictures of several sizes, as a split of a data set: clouds of colour, the same each time.
+
+    Attributes:
+      encoded: the pictures: JPEG and PNG.
+      labels: a class for each, which nothing reads.
+      pixels: what an evaluation makes of them: uint8 [n, image_size, image_size, 3].
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        """Makes the pictures for a network's input, from smaller ones to those that are reduced."""
+        size = config.image_size
+        shapes = (
+            (size, size, "PNG"),
+            (4 * size + 5, 3 * size + 2, "JPEG"),
+            (size + 9, 2 * size, "JPEG"),
+            (7, 9, "PNG"),
+        )
+        self.encoded = [_draw(number, *shape) for number, shape in enumerate(shapes)]
+        self.labels = np.zeros(len(shapes), np.int64)
+        self.pixels = _decode(self, dataclasses.replace(config, batch_size=len(shapes)))
+
+    def read(self, example: int) -> bytes:
+        return self.encoded[example]
+
+    def where(self, example: int) -> str:
+        return f"example {example}"
+
+
+def _draw(seed: int, width: int, height: int, image_format: str) -> bytes:
+    coarse = np.random.default_rng([_SEED, seed]).integers(0, 256, (6, 6, 3)).astype(np.uint8)
+    out = io.BytesIO()
+    picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    picture.save(out, image_format)
+    return out.getvalue()
+
+
+def _decode(split: Split, config: DataConfig) -> npt.NDArray[Any]:
+    """Returns the pixels that an evaluation has, of as many examples as are in its batch."""
+    rows = EvaluationRows(config, split, Worker()).create(np.arange(config.batch_size), decode=True)
+    with tf.Graph().as_default():
+        row = Rows(*map(tf1.placeholder, ROW_TYPES, ROW_SHAPES))
+        pixels = build_pixels(row, config, training=False)
+        with tf1.Session(config=tf1.ConfigProto(device_count={"GPU": 0})) as session:
+            feeds = [dict(zip(row, values, strict=True)) for values in zip(*rows, strict=True)]
+            return np.stack([session.run(pixels, feed) for feed in feeds])
+
+
+def compare(
+    saved_model: Path,
+    examples: Examples,
+    expected: npt.NDArray[Any],
+    precision: str,
+) -> float:
+    """Runs both signatures in a new process; returns the largest difference that they have.
+
+    Args:
+      saved_model: the SavedModel's folder.
+      examples: the images.
+      expected: the logits of the checkpoint's own network: float32 [n, num_classes].
+      precision: --export_precision.
+
+    Returns:
+      the difference as a share of the largest logit.
+
+    Raises:
+      UserError: the process fails, or its logits are others.
+    """
+    scale = max(1.0, float(np.abs(expected).max()))
+    largest = 0.0
+    for name, logits in _run(saved_model, examples).items():
+        difference = float(np.abs(logits - expected).max()) / scale
+        if not difference <= _TOLERANCES[precision]:  # Also where it is not a number.
+            raise UserError(
+                f"--export_dir: not written: the signature {name}, loaded again, makes logits that "
+                f"differ by {difference:.2g} of the largest from the checkpoint's own, where "
+                f"{_TOLERANCES[precision]:g} is allowed in {precision}",
+                status=exit_status.FAILED,
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+def _run(saved_model: Path, examples: Examples) -> dict[str, npt.NDArray[Any]]:
+    """Returns the logits of each signature, by its name."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        np.save(folder / "pixels.npy", examples.pixels)
+        for number, data in enumerate(examples.encoded):
+            (folder / f"{number:03}.image").write_bytes(data)
+        try:
+            done = subprocess.run(
+                [sys.executable, str(_PROGRAM), str(saved_model), name],
+                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"},
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_TIMEOUT_SEC,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise _unusable(f"no end after {_TIMEOUT_SEC:g} s") from error
+        if done.returncode != 0:
+            lines = done.stderr.strip().splitlines()
+            raise _unusable(lines[-1].strip() if lines else f"exit status {done.returncode}")
+        return {
+            signature: np.load(folder / f"{signature}.npy")
+            for signature in (signatures.PIXELS, signatures.ENCODED)
+        }
+
+
+def _unusable(reason: str) -> UserError:
+    return UserError(
+        f"--export_dir: not written: loaded again by TensorFlow alone, it fails ({reason})",
+        status=exit_status.FAILED,
+    )

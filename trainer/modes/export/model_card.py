@@ -1,0 +1,98 @@
+"""model.json of an exported network: what it is, what it takes, and what is known of it.
+
+It has all that a run's model.json has (`checkpoints.model_file`), and more.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.checkpoints import layout, manifest, model_file, search
+from trainer.config import Config
+from trainer.machine import environment
+from trainer.modes.export import signatures
+from trainer.process import files
+from trainer.telemetry import tags
+from trainer.telemetry.writers import metrics_lines
+
+_EVALUATED = {"top1": tags.EVAL_TOP1, "top5": tags.EVAL_TOP5, "loss": tags.EVAL_LOSS}
+
+
+def write(
+    folder: Path, config: Config, prefix: str, names: Sequence[str], facts: dict[str, Any]
+) -> None:
+    """Writes the file into an exported network's folder.
+
+    Args:
+      folder: the folder.
+      config: configuration with the network's own flags.
+      prefix: the prefix of the checkpoint.
+      names: the names of all classes.
+      facts: what is known of the export itself.
+
+    Raises:
+      OSError: it can't be written.
+    """
+    flags = {flag.name: flag.value for flag in model_file.list_flags(config)}
+    described = environment.describe()
+    content = {
+        "class_names": list(names),
+        "num_classes": len(names),
+        **flags,
+        "checkpoint": _describe(prefix),
+        "export": {
+            "date": described.date,
+            "precision": config.run.export_precision,
+            "signatures": {
+                signatures.ENCODED: {signatures.ENCODED_INPUT: "encoded JPEG or PNG, any size"},
+                signatures.PIXELS: {
+                    signatures.PIXELS_INPUT: "uint8 [batch, image_size, image_size, 3]"
+                },
+            },
+            **facts,
+        },
+        "versions": {
+            "slim-horovod": environment.find_version("slim-horovod"),
+            **described.versions,
+        },
+    }
+    files.write_text(folder / layout.MODEL, json.dumps(content, indent=2) + "\n")
+
+
+def _describe(prefix: str) -> dict[str, Any]:
+    """Returns the checkpoint's name, run, step and, where it was evaluated, accuracy."""
+    path = Path(prefix).absolute()
+    step = search.step_of(prefix)
+    is_best = path.parent.name == layout.BEST
+    entry = manifest.read(path.parent).find(step)
+    run = path.parent.parent if is_best else path.parent
+    accuracy = _find_evaluation(run / metrics_lines.NAME, step)
+    if not accuracy and entry is not None and entry.top1 is not None:
+        accuracy = {"top1": entry.top1}
+    return {
+        "name": path.name,
+        "run": run.name,
+        "step": step,
+        "epoch": None if entry is None else entry.epoch,
+        "saved_at": None if entry is None else entry.saved_at,
+        "evaluation": accuracy or None,
+        "workers": None if entry is None else entry.run.workers,
+        "versions": None if entry is None else dict(entry.run.versions),
+    }
+
+
+def _find_evaluation(path: Path, step: int) -> dict[str, Any]:
+    """Returns the numbers of the last evaluation after a step; none where there was none."""
+    found: dict[str, Any] = {}
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if f'"{tags.EVAL_TOP1}"' not in line:
+                    continue
+                fields = metrics_lines.parse_line(line)
+                if fields.get("step") == step:
+                    found = {name: fields.get(tag) for name, tag in _EVALUATED.items()}
+    except OSError:  # There is none, as where a checkpoint was copied.
+        return {}
+    return found
