@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 import tiny
 from faulty_runs import MODULE, started
-from processes import trainer
+from processes import trainer, trainers
 
 from trainer import exit_status
 from trainer.config import Config
@@ -164,6 +165,10 @@ def test_each_batch_is_shown_by_name_and_its_end_is_reported():
     assert views.names == [f"patch {number}" for number in range(tiny.VALIDATION_EXAMPLES)]
 
 
+def read_json(path):
+    return json.loads(path.read_text())
+
+
 def evaluated_steps(logdir):
     """The steps that have been evaluated, as often as they were."""
     path = logdir / "metrics.jsonl"
@@ -199,3 +204,72 @@ def test_an_evaluation_that_hangs_is_ended(run):
     done = trainer("--mode=evaluate", "--watchdog_seconds=3", *flags, HANG_AT_EXAMPLE="20")
     assert done.returncode == exit_status.HUNG, done.stderr
     assert "(--watchdog_seconds) in step 3, after step 2" in done.stderr
+
+
+@pytest.mark.processes
+def test_predictions_name_classes_and_what_cannot_be_read(run, tmp_path):
+    split = tiny.dataset(None).validation
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(split.read(number))
+    (tmp_path / "no image.png").write_text("no image")
+    files = [str(path) for path in sorted(tmp_path.iterdir())]
+    # The run's own model.json says which network, and at which size.
+    flags = ["--mode=predict", f"--logdir={run}", "--crop_fraction=1"]
+    target = tmp_path / "exported"
+    best = shutil.copytree(run / "best", tmp_path / "best copy")
+    weights = str(next(best.glob("*.index"))).removesuffix(".index")
+    (tmp_path / "list").write_text("\n".join(files[:3]))
+    predicted, piped, exported, evaluated = trainers(
+        [*flags, str(tmp_path), f"--result_json={tmp_path}/p.json"],
+        [*flags, f"@{tmp_path}/list", "--predictions_csv=-", "--batch_size=2"],
+        [*tiny.FLAGS, "--mode=export", f"--logdir={run}", f"--export_dir={target}"],
+        # What the best one needs lies beside it.
+        [
+            *("--mode=evaluate", "--dataset=tiny:dataset", f"--result_json={tmp_path}/b.json"),
+            f"--init_checkpoint={weights}",
+        ],
+    )
+    assert piped.returncode == 0, piped.stderr
+    rows = list(csv.DictReader(piped.stdout.splitlines()))
+    assert [row["file"] for row in rows] == files[:3]
+    assert piped.stderr.splitlines()[-1] == "3 files classified"
+    assert predicted.returncode == 1
+    expected = f"{tmp_path}/no image.png: is not an image that can be read: neither JPEG, PNG, "
+    (line,) = [line for line in predicted.stderr.splitlines() if "no image.png" in line]
+    assert line.startswith(f"slim-horovod: {expected}")
+    found = read_json(tmp_path / "p.json")["result"]["predictions"]
+    assert [row["file"] for row in found] == files[:3]
+    names = tiny.dataset(None).class_names
+    likeliest = [row["classes"][0] for row in found]
+    assert [row["name_1"] for row in rows] == [guess["name"] for guess in likeliest]
+    for row in found:
+        assert {(guess["class"], guess["name"]) for guess in row["classes"]} == set(
+            enumerate(names)
+        )
+
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "assumed" not in evaluated.stderr
+    told = read_json(tmp_path / "b.json")["result"]
+    assert sum(row["count"] for row in told["classes"]) == told["count"] == 37
+    assert sum(row["right"] for row in told["classes"]) == round(told["top1"] * 37)
+    assert told["images_per_sec"] > 0
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    best_top1 = max(line["eval/top1"] for line in lines if "eval/top1" in line)
+    top1 = read_json(tmp_path / "b.json")["result"]["top1"]
+    assert top1 == pytest.approx(best_top1, rel=1e-6)
+
+    assert exported.returncode == 0, exported.stderr
+    card = read_json(target / "model.json")
+    assert card["class_names"] == list(names)
+    checkpoint, result = card["checkpoint"], read_json(run / "result.json")["result"]
+    assert (checkpoint["step"], checkpoint["workers"]) == (60, 2)
+    assert checkpoint["epoch"] == pytest.approx(result["epochs"])
+    assert checkpoint["evaluation"] == pytest.approx(
+        {name: result["eval"][name] for name in ("top1", "loss")}, rel=1e-6
+    )
+    serve = tf.saved_model.load(str(target)).signatures["images"]
+    probabilities = serve(images=tf.constant(split.images[:3]))["probabilities"].numpy()
+    for row, expected in zip(found, probabilities, strict=True):
+        shares = {guess["class"]: guess["probability"] for guess in row["classes"]}
+        ours = [shares[number] for number in range(tiny.NUM_CLASSES)]
+        np.testing.assert_allclose(ours, expected, atol=1e-5)

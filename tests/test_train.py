@@ -1,6 +1,5 @@
 """Whole runs of `python -m trainer`: one process, and two under horovodrun, read back from disk."""
 
-import csv
 import json
 import re
 import shutil
@@ -136,72 +135,6 @@ class TestRun:
             "flag --image_size is 24, not 16."
         ) in done.stderr
         assert "top-1" not in done.stdout
-
-    def test_predictions_name_classes_and_what_cannot_be_read(self, run, tmp_path):
-        split = tiny.dataset(None).validation
-        for number in range(3):
-            (tmp_path / f"{number}.png").write_bytes(split.read(number))
-        (tmp_path / "no image.png").write_text("no image")
-        files = [str(path) for path in sorted(tmp_path.iterdir())]
-        # The run's own model.json says which network, and at which size.
-        flags = ["--mode=predict", f"--logdir={run}", "--crop_fraction=1"]
-        target = tmp_path / "exported"
-        best = shutil.copytree(run / "best", tmp_path / "best copy")
-        weights = str(next(best.glob("*.index"))).removesuffix(".index")
-        (tmp_path / "list").write_text("\n".join(files[:3]))
-        predicted, piped, exported, evaluated = trainers(
-            [*flags, str(tmp_path), f"--result_json={tmp_path}/p.json"],
-            [*flags, f"@{tmp_path}/list", "--predictions_csv=-", "--batch_size=2"],
-            [*FLAGS, "--mode=export", f"--logdir={run}", f"--export_dir={target}"],
-            # What the best one needs lies beside it.
-            [
-                *("--mode=evaluate", "--dataset=tiny:dataset", f"--result_json={tmp_path}/b.json"),
-                f"--init_checkpoint={weights}",
-            ],
-        )
-        assert piped.returncode == 0, piped.stderr
-        rows = list(csv.DictReader(piped.stdout.splitlines()))
-        assert [row["file"] for row in rows] == files[:3]
-        assert piped.stderr.splitlines()[-1] == "3 files classified"
-        assert predicted.returncode == 1
-        expected = f"{tmp_path}/no image.png: is not an image that can be read: neither JPEG, PNG, "
-        (line,) = [line for line in predicted.stderr.splitlines() if "no image.png" in line]
-        assert line.startswith(f"slim-horovod: {expected}")
-        found = read_json(tmp_path / "p.json")["result"]["predictions"]
-        assert [row["file"] for row in found] == files[:3]
-        names = tiny.dataset(None).class_names
-        likeliest = [row["classes"][0] for row in found]
-        assert [row["name_1"] for row in rows] == [guess["name"] for guess in likeliest]
-        for row in found:
-            assert {(guess["class"], guess["name"]) for guess in row["classes"]} == set(
-                enumerate(names)
-            )
-
-        assert evaluated.returncode == 0, evaluated.stderr
-        assert "assumed" not in evaluated.stderr
-        told = read_json(tmp_path / "b.json")["result"]
-        assert sum(row["count"] for row in told["classes"]) == told["count"] == 37
-        assert sum(row["right"] for row in told["classes"]) == round(told["top1"] * 37)
-        assert told["images_per_sec"] > 0
-        best_top1 = max(read_events(run)["eval/top1"].values())
-        top1 = read_json(tmp_path / "b.json")["result"]["top1"]
-        assert top1 == pytest.approx(best_top1, rel=1e-6)
-
-        assert exported.returncode == 0, exported.stderr
-        card = read_json(target / "model.json")
-        assert card["class_names"] == list(names)
-        checkpoint, result = card["checkpoint"], read_json(run / "result.json")["result"]
-        assert (checkpoint["step"], checkpoint["workers"]) == (60, 2)
-        assert checkpoint["epoch"] == pytest.approx(result["epochs"])
-        assert checkpoint["evaluation"] == pytest.approx(
-            {name: result["eval"][name] for name in ("top1", "top5", "loss")}, rel=1e-6
-        )
-        serve = tf.saved_model.load(str(target)).signatures["images"]
-        probabilities = serve(images=tf.constant(split.images[:3]))["probabilities"].numpy()
-        for row, expected in zip(found, probabilities, strict=True):
-            shares = {guess["class"]: guess["probability"] for guess in row["classes"]}
-            ours = [shares[number] for number in range(tiny.NUM_CLASSES)]
-            np.testing.assert_allclose(ours, expected, atol=1e-5)
 
     def test_started_again_it_says_that_it_is_complete(self, run):
         before = (run / "metrics.jsonl").read_text().count("train/loss")

@@ -175,7 +175,7 @@ def replace_flags(config: Config, values: Mapping[str, Any]) -> Config:
 
 def describe_assumed(config: Config) -> str | None:
     """Returns a line about the flags of the network that were not given; None: all were."""
-    flags = [f"--{flag.name}={flag.value}" for flag in list_flags(config)]
+    flags = [f"--{f.name}={f.value}" for f in list_flags(config) if f.value is not None]
     assumed = [text for text in flags if text.split("=")[0][2:] not in config.given]
     if not assumed or not _places(config.run):
         return None

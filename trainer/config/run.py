@@ -141,6 +141,7 @@ class RunConfig(Checked):
         "half the size of float32, and answers that differ a little.",
         choices=("float32", "bfloat16", "float16"),
         changes_training=False,
+        modes=("export",),
     )
 
     def __post_init__(self) -> None:

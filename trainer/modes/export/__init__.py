@@ -25,6 +25,9 @@ def run(config: Config) -> int:
     """Writes the SavedModel of a checkpoint to --export_dir, checked, whole or not at all."""
     config, _, known_names, remarks = outputs.as_trained(config)
     launcher.refuse(config.mode)
+    # Answers are those of an evaluation.
+    data = dataclasses.replace(config.data, image_size=config.data.evaluation_size)
+    config = dataclasses.replace(config, data=data)
     prefix, skipped = search.choose(config.run)
     target = _find_target(config)
     num_classes = restore.count_classes(prefix)

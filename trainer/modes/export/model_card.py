@@ -92,7 +92,7 @@ def _find_evaluation(path: Path, step: int) -> dict[str, Any]:
                     continue
                 fields = metrics_lines.parse_line(line)
                 if fields.get("step") == step:
-                    found = {name: fields.get(tag) for name, tag in _EVALUATED.items()}
+                    found = {name: fields[tag] for name, tag in _EVALUATED.items() if tag in fields}
     except OSError:  # There is none, as where a checkpoint was copied.
         return {}
     return found
