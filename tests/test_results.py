@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer.checkpoints import model_file
+from trainer.checkpoints import model_file, search
 from trainer.config import Config, DataConfig, RunConfig
 from trainer.distributed import Group, Worker
 from trainer.errors import UserError
@@ -72,6 +72,28 @@ def test_a_flag_that_is_given_needs_no_good_value_in_the_models_description(tmp_
 def write_model(folder, **content):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.json").write_text(json.dumps(content))
+
+
+def test_a_row_of_numbers_is_a_line(tmp_path):
+    path = tmp_path / "result.json"
+    result = {
+        "confusion": [[3, 0], [1, 2]],
+        "rates": [1e-07, -2.5e22, 0.5],
+        "none": [],
+        "a": ["[ 1 ]"],
+    }
+    config = Config(run=RunConfig(result_json=str(path)))
+    outputs.report(config, Worker(), result, text="")
+    text = path.read_text()
+    assert json.loads(text)["result"] == result
+    assert "      [1, 2]\n" in text
+    assert '"rates": [1e-07, -2.5e+22, 0.5],' in text
+
+
+def test_the_best_checkpoint_of_a_run_without_evaluations_is_none(tmp_path):
+    run = RunConfig(logdir=str(tmp_path), checkpoint="best")
+    with pytest.raises(UserError, match=f"^--checkpoint: {tmp_path} has no best checkpoint"):
+        search.choose(run)
 
 
 def test_a_size_that_is_given_is_that_of_the_evaluation(tmp_path):

@@ -131,6 +131,10 @@ def choose(config: RunConfig) -> Chosen:
       UserError: there is no checkpoint.
     """
     given = config.chosen_checkpoint
+    if config.checkpoint == "best" and not Path(given or "").is_dir():
+        raise UserError(
+            f"--checkpoint: {config.logdir} has no best checkpoint, since none was evaluated there"
+        )
     if given is not None:
         flag = "init_checkpoint" if given == config.init_checkpoint else "checkpoint"
         return resolve(given, flag=flag)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,10 @@ from trainer.inputs import class_names
 from trainer.inputs.dataset import DatasetInfo
 from trainer.machine import environment
 from trainer.process import files, launcher
+
+_NUMBER = r"-?\d[\d.e+-]*"
+# Not within a string, in which line breaks are escaped.
+_NUMBERS = re.compile(rf"\[\n +({_NUMBER}(?:,\n +{_NUMBER})*)\n +\]")
 
 
 def check_places(config: Config, worker: Worker) -> None:
@@ -71,9 +76,15 @@ def _write(flag: str, path: str | Path, content: dict[str, Any]) -> None:
       UserError: it can't be written; the message names the flag that it belongs to.
     """
     try:
-        files.write_text(path, json.dumps(content, indent=2) + "\n")
+        files.write_text(path, _as_text(content))
     except OSError as error:
         raise _unwritable(flag, path, error) from error
+
+
+def _as_text(content: dict[str, Any]) -> str:
+    """Returns indented JSON in which a list of numbers, such as a matrix's row, is one line."""
+    text = json.dumps(content, indent=2)
+    return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
 
 def _unwritable(flag: str, path: str | Path, error: OSError) -> UserError:
