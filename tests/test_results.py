@@ -94,6 +94,9 @@ def test_the_best_checkpoint_of_a_run_without_evaluations_is_none(tmp_path):
     run = RunConfig(logdir=str(tmp_path), checkpoint="best")
     with pytest.raises(UserError, match=f"^--checkpoint: {tmp_path} has no best checkpoint"):
         search.choose(run)
+    run = RunConfig(logdir=str(tmp_path), checkpoint="runs/gone")
+    with pytest.raises(UserError, match=r"^--checkpoint: must be latest, best, .* got .runs/gone."):
+        search.choose(run)
 
 
 def test_a_size_that_is_given_is_that_of_the_evaluation(tmp_path):

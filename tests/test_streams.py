@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -225,3 +226,14 @@ def test_under_horovodrun_the_first_worker_writes_to_the_terminal_itself(flags):
         assert [mark[-12:] for mark in marked] == ["[0]<stdout>:", "[1]<stdout>:"]
     else:
         assert marked == ["", "[1]<stdout>:"]
+
+
+@pytest.mark.processes
+def test_a_reader_that_ends_early_ends_the_program_without_a_word():
+    command = [sys.executable, "-m", "trainer", "--help"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as program:
+        program.stdout.close()
+        assert program.stderr.read() == b""
+        assert program.wait() == 128 + signal.SIGPIPE

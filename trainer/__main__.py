@@ -38,7 +38,13 @@ def main() -> None:
     streams.print_anything()
     _find_plug_ins_here()
     keeper.stay_behind()
-    QuickExit().exit(run(sys.argv))
+    leaving = QuickExit()
+    try:
+        status = run(sys.argv)
+    except BrokenPipeError:  # Whoever read the output has ended, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # What Python flushes at its end goes there.
+        status = 128 + signal.SIGPIPE
+    leaving.exit(status)
 
 
 def _find_plug_ins_here() -> None:
@@ -69,7 +75,7 @@ def run(argv: Sequence[str]) -> int:
         launcher.check()
         return modes.run(config)
     except command_line.HelpRequested as help_text:
-        print(__doc__ or "", help_text, sep="\n")
+        print(__doc__ or "", help_text, sep="\n", flush=True)
         return 0
     except command_line.VersionRequested:
         print(_versions())

@@ -121,6 +121,11 @@ def resolve(given: str, *, flag: str = "init_checkpoint") -> Chosen:
             f"--{flag}: {given} is one file, as checkpoints of TensorFlow's format V1 "
             "are, which is not read: convert it as docs/recovery.md tells (Resume)"
         )
+    if flag == "checkpoint" and not layout.is_prefix(prefix):
+        raise UserError(
+            "--checkpoint: must be latest, best, or a checkpoint's prefix, file or folder, got "
+            f"{given!r}"
+        )
     return Chosen(prefix)
 
 

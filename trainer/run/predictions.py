@@ -160,6 +160,8 @@ def _open(flag: str, path: str | None) -> Iterator[TextIO | None]:
                 open(temporary, "w", encoding="utf-8", newline="") as file,
             ):
                 yield file
+        except BrokenPipeError:
+            raise  # That of the standard output.
         except OSError as error:
             raise UserError(
                 f"--{flag}: {path} could not be written ({error.strerror})",
