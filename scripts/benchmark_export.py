@@ -3,19 +3,22 @@
 
   scripts/benchmark_export.py --exported=DIR --checkpoint=runs/one/model.ckpt-270
 
-Both take turns in one process, with the same cores; what counts is the median of the rounds'
-ratios, since a machine's speed drifts. What it tells of the CPU's time means something on a busy
-machine, too. The checkpoint's graph is run by TensorFlow's own operations, without the compiled
-kernels; the exported one as `tf.saved_model.load` gives it. TF_ENABLE_ONEDNN_OPTS=0 or 1 turns
-oneDNN off or on for both.
+The checkpoint's graph is run by TensorFlow's own operations, without the compiled kernels; the
+exported one as `tf.saved_model.load` gives it; both with oneDNN, as TensorFlow has it by default on
+CPUs with AVX-512 or AMX, and without, as on others. Each is a process of its own. They take turns;
+what counts is the median of the rounds' ratios, since a machine's speed drifts. What is told of the
+CPU's time means something on a busy machine, too.
 """
 
 import argparse
+import itertools
 import json
+import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from shared import program
@@ -31,18 +34,32 @@ from trainer.errors import UserError
 from trainer.graph.network import classify
 from trainer.machine import session
 
+_ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
+_CHECKPOINT, _EXPORTED = "checkpoint", "exported"
+
 Run = Callable[[Any], Any]
 
 
-def load_checkpoint(config: Config, prefix: str, num_classes: int) -> Run:
+class Turn(NamedTuple):
+    """The images of a turn per second, and per second of the CPU in all threads."""
+
+    images_per_sec: float
+    images_per_cpu_sec: float
+
+
+def load_checkpoint(config: Config, prefix: str) -> Run:
     """Returns a function from pixels to logits, by the checkpoint's graph in a session."""
     size = config.data.image_size
     with tf.Graph().as_default():
         images = tf1.placeholder(tf.uint8, [None, size, size, 3])
-        logits = classify(config, images, num_classes=num_classes)
+        logits = classify(config, images, num_classes=restore.count_classes(prefix))
         own = tf1.Session(config=session.create_config())
         restore.restore_weights(own, prefix, restore.network_variables(), new_logits=False)
-    return lambda pixels: own.run(logits, {images: pixels})
+
+    def run(pixels: Any) -> Any:
+        return own.run(logits, {images: pixels})
+
+    return run
 
 
 def load_exported(folder: str) -> Run:
@@ -55,11 +72,12 @@ def load_exported(folder: str) -> Run:
     return run
 
 
-class Turn(NamedTuple):
-    """The images of a turn per second, and per second of the CPU in all threads."""
-
-    images_per_sec: float
-    images_per_cpu_sec: float
+def read_config(exported: str) -> Config:
+    """Returns the configuration of an exported network."""
+    described = model_file.read(program.path(exported))
+    if described is None:
+        raise UserError(f"{exported} has no model.json: give what --mode=export has made")
+    return model_file.apply(Config(), described)
 
 
 def take_turn(run: Run, pixels: Any, seconds: float) -> Turn:
@@ -72,22 +90,56 @@ def take_turn(run: Run, pixels: Any, seconds: float) -> Turn:
     return Turn(runs * len(pixels) / wall, runs * len(pixels) / cpu)
 
 
-def compare(runs: dict[str, Run], pixels: Any, *, rounds: int, seconds: float) -> dict[str, Any]:
-    """Returns medians of each, and of the rounds' ratios of the second to the first."""
-    turns: dict[str, list[Turn]] = {name: [] for name in runs}
-    for run in runs.values():
-        take_turn(run, pixels, seconds)
-    for number in range(rounds):
-        for name in list(runs)[:: -1 if number % 2 else 1]:
-            turns[name].append(take_turn(runs[name], pixels, seconds))
+def answer(connection: Connection, network: str, exported: str, checkpoint: str) -> None:
+    """Runs a network's turns in a process: of (batch size, seconds) each, until it is closed."""
+    config = read_config(exported)
+    run = load_checkpoint(config, checkpoint) if network == _CHECKPOINT else load_exported(exported)
+    size = config.data.image_size
+    while True:
+        try:
+            batch_size, seconds = connection.recv()
+        except EOFError:
+            return
+        shape = (batch_size, size, size, 3)
+        pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        connection.send(tuple(take_turn(run, pixels, seconds)))
+
+
+def start(network: str, onednn: str, options: argparse.Namespace) -> Connection:
+    """Starts the process of a network; returns the connection to it."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    arguments = (there, network, str(options.exported), options.checkpoint)
+    # Both are read when TensorFlow, or the kernels, are loaded there.
+    os.environ |= {_ONEDNN: onednn, switch.VARIABLE: "0", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    context.Process(target=answer, args=arguments, daemon=True).start()
+    there.close()
+    return here
+
+
+def ask(connection: Connection, batch_size: int, seconds: float) -> Turn:
+    """Has a process take its turn."""
+    connection.send((batch_size, seconds))
+    try:
+        return Turn(*connection.recv())
+    except EOFError as error:
+        raise UserError("the process of a network has ended; see above") from error
+
+
+def summarize(turns: dict[tuple[str, str], list[Turn]]) -> dict[str, Any]:
+    """Returns medians of each network, and of the exported ones' ratios to the checkpoint's."""
     found: dict[str, Any] = {}
     for field in Turn._fields:
-        own, exported = ([getattr(turn, field) for turn in each] for each in turns.values())
-        ratios = [one / other for one, other in zip(exported, own, strict=True)]
-        medians = map(statistics.median, (own, exported, ratios))
-        found[field] = dict(
-            zip((*runs, "ratio"), (round(each, 3) for each in medians), strict=True)
-        )
+        rates = {key: [getattr(turn, field) for turn in each] for key, each in turns.items()}
+        medians = {
+            f"{network}, oneDNN={onednn}": round(statistics.median(each), 2)
+            for (network, onednn), each in rates.items()
+        }
+        for one, other in itertools.product("01", repeat=2):
+            pairs = zip(rates[_EXPORTED, one], rates[_CHECKPOINT, other], strict=True)
+            ratio = statistics.median(mine / theirs for mine, theirs in pairs)
+            medians[f"exported, oneDNN={one} / checkpoint, oneDNN={other}"] = round(ratio, 3)
+        found[field] = medians
     return found
 
 
@@ -99,26 +151,21 @@ def main() -> None:
     parser.add_argument("--batch_sizes", default="1,32", help="%(default)s")
     parser.add_argument("--rounds", type=program.at_least(1), default=10, help="%(default)s")
     parser.add_argument(
-        "--seconds", type=program.at_least(0, float), default=5.0, help="per turn; %(default)s"
+        "--seconds", type=program.at_least(0, float), default=4.0, help="per turn; %(default)s"
     )
     options = parser.parse_args()
-    os.environ[switch.VARIABLE] = "0"
-    described = model_file.read(options.exported)
-    if described is None:
-        raise UserError(f"{options.exported} has no model.json: give what --mode=export has made")
-    config = model_file.apply(Config(), described)
-    num_classes = restore.count_classes(options.checkpoint)
-    runs = {
-        "checkpoint": load_checkpoint(config, options.checkpoint, num_classes),
-        "exported": load_exported(str(options.exported)),
-    }
-    size = config.data.image_size
-    found: dict[str, Any] = {"image_size": size}
+    found: dict[str, Any] = {"image_size": read_config(str(options.exported)).data.image_size}
+    networks = itertools.product((_CHECKPOINT, _EXPORTED), "01")
+    processes = {each: start(*each, options) for each in networks}
     for batch_size in map(int, options.batch_sizes.split(",")):
-        pixels = np.random.default_rng(0).integers(0, 256, (batch_size, size, size, 3), np.uint8)
-        found[f"batch {batch_size}"] = compare(
-            runs, pixels, rounds=options.rounds, seconds=options.seconds
-        )
+        turns: dict[tuple[str, str], list[Turn]] = {each: [] for each in processes}
+        for connection in processes.values():
+            for _ in range(2):
+                ask(connection, batch_size, options.seconds / 2)
+        for number in range(options.rounds):
+            for each in list(processes)[:: -1 if number % 2 else 1]:
+                turns[each].append(ask(processes[each], batch_size, options.seconds))
+        found[f"batch {batch_size}"] = summarize(turns)
     print(json.dumps(found, indent=2))
 
 

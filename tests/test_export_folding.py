@@ -192,3 +192,12 @@ def test_a_network_that_does_not_look_at_its_images_is_refused():
         images = tf1.placeholder(tf.uint8, [None, 8, 8, 3])
         with pytest.raises(frozen.NotExportableError, match="do not depend on its images"):
             frozen.freeze(session, images, tf.ones([1, tiny.NUM_CLASSES]))
+
+
+def test_weights_for_which_a_graph_has_no_room_are_refused(monkeypatch):
+    monkeypatch.setattr(frozen, "_MOST_BYTES", 3000)
+    with pytest.raises(
+        frozen.NotExportableError, match=r"^its weights have 0\.0 GiB, where a graph"
+    ):
+        Built("tiny:network")
+    Built("tiny:network", precision="bfloat16")

@@ -19,6 +19,8 @@ _READERS = frozenset({"VarHandleOp", "ReadVariableOp", "VariableV2", "Variable"}
 _FED = frozenset({"Placeholder", "PlaceholderWithDefault"})
 # Of loops and branches in TensorFlow's older form, which belong together.
 _CONTROL_FLOW = frozenset({"Enter", "Exit", "LoopCond", "Merge", "NextIteration", "Switch"})
+# Protocol buffers have 2 GiB; names and operations need little of it.
+_MOST_BYTES = 2**31 - 2**25
 # Attributes for those who build a graph: other gradients, and operations that share a device.
 _OF_BUILDING = ("_gradient_op_type", "_class")
 
@@ -79,6 +81,12 @@ def freeze(session: tf1.Session, images: tf.Tensor, logits: tf.Tensor) -> Frozen
     constants = _Constants({}, {})
     _add_kernels(folds, constants)
     _add_others(session, operations, dependent, folds, constants)
+    size = sum(value.nbytes for value in (*constants.values.values(), *folds.biases.values()))
+    if size > _MOST_BYTES:
+        raise NotExportableError(
+            f"its weights have {size / 2**30:.1f} GiB, where a graph has room for less than 2. "
+            "--export_precision=bfloat16 halves them"
+        )
     original = images.graph.as_graph_def()
     graph_def = tf1.GraphDef(versions=original.versions, library=original.library)
     graph_def.node.extend(_constant(name, value) for name, value in constants.values.items())
