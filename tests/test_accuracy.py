@@ -109,7 +109,7 @@ def test_all_that_tells_a_class_agrees_with_argmax(precision, tmp_path):
     all_logits = np.float32(all_logits)
     low_bits = all_logits.view(np.uint32) & 0x1FFF  # float16 has none of these, bfloat16 neither.
     assert np.mean(low_bits != 0) > 0.99
-    config = dataclasses.replace(config, files=tuple(map(str, files)))
-    predicted = predict._classify(config, prefix, CLASSES)
-    assert len(predicted) == 400
-    np.testing.assert_array_equal([logits for logits, _ in predicted.values()], all_logits)
+    names = list(map(str, files))
+    predicted = list(predict._classify(config, names, prefix, CLASSES))
+    assert [name for name, _ in predicted] == names
+    np.testing.assert_array_equal([logits for _, (logits, _) in predicted], all_logits)

@@ -33,6 +33,7 @@ OTHERS = {
     "shuffle_block": 2,
     "cache": "encoded",
     "max_bad_examples": 3,
+    "eval_image_size": 48,
 }
 
 

@@ -5,8 +5,9 @@ import json
 import random
 from pathlib import Path
 
+from shared import run_logs
+
 import pytest
-import report
 
 from trainer.checkpoints import layout, manifest, model_file
 from trainer.config import Config, RunConfig
@@ -57,6 +58,7 @@ def read_all(folder, task):
         layout.MODEL: (
             lambda: outputs.as_trained(config),
             lambda: outputs.check_classes(config, outputs.Worker(), info),
+            lambda: run_logs.read_flags(folder, str),
         ),
         layout.MANIFEST: (lambda: manifest.read(folder),),
         status.FILE_NAME: (lambda: status.read(folder), lambda: refuse(logdir)),
@@ -64,7 +66,7 @@ def read_all(folder, task):
         metrics_lines.NAME: (
             lambda: metrics_lines.newest_step(folder / metrics_lines.NAME, "eval/top1"),
             lambda: create_writer(logdir, rank=0, first_step=2).close(),
-            lambda: report.read_curves(folder),
+            lambda: run_logs.read_curves(folder),
         ),
         dataset_manifest.FILE_NAME: (lambda: dataset_manifest.read_manifest(logdir),),
         Path(shard_writer.receipt_path(task.path)).name: (lambda: shard_writer.find_receipt(task),),

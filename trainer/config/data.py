@@ -38,6 +38,7 @@ class DataConfig(Checked):
         maximum=2**15,
         changes_training=False,
         belongs_to_model=True,
+        read_by=("tfrecord", "folder"),
         elsewhere=("val_image_size", "test_image_size"),
     )
     batch_size: int = flag(
