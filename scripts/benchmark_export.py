@@ -49,7 +49,7 @@ class Turn(NamedTuple):
 
 def load_checkpoint(config: Config, prefix: str) -> Run:
     """Returns a function from pixels to logits, by the checkpoint's graph in a session."""
-    size = config.data.image_size
+    size = config.data.evaluation_size
     with tf.Graph().as_default():
         images = tf1.placeholder(tf.uint8, [None, size, size, 3])
         logits = classify(config, images, num_classes=restore.count_classes(prefix))
@@ -94,7 +94,7 @@ def answer(connection: Connection, network: str, exported: str, checkpoint: str)
     """Runs a network's turns in a process: of (batch size, seconds) each, until it is closed."""
     config = read_config(exported)
     run = load_checkpoint(config, checkpoint) if network == _CHECKPOINT else load_exported(exported)
-    size = config.data.image_size
+    size = config.data.evaluation_size
     while True:
         try:
             batch_size, seconds = connection.recv()
@@ -154,7 +154,7 @@ def main() -> None:
         "--seconds", type=program.at_least(0, float), default=4.0, help="per turn; %(default)s"
     )
     options = parser.parse_args()
-    found: dict[str, Any] = {"image_size": read_config(str(options.exported)).data.image_size}
+    found: dict[str, Any] = {"image_size": read_config(str(options.exported)).data.evaluation_size}
     networks = itertools.product((_CHECKPOINT, _EXPORTED), "01")
     processes = {each: start(*each, options) for each in networks}
     for batch_size in map(int, options.batch_sizes.split(",")):
