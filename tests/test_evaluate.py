@@ -194,6 +194,7 @@ def test_every_checkpoint_of_a_run_is_evaluated_once_beside_it(tmp_path):
     assert sorted(evaluated_steps(logdir)) == list(range(4, 33, 4))
     assert len(list(logdir.glob("model.ckpt-*.index"))) == 5
     assert "checkpoints of" in second.output()
+    assert f"{logdir}/model.ckpt-28: top-1 " in second.output()
     left = [path.name for path in logdir.iterdir() if "following" in path.name]
     assert len(left) <= 1  # That of the killed one, which the next start of a run removes.
 

@@ -184,15 +184,17 @@ def test_a_flush_writes_only_what_is_new():
     assert recorder.steps == {}
 
 
-def test_the_console_tells_the_mean_rate_since_its_last_line():
-    plan = create_plan(
-        RunConfig(steps=5, log_every=2),
-        global_batch_size=32,
-        train_examples=64,
-        validation_examples=0,
-    )
+def open_console(config, **sizes):
+    """A plan, its console, and the file that the console prints to."""
+    plan = create_plan(config, validation_examples=0, **sizes)
     stream = io.StringIO()
-    talk = console.TextConsole(plan, first_step=1, stream=stream)
+    return plan, console.TextConsole(plan, first_step=1, stream=stream), stream
+
+
+def test_the_console_tells_the_mean_rate_since_its_last_line():
+    _, talk, stream = open_console(
+        RunConfig(steps=5, log_every=2), global_batch_size=32, train_examples=64
+    )
     for number, duration_sec in enumerate((0.1, 0.3, 1.0, 1.0, 4.0), start=1):
         talk.report_step(
             step(number, duration_sec=duration_sec, cross_entropy=2.5, top1=number / 8)
@@ -208,14 +210,9 @@ def test_the_console_tells_the_mean_rate_since_its_last_line():
 
 
 def test_a_line_of_the_console_fits_into_80_columns_below_its_heading():
-    plan = create_plan(
-        RunConfig(epochs=90, log_every=100),
-        global_batch_size=256,
-        train_examples=1_281_167,
-        validation_examples=0,
+    plan, talk, stream = open_console(
+        RunConfig(epochs=90, log_every=100), global_batch_size=256, train_examples=1_281_167
     )
-    stream = io.StringIO()
-    talk = console.TextConsole(plan, first_step=1, stream=stream)
     for number in range(448_801, plan.total_steps + 1):
         talk.report_step(step(number, duration_sec=12.5, cross_entropy=math.nan, rate=3.125e-5))
     talk.report_step(step(100, duration_sec=0.01, cross_entropy=12345.678, rate=1.6))

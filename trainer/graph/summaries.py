@@ -8,6 +8,10 @@ import tensorflow as tf
 from trainer.config import TelemetryConfig
 from trainer.graph import scopes
 
+# Tags begin so.
+GRADIENT_NORM = "gradient_norm"
+WEIGHT_NORM = "weight_norm"
+
 
 class HistogramGraph(NamedTuple):
     """Serialized summaries, string [] each; () in runs without histograms.
@@ -39,13 +43,15 @@ def build_histograms(
     with tf.name_scope(scopes.HISTOGRAMS):
         values = [variable.read_value() for variable in variables]
         return HistogramGraph(
-            gradients=_build_summaries("gradient", names, gradients),
-            weights=_build_summaries("weight", names, values),
+            gradients=_build_summaries("gradient", GRADIENT_NORM, names, gradients),
+            weights=_build_summaries("weight", WEIGHT_NORM, names, values),
         )
 
 
-def _build_summaries(kind: str, names: Sequence[str], values: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Adds the histogram and the norm of each value, in one summary."""
+def _build_summaries(
+    kind: str, norm_kind: str, names: Sequence[str], values: Sequence[tf.Tensor]
+) -> tf.Tensor:
+    """Adds the histogram and the norm of each value, in one summary: string []."""
     # Raw operations, since those of tf.summary put the name scope into their tags.
     parts = []
     for name, value in zip(names, values, strict=True):
@@ -53,5 +59,5 @@ def _build_summaries(kind: str, names: Sequence[str], values: Sequence[tf.Tensor
         finite = tf.where(tf.math.is_finite(value), value, tf.zeros_like(value))
         parts.append(tf.raw_ops.HistogramSummary(tag=f"{kind}/{name}", values=finite))
         norm = tf.norm(value)
-        parts.append(tf.raw_ops.ScalarSummary(tags=f"{kind}_norm/{name}", values=norm))
+        parts.append(tf.raw_ops.ScalarSummary(tags=f"{norm_kind}/{name}", values=norm))
     return tf.raw_ops.MergeSummary(inputs=parts)

@@ -49,7 +49,8 @@ def run(config: Config) -> int:
         with group.fail_together():
             prefix, skipped = search.choose(config.run)
         with contextlib.closing(_Evaluator(config, group, prefix, skipped)) as evaluator:
-            result, text = evaluator.evaluate(prefix)
+            result, text = evaluator.evaluate()
+            text = f"{evaluator.prefix}: {text}"
     outputs.report(config, group.worker, result, text=text)
     group.shutdown()
     return 0
@@ -66,18 +67,18 @@ def _follow(config: Config, logdir: Path, group: Group) -> tuple[dict[str, Any],
         for step, prefix in _checkpoints(follower, logdir):
             while follower.is_last(step) and _goes_on(logdir):
                 time.sleep(_LOOK_SEC)  # A run evaluates its last step itself.
-            if step in metrics_lines.steps_with(metrics, tags.EVAL_TOP1):
-                continue
             fault = follower.fault_in(step)
             if fault is not None:
                 outputs.remark(f"{layout.prefix_of(str(logdir), step)} is damaged ({fault})")
-                continue
-            if evaluator is None:
-                evaluator = _Evaluator(config, group, prefix)
-                stack.enter_context(contextlib.closing(evaluator))
-            result, text = evaluator.evaluate(prefix)
-            print(f"step {step}: {text}", flush=True)
-            results.append({"step": step, **result})
+            elif step not in metrics_lines.steps_with(metrics, tags.EVAL_TOP1):
+                if evaluator is None:
+                    evaluator = _Evaluator(config, group, prefix)
+                    stack.enter_context(contextlib.closing(evaluator))
+                else:
+                    evaluator.load(prefix)
+                result, text = evaluator.evaluate()
+                print(f"{layout.prefix_of(str(logdir), step)}: {text}", flush=True)
+                results.append({"step": step, **result})
             follower.drop(step)
     return {"evaluations": results}, f"{len(results)} checkpoints of {logdir} evaluated"
 
@@ -112,7 +113,11 @@ def _goes_on(logdir: Path) -> bool:
 
 
 class _Evaluator:
-    """A graph and a session, in which one checkpoint after the other can be evaluated."""
+    """A graph and a session, in which one checkpoint after the other can be evaluated.
+
+    Attributes:
+      prefix: prefix of the checkpoint that is loaded.
+    """
 
     def __init__(
         self, config: Config, group: Group, prefix: str, skipped: Sequence[str] = ()
@@ -148,7 +153,7 @@ class _Evaluator:
             )
             _check_examples(config, self._dataset.info)
             outputs.remark(*skipped, *remarks, *self._dataset.remarks)
-            with tf.Graph().as_default() as self._main_graph:
+            with tf.Graph().as_default() as main_graph:
                 self._graph = build_evaluation_graph(config, group, self._dataset)
                 self._variables = restore.network_variables()
                 self._session = tf1.Session(
@@ -158,8 +163,8 @@ class _Evaluator:
                         model=config.model,
                     )
                 )
-                self._load(prefix)
-                self._main_graph.finalize()
+                self.load(prefix)
+                main_graph.finalize()
         with group.explain_loss():
             agreement.check_data(group, self._dataset.info)
         self._writer = create_writer(self._logdir, rank=group.worker.rank)
@@ -169,8 +174,17 @@ class _Evaluator:
         self._writer.close()
         self._session.close()
 
-    def evaluate(self, prefix: str) -> tuple[dict[str, Any], str]:
-        """Evaluates a checkpoint; returns the result, and a line about it. A collective."""
+    def load(self, prefix: str) -> None:
+        """Loads the weights of a checkpoint."""
+        restore.restore_weights(self._session, prefix, self._variables, new_logits=False)
+        self.prefix = prefix
+
+    def evaluate(self) -> tuple[dict[str, Any], str]:
+        """Evaluates the checkpoint that is loaded. A collective.
+
+        Returns:
+          the result for --result_json (see docs/evaluating.md), and a line about it.
+        """
         config, group, info = self._config, self._group, self._dataset.info
         details = EvaluationDetails(info)
         ends_sec = [time.perf_counter()]
@@ -180,9 +194,6 @@ class _Evaluator:
             watch(config.run, group.worker) as watchdog,
             _predictions(config, group, self._dataset) as predictions,
         ):
-            prefix = group.gather(prefix)[0]
-            if prefix != self._prefix:
-                self._load(prefix)
 
             def after_batch(number: int) -> None:
                 watchdog.finish_step(number)
@@ -192,8 +203,8 @@ class _Evaluator:
             views = create_evaluation_views(self._logdir, group.worker, self._writer, names)
             observers: tuple[Observer, ...] = (views, details, *predictions)
             found = evaluate(self._session, self._graph, group, *observers, after_batch=after_batch)
-            text = f"{prefix}: {found.describe(info.num_classes)}"
-            text += self._log(search.step_of(prefix), found, views)
+            text = found.describe(info.num_classes)
+            text += self._log(search.step_of(self.prefix), found, views)
             told = details.summarize(group)
         batch_size = config.data.batch_size * group.worker.size
         rate = _images_per_sec(found.count, batch_size, ends_sec)
@@ -214,10 +225,6 @@ class _Evaluator:
         write_scalars(self._writer, step, found, num_classes=num_classes)
         self._writer.flush()
         return ""
-
-    def _load(self, prefix: str) -> None:
-        restore.restore_weights(self._session, prefix, self._variables, new_logits=False)
-        self._prefix = prefix
 
 
 def _images_per_sec(count: int, global_batch_size: int, ends_sec: Sequence[float]) -> float:

@@ -9,6 +9,7 @@ import enum
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from trainer.graph.summaries import GRADIENT_NORM, WEIGHT_NORM
 from trainer.graph.train_step import StepMetrics
 from trainer.telemetry.step import Step
 
@@ -235,8 +236,6 @@ GPU_UTILIZATION = "perf/gpu_utilization_percent"
 GPU_POWER = "perf/gpu_power_watts"
 GPU_MEMORY = "perf/gpu_memory_mib"
 LEAST, MOST = "_least", "_most"  # Of all workers, behind a tag of the GPUs.
-GRADIENT_NORM = "gradient_norm"  # As graph/summaries.py writes them.
-WEIGHT_NORM = "weight_norm"
 MEAN_IMAGES_PER_SEC = "perf/mean_images_per_sec"
 
 OCCASIONAL = (

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import tensorflow.compat.v1 as tf1
 from tensorboard.plugins.custom_scalar import layout_pb2, summary
 
+from trainer.graph.summaries import GRADIENT_NORM, WEIGHT_NORM
 from trainer.telemetry import tags
 
 
@@ -29,7 +30,7 @@ def build_layout(kernels: Sequence[str] = ()) -> tf1.Summary:
     if kernels:
         charts = {
             f"{kind}, {part}": [f"{kind}/{name}" for name in names]
-            for kind in (tags.GRADIENT_NORM, tags.WEIGHT_NORM)
+            for kind in (GRADIENT_NORM, WEIGHT_NORM)
             for part, names in _by_part(kernels).items()
         }
         categories.append(_build_category("norms of kernels", charts, closed=True))
