@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -61,12 +62,18 @@ def test_the_oldest_of_too_many_lines_are_dropped_and_counted(pipe):
     printer = streams.Printer(write, max_waiting_bytes=80_000)
     fill(read, printer, LINES)
     lines = read_to_the_end(read, write, printer)[1:]
-    # The thread had the first line in hand, or came too late for it.
-    note, dropped = b"slim-horovod: %d lines dropped here: nobody read them\n", 90_000
-    if lines[0] == LINES[0]:
-        del lines[0]
-        dropped -= 1
-    assert lines == [note % dropped, *LINES[-10_000:]]
+    reached, notes = 0, 0
+    for line in lines:
+        if note := re.fullmatch(rb"slim-horovod: (\d+) lines dropped here: nobody .*\n", line):
+            reached += int(note[1])
+            notes += 1
+        else:
+            assert line == LINES[reached]
+            reached += 1
+    assert reached == len(LINES)
+    # The thread has one line in hand while others are dropped: which one is up to it.
+    assert notes in (1, 2)
+    assert len(lines) - notes in (10_000, 10_001)
 
 
 def test_parts_of_lines_are_put_together_where_some_are_dropped(pipe):
