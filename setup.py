@@ -78,6 +78,7 @@ setup(
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22", "nvidia-ml-py>=12"],
         "build": ["cmake>=3.18", "packaging", "pip", "setuptools", "wheel"],
         "demo": ["scikit-learn>=1.4"],
+        "export": ["ai-edge-litert>=2.1", "onnx>=1.17,<2", "onnxruntime>=1.20,<2", "tf2onnx>=1.17"],
         "report": ["matplotlib>=3.9,<4"],
         "dev": ["mypy", "pytest>=8", "pytest-xdist>=3.6", "ruff"],
     },

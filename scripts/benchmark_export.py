@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """How fast an exported network is beside its checkpoint's own graph, from pixels to logits.
 
-  scripts/benchmark_export.py --exported=DIR --checkpoint=runs/one/model.ckpt-270
+  scripts/benchmark_export.py --exported=DIR --checkpoint=runs/one/model.ckpt-270 [--onnx=DIR]
 
 The checkpoint's graph is run by TensorFlow's own operations, without the compiled kernels; the
-exported one as `tf.saved_model.load` gives it; both with oneDNN, as TensorFlow has it by default on
-CPUs with AVX-512 or AMX, and without, as on others. Each is a process of its own. They take turns;
-what counts is the median of the rounds' ratios, since a machine's speed drifts. What is told of the
-CPU's time means something on a busy machine, too.
+exported one as `tf.saved_model.load` gives it; both with oneDNN, as TensorFlow has it by default
+on CPUs with AVX-512 or AMX, and without, as on others. With --onnx ONNX Runtime runs the same
+network as --export_format=onnx gives it. Each is a process of its own, with all cores. They take
+turns; what counts is the median of the rounds' ratios, since a machine's speed drifts. What is told
+of the CPU's time means something on a busy machine, too.
 """
 
 import argparse
@@ -33,9 +34,10 @@ from trainer.cpu_kernels import switch
 from trainer.errors import UserError
 from trainer.graph.network import classify
 from trainer.machine import session
+from trainer.modes.export import onnx_model, signatures
 
 _ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
-_CHECKPOINT, _EXPORTED = "checkpoint", "exported"
+_CHECKPOINT, _EXPORTED, _ONNX = "checkpoint", "exported", "onnx"
 
 Run = Callable[[Any], Any]
 
@@ -72,6 +74,20 @@ def load_exported(folder: str) -> Run:
     return run
 
 
+def load_onnx(folder: str) -> Run:
+    """Returns a function from pixels to logits, by ONNX Runtime."""
+    import onnxruntime
+
+    loaded = onnxruntime.InferenceSession(
+        os.path.join(folder, onnx_model.NAME), providers=["CPUExecutionProvider"]
+    )
+
+    def run(pixels: Any) -> Any:
+        return loaded.run(["logits"], {signatures.PIXELS_INPUT: pixels})[0]
+
+    return run
+
+
 def read_config(exported: str) -> Config:
     """Returns the configuration of an exported network."""
     described = model_file.read(program.path(exported))
@@ -90,10 +106,13 @@ def take_turn(run: Run, pixels: Any, seconds: float) -> Turn:
     return Turn(runs * len(pixels) / wall, runs * len(pixels) / cpu)
 
 
-def answer(connection: Connection, network: str, exported: str, checkpoint: str) -> None:
+def answer(connection: Connection, network: str, path: str, exported: str) -> None:
     """Runs a network's turns in a process: of (batch size, seconds) each, until it is closed."""
     config = read_config(exported)
-    run = load_checkpoint(config, checkpoint) if network == _CHECKPOINT else load_exported(exported)
+    if network == _CHECKPOINT:
+        run = load_checkpoint(config, path)
+    else:
+        run = load_exported(path) if network == _EXPORTED else load_onnx(path)
     size = config.data.evaluation_size
     while True:
         try:
@@ -109,7 +128,7 @@ def start(network: str, onednn: str, options: argparse.Namespace) -> Connection:
     """Starts the process of a network; returns the connection to it."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    arguments = (there, network, str(options.exported), options.checkpoint)
+    arguments = (there, network, str(getattr(options, network)), str(options.exported))
     # Both are read when TensorFlow, or the kernels, are loaded there.
     os.environ |= {_ONEDNN: onednn, switch.VARIABLE: "0", "TF_CPP_MIN_LOG_LEVEL": "3"}
     context.Process(target=answer, args=arguments, daemon=True).start()
@@ -126,19 +145,22 @@ def ask(connection: Connection, batch_size: int, seconds: float) -> Turn:
         raise UserError("the process of a network has ended; see above") from error
 
 
+def _name(network: str, onednn: str) -> str:
+    return network if network == _ONNX else f"{network}, oneDNN={onednn}"
+
+
 def summarize(turns: dict[tuple[str, str], list[Turn]]) -> dict[str, Any]:
-    """Returns medians of each network, and of the exported ones' ratios to the checkpoint's."""
+    """Returns medians of each network, and of the SavedModel's ratios to the others."""
     found: dict[str, Any] = {}
+    names = {(network, value): _name(network, value) for network, value in turns}
     for field in Turn._fields:
         rates = {key: [getattr(turn, field) for turn in each] for key, each in turns.items()}
-        medians = {
-            f"{network}, oneDNN={onednn}": round(statistics.median(each), 2)
-            for (network, onednn), each in rates.items()
-        }
-        for one, other in itertools.product("01", repeat=2):
-            pairs = zip(rates[_EXPORTED, one], rates[_CHECKPOINT, other], strict=True)
-            ratio = statistics.median(mine / theirs for mine, theirs in pairs)
-            medians[f"exported, oneDNN={one} / checkpoint, oneDNN={other}"] = round(ratio, 3)
+        medians = {names[key]: round(statistics.median(each), 2) for key, each in rates.items()}
+        others = [key for key in turns if key[0] != _EXPORTED]
+        for mine, theirs in itertools.product(((_EXPORTED, "0"), (_EXPORTED, "1")), others):
+            pairs = zip(rates[mine], rates[theirs], strict=True)
+            ratio = statistics.median(my_rate / their_rate for my_rate, their_rate in pairs)
+            medians[f"{names[mine]} / {names[theirs]}"] = round(ratio, 3)
         found[field] = medians
     return found
 
@@ -148,6 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--exported", type=program.path, required=True, help="--export_dir")
     parser.add_argument("--checkpoint", required=True, help="prefix of the exported checkpoint")
+    parser.add_argument("--onnx", type=program.path, help="--export_dir of --export_format=onnx")
     parser.add_argument("--batch_sizes", default="1,32", help="%(default)s")
     parser.add_argument("--rounds", type=program.at_least(1), default=10, help="%(default)s")
     parser.add_argument(
@@ -155,7 +178,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     found: dict[str, Any] = {"image_size": read_config(str(options.exported)).data.evaluation_size}
-    networks = itertools.product((_CHECKPOINT, _EXPORTED), "01")
+    networks = [*itertools.product((_CHECKPOINT, _EXPORTED), "01")]
+    networks += [] if options.onnx is None else [(_ONNX, "0")]
     processes = {each: start(*each, options) for each in networks}
     for batch_size in map(int, options.batch_sizes.split(",")):
         turns: dict[tuple[str, str], list[Turn]] = {each: [] for each in processes}

@@ -135,10 +135,19 @@ class RunConfig(Checked):
         changes_training=False,
         path=PathKind.LOCAL_OF_TENSORFLOW,
     )
+    export_format: str = flag(
+        "saved_model",
+        "saved_model: TensorFlow's, for encoded images or pixels. tflite: for LiteRT; onnx: for "
+        "ONNX Runtime; both for pixels alone, and with packages of setup.py's extra `export`.",
+        choices=("saved_model", "tflite", "onnx"),
+        changes_training=False,
+        modes=("export",),
+    )
     export_precision: str = flag(
         "float32",
-        "Type of the exported network's convolutions and of their weights. bfloat16 and float16: "
-        "half the size of float32, and answers that differ a little.",
+        "Type of the exported network's convolutions and of their weights; in a tflite of the "
+        "stored weights alone. bfloat16 (of a saved_model) and float16: half the size of float32, "
+        "and answers that differ a little.",
         choices=("float32", "bfloat16", "float16"),
         changes_training=False,
         modes=("export",),
@@ -157,6 +166,11 @@ class RunConfig(Checked):
             )
         if self.follow and (self.logdir is None or not self.uses_own_checkpoint):
             raise ConfigError("--follow: must be given with --logdir, and no other checkpoint")
+        if self.export_precision == "bfloat16" and self.export_format != "saved_model":
+            raise ConfigError(
+                f"--export_precision: must be float32 or float16 with --export_format="
+                f"{self.export_format}, got 'bfloat16'"
+            )
         if self.checkpoint == "best" and self.logdir is None:
             raise ConfigError("--logdir: must be given with --checkpoint=best, got none")
         if self.resume == "must" and self.logdir is None:

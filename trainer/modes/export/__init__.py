@@ -1,4 +1,4 @@
-"""--mode=export: writes a SavedModel for serving, with the preprocessing inside."""
+"""--mode=export: writes a network for serving, in the format that is asked for."""
 
 import contextlib
 import dataclasses
@@ -16,15 +16,16 @@ from trainer.errors import UserError
 from trainer.graph.network import classify
 from trainer.inputs.class_names import name_classes
 from trainer.machine import session
-from trainer.modes.export import check, frozen, model_card, signatures
+from trainer.modes.export import check, formats, frozen, model_card, signatures
 from trainer.process import files, launcher, texts
 from trainer.run import outputs
 
 
 def run(config: Config) -> int:
-    """Writes the SavedModel of a checkpoint to --export_dir, checked, whole or not at all."""
+    """Writes the network of a checkpoint to --export_dir, checked, whole or not at all."""
     config, _, known_names, remarks = outputs.as_trained(config)
     launcher.refuse(config.mode)
+    export_format = formats.find(config.run.export_format)
     # Answers are those of an evaluation.
     data = dataclasses.replace(config.data, image_size=config.data.evaluation_size)
     config = dataclasses.replace(config, data=data)
@@ -35,31 +36,37 @@ def run(config: Config) -> int:
     outputs.remark(*skipped, *remarks, *_describe_flags(config))
     outputs.remark(*_describe_names(known_names, num_classes))
     precision = config.run.export_precision
+    of_network = "float32" if export_format.computes_in_float32 else precision
     examples = check.Examples(config.data)
     # Answers are compared with those in float32, whatever is exported.
     with _restored(config, prefix, num_classes, "float32") as network:
         expected = network.session.run(network.logits, {network.images: examples.pixels})
-        exported = _freeze(config, network) if precision == "float32" else None
+        exported = _freeze(config, network) if of_network == "float32" else None
     if exported is None:
-        with _restored(config, prefix, num_classes, precision) as network:
+        with _restored(config, prefix, num_classes, of_network) as network:
             exported = _freeze(config, network)
     try:
         with files.replacing(target) as temporary:
-            signatures.write(temporary, exported, config.data, names)
-            difference = check.compare(temporary, examples, expected, precision)
+            export_format.write(temporary, exported, config.data, names, precision)
+            difference = check.compare(temporary, export_format, examples, expected, precision)
             facts = {
+                "format": config.run.export_format,
+                "precision": precision,
+                "signatures": export_format.signatures,
                 "folded_batch_norms": exported.num_folded,
                 "largest_difference": difference,
             }
             model_card.write(temporary, config, prefix, names, facts)
+    except frozen.NotExportableError as error:
+        raise _refusal(config, error) from error
     except (OSError, tf.errors.OpError) as error:
         reason = texts.first_line(error)
         raise UserError(
             f"--export_dir: {target} was not written ({reason})", status=exit_status.FAILED
         ) from error
     print(
-        f"{prefix}: exported to {target}; loaded again by TensorFlow alone, its logits differ by "
-        f"{difference:.1g} of the largest at most"
+        f"{prefix}: exported to {target}; loaded again by {export_format.runtime} alone, its "
+        f"logits differ by {difference:.1g} of the largest at most"
     )
     return 0
 
@@ -93,7 +100,11 @@ def _freeze(config: Config, network: _Network) -> frozen.Frozen:
     try:
         return frozen.freeze(*network)
     except frozen.NotExportableError as error:
-        raise UserError(f"--model: {config.model.model} can't be exported: {error}") from error
+        raise _refusal(config, error) from error
+
+
+def _refusal(config: Config, error: frozen.NotExportableError) -> UserError:
+    return UserError(f"--model: {config.model.model} can't be exported: {error}")
 
 
 def _describe_flags(config: Config) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Compares a written SavedModel, loaded in a process of its own, with the checkpoint's network."""
+"""Compares an exported network, loaded in a process of its own, with the checkpoint's."""
 
 import dataclasses
 import io
@@ -22,7 +22,7 @@ from trainer.errors import UserError
 from trainer.inputs.images.pixels import ROW_SHAPES, ROW_TYPES, Rows, build_pixels
 from trainer.inputs.rows import EvaluationRows
 from trainer.inputs.source import Split
-from trainer.modes.export import signatures
+from trainer.modes.export.formats import Format
 
 # By how much logits may differ, as a share of the largest: many times what rounding makes of
 # resnet_v2_200, and little beside what a wrong operation does.
@@ -81,15 +81,17 @@ def _decode(split: Split, config: DataConfig) -> npt.NDArray[Any]:
 
 
 def compare(
-    saved_model: Path,
+    exported: Path,
+    export_format: Format,
     examples: Examples,
     expected: npt.NDArray[Any],
     precision: str,
 ) -> float:
-    """Runs both signatures in a new process; returns the largest difference that they have.
+    """Runs all signatures in a new process; returns the largest difference that they have.
 
     Args:
-      saved_model: the SavedModel's folder.
+      exported: the folder of the exported network.
+      export_format: its format.
       examples: the images.
       expected: the logits of the checkpoint's own network: float32 [n, num_classes].
       precision: --export_precision.
@@ -102,7 +104,7 @@ def compare(
     """
     scale = max(1.0, float(np.abs(expected).max()))
     largest = 0.0
-    for name, logits in _run(saved_model, examples).items():
+    for name, logits in _run(exported, export_format, examples).items():
         difference = float(np.abs(logits - expected).max()) / scale
         if not difference <= _TOLERANCES[precision]:  # Also where it is not a number.
             raise UserError(
@@ -115,7 +117,7 @@ def compare(
     return largest
 
 
-def _run(saved_model: Path, examples: Examples) -> dict[str, npt.NDArray[Any]]:
+def _run(exported: Path, export_format: Format, examples: Examples) -> dict[str, npt.NDArray[Any]]:
     """Returns the logits of each signature, by its name."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -124,7 +126,7 @@ def _run(saved_model: Path, examples: Examples) -> dict[str, npt.NDArray[Any]]:
             (folder / f"{number:03}.image").write_bytes(data)
         try:
             done = subprocess.run(
-                [sys.executable, str(_PROGRAM), str(saved_model), name],
+                [sys.executable, str(_PROGRAM), str(exported), name],
                 env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"},
                 capture_output=True,
                 text=True,
@@ -133,18 +135,17 @@ def _run(saved_model: Path, examples: Examples) -> dict[str, npt.NDArray[Any]]:
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise _unusable(f"no end after {_TIMEOUT_SEC:g} s") from error
+            raise _unusable(export_format, f"no end after {_TIMEOUT_SEC:g} s") from error
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines()
-            raise _unusable(lines[-1].strip() if lines else f"exit status {done.returncode}")
-        return {
-            signature: np.load(folder / f"{signature}.npy")
-            for signature in (signatures.PIXELS, signatures.ENCODED)
-        }
+            reason = lines[-1].strip() if lines else f"exit status {done.returncode}"
+            raise _unusable(export_format, reason)
+        return {name: np.load(folder / f"{name}.npy") for name in export_format.signatures}
 
 
-def _unusable(reason: str) -> UserError:
+def _unusable(export_format: Format, reason: str) -> UserError:
     return UserError(
-        f"--export_dir: not written: loaded again by TensorFlow alone, it fails ({reason})",
+        f"--export_dir: not written: loaded again by {export_format.runtime} alone, it fails "
+        f"({reason})",
         status=exit_status.FAILED,
     )

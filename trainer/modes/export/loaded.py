@@ -1,29 +1,66 @@
-"""Runs a SavedModel as a client that has TensorFlow alone would.
+"""Runs an exported network as a client would that has its runtime alone.
 
-usage: python loaded.py SAVED_MODEL FOLDER
+usage: python loaded.py EXPORTED FOLDER
 
-FOLDER has pixels.npy and encoded images, *.image; it gets the logits that each signature makes of
-them: images.npy and serving_default.npy. Nothing of this program is imported.
+FOLDER has pixels.npy and, for a SavedModel, encoded images, *.image; it gets the logits that each
+signature makes of them: images.npy, and serving_default.npy. Nothing of this program is imported.
 """
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import tensorflow as tf
+
+
+def answer_as_saved_model(exported: Path, folder: Path, pixels: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the logits of each signature, by its name."""
+    import tensorflow as tf
+
+    signatures = tf.saved_model.load(str(exported)).signatures
+    encoded = [path.read_bytes() for path in sorted(folder.glob("*.image"))]
+    inputs = {
+        "images": {"images": tf.constant(pixels)},
+        "serving_default": {"image_bytes": tf.constant(encoded)},
+    }
+    for name, tensors in inputs.items():
+        yield name, signatures[name](**tensors)["logits"].numpy()
+
+
+def answer_as_litert(exported: Path, folder: Path, pixels: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the logits of the only signature, and its name."""
+    del folder
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(exported / "model.tflite"))
+    yield "images", interpreter.get_signature_runner("images")(images=pixels)["logits"]
+
+
+def answer_as_onnx(exported: Path, folder: Path, pixels: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the logits of the only signature, and its name."""
+    del folder
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        str(exported / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
+    yield "images", session.run(["logits"], {"images": pixels})[0]
+
+
+ANSWER_BY_FILE = {
+    "saved_model.pb": answer_as_saved_model,
+    "model.tflite": answer_as_litert,
+    "model.onnx": answer_as_onnx,
+}
 
 
 def main() -> None:
     """Runs the command line."""
-    signatures = tf.saved_model.load(sys.argv[1]).signatures
-    folder = Path(sys.argv[2])
-    encoded = [path.read_bytes() for path in sorted(folder.glob("*.image"))]
-    inputs = {
-        "images": {"images": tf.constant(np.load(folder / "pixels.npy"))},
-        "serving_default": {"image_bytes": tf.constant(encoded)},
-    }
-    for name, tensors in inputs.items():
-        np.save(folder / f"{name}.npy", signatures[name](**tensors)["logits"].numpy())
+    exported, folder = map(Path, sys.argv[1:])
+    (answer,) = (each for name, each in ANSWER_BY_FILE.items() if (exported / name).exists())
+    for name, logits in answer(exported, folder, np.load(folder / "pixels.npy")):
+        np.save(folder / f"{name}.npy", logits)
 
 
 if __name__ == "__main__":

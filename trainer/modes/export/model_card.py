@@ -11,7 +11,6 @@ from typing import Any
 from trainer.checkpoints import layout, manifest, model_file, search
 from trainer.config import Config
 from trainer.machine import environment
-from trainer.modes.export import signatures
 from trainer.process import files
 from trainer.telemetry import tags
 from trainer.telemetry.writers import metrics_lines
@@ -43,13 +42,6 @@ def write(
         "checkpoint": _describe(prefix),
         "export": {
             "date": described.date,
-            "precision": config.run.export_precision,
-            "signatures": {
-                signatures.ENCODED: {signatures.ENCODED_INPUT: "encoded JPEG or PNG, any size"},
-                signatures.PIXELS: {
-                    signatures.PIXELS_INPUT: "uint8 [batch, image_size, image_size, 3]"
-                },
-            },
             **facts,
         },
         "versions": {
