@@ -1,5 +1,6 @@
 """Whole runs of `python -m trainer`: one process, and two under horovodrun, read back from disk."""
 
+import csv
 import json
 import re
 import shutil
@@ -115,6 +116,29 @@ class TestRun:
         assert f"top-1 {ours['top1']:.4f}" in done.stdout
         assert "not in TensorBoard, which has the evaluation after step 70 already" in done.stdout
         assert sorted(copy.glob("events.*")) == written
+
+    def test_any_number_of_workers_tells_the_same_of_each_example(self, run, tmp_path):
+        told, tables = [], []
+        for workers, batch_size in ((1, 7), (3, 5)):
+            flags = [
+                *("--mode=evaluate", f"--init_checkpoint={run}/best", "--dataset=tiny:dataset"),
+                *(f"--result_json={tmp_path}/e.json", f"--predictions_csv={tmp_path}/e.csv"),
+            ]
+            command = ["-m", "trainer", *flags, f"--batch_size={batch_size}"]
+            done = horovodrun(workers, command)
+            assert done.returncode == 0, done.stderr
+            told.append(read_json(tmp_path / "e.json")["result"])
+            with open(tmp_path / "e.csv", encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+            columns = ("file", "label", *(f"class_{place}" for place in range(1, 5)))
+            tables.append([[row[column] for column in columns] for row in rows])
+        one, three = told
+        assert len(tables[0]) == tiny.VALIDATION_EXAMPLES
+        assert tables[0] == tables[1]
+        for field in ("count", "top1", "top5", "classes", "confusion"):
+            assert one[field] == three[field], field
+        assert three["loss"] == pytest.approx(one["loss"], rel=1e-6)
+        assert three["calibration_error"] == pytest.approx(one["calibration_error"], abs=1e-6)
 
     def test_workers_whose_checkpoints_are_described_otherwise_do_not_evaluate(self, run, tmp_path):
         """Each worker has its own disk; on that of the second, the model.json is of another net."""
