@@ -35,13 +35,16 @@ def config_of(folder, **run_flags):
     )
 
 
-def save_checkpoint(folder, config, num_classes):
+def save_checkpoint(folder, config, num_classes, *, scale=1.0):
+    """Saves a network with random values, multiplied by `scale`."""
     with tf.Graph().as_default(), tf1.Session() as session:
         size = config.data.image_size
         classify(config, tf1.placeholder(tf.uint8, [1, size, size, 3]), num_classes=num_classes)
         step = tf1.train.create_global_step()
         session.run(tf1.global_variables_initializer())
         randomize(session)
+        values = [(each, scale * session.run(each)) for each in restore.network_variables()]
+        restore.assign(session, values)
         session.run(step.assign(STEP))
         saver = tf1.train.Saver()
         saver.save(session, f"{folder}/model.ckpt", STEP, write_meta_graph=False)
@@ -166,6 +169,16 @@ def test_what_answers_otherwise_is_not_left(trained, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"^--export_dir: not written: the signature images, load"):
         export.run(config_of(trained, export_dir=str(tmp_path / "exported")))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_has_diverged_is_refused(tmp_path):
+    """Runtimes do not agree about the order of logits that are not a number."""
+    config = config_of(tmp_path, export_dir=str(tmp_path / "exported"))
+    save_checkpoint(tmp_path, config, len(NAMES), scale=np.nan)
+    model_file.write(tmp_path, config, NAMES)
+    with pytest.raises(UserError, match=r"/model\.ckpt-7: its logits are no finite numbers"):
+        export.run(config)
+    assert not (tmp_path / "exported").exists()
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
@@ -41,6 +42,11 @@ def run(config: Config) -> int:
     # Answers are compared with those in float32, whatever is exported.
     with _restored(config, prefix, num_classes, "float32") as network:
         expected = network.session.run(network.logits, {network.images: examples.pixels})
+        if not np.isfinite(expected).all():
+            raise UserError(
+                f"{prefix}: its logits are no finite numbers, as of a network that has diverged: "
+                "--checkpoint names another"
+            )
         exported = _freeze(config, network) if of_network == "float32" else None
     if exported is None:
         with _restored(config, prefix, num_classes, of_network) as network:
