@@ -70,7 +70,7 @@ def find_parts(
     crops[:, 2:] = windows[:, 2:]
     formats = [header.format for header in headers]
     ratios = [1] * len(headers)
-    filters = np.full(len(headers), Filter.BILINEAR, np.int32)
+    filters: npt.NDArray[Any] = np.full(len(headers), Filter.BILINEAR, np.int32)
     if config.resize == "antialias":
         filters = _choose_filters(windows[:, 2:] / config.image_size)
         # The greatest ratio at which a window is at least GAP times the network's size.
