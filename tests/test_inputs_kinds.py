@@ -4,6 +4,7 @@ import io
 import struct
 
 import numpy as np
+import PIL
 import pytest
 import tensorflow as tf
 from input_data import encode, noise
@@ -76,6 +77,11 @@ RIGHT = {
 @pytest.mark.parametrize("mode", RIGHT)
 def test_pixels_in_shards_are_right(mode):
     pixels, to_rgb = RIGHT[mode]
+    if mode == "YCbCr" and int(PIL.__version__.split(".")[0]) < 13:
+        # It takes the three bands that it has written for four.
+        with pytest.raises(BadImageError, match="truncated"):
+            rewrite(tiff(pixels, mode), KEEP_SIZES)
+        return
     data, header, _ = rewrite(tiff(pixels, mode), KEEP_SIZES)
     assert (header.height, header.width) == (HEIGHT, WIDTH)
     found = tf.io.decode_png(data, channels=3).numpy().astype(float)
