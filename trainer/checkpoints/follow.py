@@ -86,10 +86,15 @@ class Follower:
             return search.damage(layout.prefix_of(str(self._folder), step))
         return checkpoint_manifest.fault_in(self._folder, entry)
 
-    def is_last(self, step: int) -> bool:
-        """Returns whether a checkpoint is that of the last step of the run that has made it."""
+    def may_be_last(self, step: int) -> bool:
+        """Returns whether a checkpoint may be that of the last step of the run that has made it.
+
+        What a run's newest checkpoint is of comes into its manifest a moment after the checkpoint.
+        """
         entry = checkpoint_manifest.read(self._logdir).find(step)
-        return entry is not None and step >= entry.run.total_steps
+        if entry is None:
+            return step >= max(layout.steps_in(str(self._logdir)), default=step)
+        return step >= entry.run.total_steps
 
     def drop(self, step: int) -> None:
         """Removes the second names of a checkpoint that is no longer needed."""

@@ -65,7 +65,7 @@ def _follow(config: Config, logdir: Path, group: Group) -> tuple[dict[str, Any],
         stack.enter_context(follower.following())
         evaluator = None
         for step, prefix in _checkpoints(follower, logdir):
-            while follower.is_last(step) and _goes_on(logdir):
+            while follower.may_be_last(step) and _goes_on(logdir):
                 time.sleep(_LOOK_SEC)  # A run evaluates its last step itself.
             fault = follower.fault_in(step)
             if fault is not None:
