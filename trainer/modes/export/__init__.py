@@ -53,7 +53,8 @@ def run(config: Config) -> int:
             exported = _freeze(config, network)
     try:
         with files.replacing(target) as temporary:
-            export_format.write(temporary, exported, config.data, names, precision)
+            lines = [texts.printable(name) for name in names]
+            export_format.write(temporary, exported, config.data, lines, precision)
             difference = check.compare(temporary, export_format, examples, expected, precision)
             facts = {
                 "format": config.run.export_format,

@@ -20,8 +20,8 @@ class Format(NamedTuple):
       runtime: the program that answers with it.
       signatures: the inputs of each signature, and what they take, by name.
       write: writes a network into a folder: (folder, network, the way from encoded images to the
-        network's input, names of all classes, --export_precision). Raises OSError,
-        tf.errors.OpError or `frozen.NotExportableError`.
+        network's input, names of all classes, each in one line, --export_precision). Raises
+        OSError, tf.errors.OpError or `frozen.NotExportableError`.
       computes_in_float32: whether --export_precision is that of the weights as they are stored, and
         not of the network's operations.
       packages: what it needs beside this program's own requirements: the name of a distribution by

@@ -23,7 +23,7 @@ def write(
       folder: the folder to make.
       frozen: the network, in float32.
       config: the size of its images.
-      names: the names of all classes.
+      names: the names of all classes, each in one line.
       precision: the type in which weights are stored: float32 or float16. They are computed with in
         float32.
 

@@ -28,7 +28,7 @@ def write(
       folder: the folder to make.
       frozen: the network.
       config: the size of its images.
-      names: the names of all classes.
+      names: the names of all classes, each in one line.
       precision: the type of the network's operations, which it has already.
 
     Raises:
@@ -39,7 +39,7 @@ def write(
     import onnx
 
     model = _convert(frozen, config.image_size)
-    _add_names(model.graph, [texts.printable(name) for name in names])
+    _add_names(model.graph, names)
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:

@@ -12,7 +12,6 @@ from trainer.config import DataConfig
 from trainer.graph import accuracy
 from trainer.inputs.images.graph_parts import build_network_input
 from trainer.modes.export.frozen import Frozen
-from trainer.process import texts
 
 ENCODED = tf1.saved_model.signature_constants.DEFAULT_SERVING_SIGNATURE_DEF_KEY
 PIXELS = "images"
@@ -38,7 +37,7 @@ def write(
       folder: the folder to make.
       frozen: the network.
       config: the way from encoded images to the network's input.
-      names: the names of all classes.
+      names: the names of all classes, each in one line.
       precision: the type of the network's operations, which it has already.
 
     Raises:
@@ -94,8 +93,7 @@ def write_labels(path: Path, names: Sequence[str]) -> None:
     Raises:
       OSError: they can't be written.
     """
-    lines = (f"{texts.printable(name)}\n" for name in names)
-    path.write_text("".join(lines), encoding="utf-8")
+    path.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
 
 def _save(
@@ -140,8 +138,7 @@ def _build_outputs(frozen: Frozen, pixels: tf.Tensor) -> dict[str, tf.Tensor]:
 def _build_names(outputs: dict[str, tf.Tensor], names: Sequence[str]) -> dict[str, tf.Tensor]:
     """Returns the names of the classes that a network answers."""
     with tf.name_scope("outputs"):
-        lines = [texts.printable(name) for name in names]
-        table = tf.constant(lines, tf.string, name="table_of_names")
+        table = tf.constant(list(names), tf.string, name="table_of_names")
         return {
             NAMES_OF[classes]: tf.gather(table, outputs[classes], name=NAMES_OF[classes])
             for classes in NAMES_OF
