@@ -52,6 +52,7 @@ __all__ = [
     "UnknownModelError",
     "check_image_size",
     "get",
+    "is_of_head",
     "resnet_arg_scope",
 ]
 
@@ -121,6 +122,11 @@ def check_image_size(network: Network, image_size: int) -> None:
         raise ValueError(
             f"must be at least {network.minimum_image_size} for {network.name}, got {image_size}"
         )
+
+
+def is_of_head(variable: str) -> bool:
+    """Returns whether the variable of a name belongs to the layer that makes the logits."""
+    return "/logits/" in f"/{variable}"
 
 
 def _import_function(name: str) -> NetworkFn:

@@ -56,7 +56,7 @@ def load_checkpoint(config: Config, prefix: str) -> Run:
         images = tf1.placeholder(tf.uint8, [None, size, size, 3])
         logits = classify(config, images, num_classes=restore.count_classes(prefix))
         own = tf1.Session(config=session.create_config())
-        restore.restore_weights(own, prefix, restore.network_variables(), new_logits=False)
+        restore.restore_weights(own, prefix, restore.network_variables())
 
     def run(pixels: Any) -> Any:
         return own.run(logits, {images: pixels})

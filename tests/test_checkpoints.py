@@ -94,7 +94,7 @@ def test_a_newer_one_that_is_passed_over_is_told(logdir):
 
 def test_what_is_no_checkpoint_is_told(tmp_path):
     (tmp_path / "resnet_v2_50.ckpt").write_bytes(b"format V1")
-    with pytest.raises(UserError, match=r"resnet_v2_50\.ckpt is one file, as .* format V1 are"):
+    with pytest.raises(UserError, match=r"resnet_v2_50\.ckpt is one file, which must be .* V1"):
         search.choose(RunConfig(init_checkpoint=f"{tmp_path}/resnet_v2_50.ckpt"))
     with pytest.raises(UserError, match=rf"--init_checkpoint: {tmp_path} has no checkpoint"):
         search.choose(RunConfig(init_checkpoint=str(tmp_path)))

@@ -6,7 +6,7 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 from kernels import needs_kernels
 
-from trainer.config import ModelConfig
+from trainer.config import Config, ModelConfig
 from trainer.cpu_kernels import library
 from trainer.graph import losses
 from trainer.machine import session
@@ -141,7 +141,7 @@ def test_all_kernels_of_a_network_get_it(dtype):
         outputs = tf.constant(draw((4, 8)), dtype)
         for variable in variables:
             outputs = tf.matmul(outputs, tf.cast(variable, dtype))
-        decay = losses.build_weight_decay(ModelConfig(weight_decay=0.01))
+        decay = losses.build_weight_decay(Config(model=ModelConfig(weight_decay=0.01)), variables)
         loss = tf.reduce_sum(tf.cast(outputs, tf.float32) ** 2) + decay
         fetches = [-gradient for gradient in tf.gradients(loss, variables)]
         found, kinds = run(fetches, {})

@@ -147,7 +147,7 @@ def logits_of(config, pixels, prefix):
     """The logits of a checkpoint's own network."""
     with tf.Graph().as_default(), tf1.Session() as session:
         logits = classify(config, tf.constant(pixels), num_classes=len(NAMES))
-        restore.restore_weights(session, prefix, restore.network_variables(), new_logits=False)
+        restore.restore_weights(session, prefix, restore.network_variables())
         return session.run(logits)
 
 

@@ -13,7 +13,7 @@ TRAIN = [sys.executable, "-m", "trainer"]
 FLAGS = [
     "--model=my_nets:small_net",
     "--dataset=my_data:open_squares",
-    "--optimizer=rmsprop",
+    "--optimizer=adagrad",
     "--adam_epsilon=1e-7",
     "--base_learning_rate=0.01",
     "--image_size=16",
@@ -84,7 +84,7 @@ def test_a_network_and_a_data_set_need_no_change_of_the_code(tmp_path):
 def test_network_data_set_format_and_optimizer_train(extended):
     """Images that are read as BMP, of two kinds that any network tells apart."""
     result = json.loads((extended / "result" / "result.json").read_text())
-    assert result["config"]["optimizer"]["optimizer"] == "rmsprop"
+    assert result["config"]["optimizer"]["optimizer"] == "adagrad"
     assert result["result"]["steps"] == 12
     assert result["result"]["eval"]["count"] == 16
     assert result["result"]["eval"]["top1"] == 1.0

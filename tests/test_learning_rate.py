@@ -76,3 +76,42 @@ def test_a_run_shorter_than_its_warmup_reaches_the_peak():
 def test_no_schedule_is_negative_or_fails_past_the_end():
     for name in ("constant", "cosine", "step", "polynomial"):
         assert schedule(name, total_steps=3)(1000) >= 0
+
+
+def test_steps_at_given_epochs_with_given_factors():
+    config = OptimizerConfig(
+        base_learning_rate=0.1,
+        lr_schedule="step",
+        lr_steps="2:0.5,3.5:0.01,8:0",
+        warmup_epochs=0.0,
+    )
+    rate = create_schedule(config, global_batch_size=512, total_steps=20, steps_per_epoch=2)
+    expected = [0.2] * 4 + [0.1] * 3 + [0.002] * 9 + [0.0] * 4
+    assert [rate(step) for step in range(20)] == pytest.approx(expected)
+
+
+def test_exponential_decay_in_stairs_as_slim_has_it():
+    config = OptimizerConfig(
+        base_learning_rate=0.1,
+        lr_schedule="exponential",
+        lr_decay_factor=0.5,
+        lr_decay_epochs=2,
+        warmup_epochs=1.0,
+    )
+    rate = create_schedule(config, global_batch_size=256, total_steps=20, steps_per_epoch=2)
+    expected = [0.05, 0.1, *[0.1] * 2, *[0.05] * 4, *[0.025] * 4]
+    assert [rate(step) for step in range(12)] == pytest.approx(expected)
+
+
+def test_a_warmup_that_begins_at_a_given_rate():
+    """As in arXiv:1706.02677, where 0.1 rises to 3.2 in 5 epochs."""
+    config = OptimizerConfig(
+        base_learning_rate=0.1,
+        lr_schedule="constant",
+        warmup_epochs=5.0,
+        warmup_learning_rate=0.1,
+    )
+    rate = create_schedule(config, global_batch_size=8192, total_steps=100, steps_per_epoch=1)
+    assert [rate(step) for step in range(7)] == pytest.approx(
+        [0.1, 0.72, 1.34, 1.96, 2.58, 3.2, 3.2]
+    )

@@ -147,7 +147,8 @@ def test_norms_of_kernels_have_a_chart_per_part_of_the_network():
 
 def test_a_chart_has_tags_of_steps_before_occasional_ones():
     layout = read_layout()
-    assert layout["loss"] == ["^train/loss$", "^train/cross_entropy$", "^eval/loss$"]
+    of_evaluations = ["^eval/loss$", "^eval/ema_loss$"]
+    assert layout["loss"] == ["^train/loss$", "^train/cross_entropy$", *of_evaluations]
     assert list(layout)[:2] == [
         "images per second, over all workers",
         "time of a step, ms",

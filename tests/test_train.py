@@ -205,6 +205,8 @@ def test_when_one_worker_ends_the_others_say_so_in_a_line(tmp_path):
 def test_a_resumed_run_shows_each_step_once_and_ends_as_a_straight_one(tmp_path):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     common = [*FLAGS, "--lr_schedule=constant", "--warmup_epochs=0", "--deterministic"]
+    # A rule that counts its updates, and averages of all weights.
+    common += ["--optimizer=lamb", "--ema_decay=0.9", "--clip_global_norm=1"]
     # As if one had been killed at step 12, with the checkpoint of step 8 as the newest.
     for done in trainers(
         [*common, "--steps=20", f"--logdir={straight}"],
@@ -223,6 +225,8 @@ def test_a_resumed_run_shows_each_step_once_and_ends_as_a_straight_one(tmp_path)
     trained = [line["step"] for line in steps if "train/loss" in line]
     assert trained == list(range(1, 21))
     assert sorted(read_events(stopped)["train/loss"]) == trained
+    (evaluated,) = (line for line in steps if "eval/top1" in line and line["step"] == 20)
+    assert {"eval/ema_top1", "eval/ema_loss"} <= evaluated.keys()
     ours = tf.train.load_checkpoint(f"{stopped}/model.ckpt-20")
     theirs = tf.train.load_checkpoint(f"{straight}/model.ckpt-20")
     for name in theirs.get_variable_to_shape_map():

@@ -14,6 +14,7 @@ from trainer.checkpoints import best, changes, layout, restore, search
 from trainer.checkpoints import manifest as checkpoint_manifest
 from trainer.checkpoints.manifest import Entry, RunFacts, SavedFile
 from trainer.checkpoints.search import Found
+from trainer.checkpoints.warm_start import WarmStart
 from trainer.config import RunConfig
 from trainer.errors import UserError
 from trainer.process import files, texts
@@ -25,21 +26,27 @@ class FolderStore:
     keeps = True
 
     def __init__(
-        self, config: RunConfig, logdir: str, variables: Sequence[tf.Variable], facts: RunFacts
+        self,
+        config: RunConfig,
+        logdir: str,
+        variables: Sequence[tf.Variable],
+        facts: RunFacts,
+        start: WarmStart,
     ) -> None:
         """Adds the operations that save to the default graph.
 
         Args:
-          config: what to start from, and how many checkpoints to keep.
+          config: whether to resume, and how many checkpoints to keep.
           logdir: the folder.
           variables: the variables to save and to restore, `global_step` among them.
           facts: facts about this run.
+          start: the start of a run that does not resume.
         """
         self._config = config
         self._logdir = Path(logdir)
         self._variables = variables
         self._facts = facts
-        self._network = restore.network_variables()
+        self._start = start
         self._saver = tf1.train.Saver(variables, max_to_keep=None)
         self._is_left_alone = False
 
@@ -64,8 +71,7 @@ class FolderStore:
                 f"--resume: must not be must where --logdir has no checkpoint, got {self._logdir}"
             )
         if found.prefix is None:
-            started = restore.initialize(session, self._config.init_checkpoint, self._network)
-            return (*found.skipped, *started)
+            return (*found.skipped, *self._start.load(session))
         return self._load(session, found, found.prefix)
 
     def roll_back(self, session: tf1.Session) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Loads variables from a checkpoint: all of a run, or the weights of a network."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import tensorflow.compat.v1 as tf1
 
 from trainer.checkpoints import layout, search
 from trainer.errors import UserError
+from trainer.graph.averages import SUFFIX
 
 
 def network_variables() -> list[tf.Variable]:
@@ -25,7 +27,7 @@ def count_classes(prefix: str) -> int:
     Raises:
       UserError: the checkpoint can't be read, or has no such layer.
     """
-    found = _width_of_logits(_open(prefix))
+    found = _width_of_logits(open_checkpoint(prefix))
     if found is None:
         raise UserError(f"checkpoint {prefix} has no layer `logits` that tells how many classes")
     return found
@@ -46,18 +48,6 @@ def _width_of_logits(reader: Any) -> int | None:
     return widths.pop() if len(widths) == 1 else None
 
 
-def initialize(
-    session: tf1.Session, prefix: str | None, variables: Sequence[tf.Variable]
-) -> tuple[str, ...]:
-    """Loads a network's variables from --init_checkpoint, if given; returns messages about it."""
-    if prefix is None:
-        return ()
-    chosen = search.resolve(prefix)
-    left = restore_weights(session, chosen.prefix, variables, new_logits=True)
-    lines = (*chosen.remarks, f"started from the weights of {chosen.prefix}")
-    return (*lines, f"initialized afresh: {', '.join(left)}") if left else lines
-
-
 def restore(session: tf1.Session, prefix: str, variables: Sequence[tf.Variable]) -> None:
     """Loads every variable from a checkpoint.
 
@@ -68,48 +58,65 @@ def restore(session: tf1.Session, prefix: str, variables: Sequence[tf.Variable])
     saved = reader.get_variable_to_shape_map()
     wanted = {variable.op.name for variable in variables}
     extra = [f"{name} is not in this network" for name in sorted(saved) if name not in wanted]
-    _refuse_differences(prefix, [*_differences(saved, variables), *extra])
-    _load(session, reader, variables)
+    names = [variable.op.name for variable in variables]
+    refuse_differences(prefix, [*list_differences(saved, variables, names), *extra])
+    _load(session, reader, variables, names)
 
 
 def restore_weights(
-    session: tf1.Session, prefix: str, variables: Sequence[tf.Variable], *, new_logits: bool
-) -> list[str]:
+    session: tf1.Session, prefix: str, variables: Sequence[tf.Variable], *, averages: bool = False
+) -> None:
     """Loads a network's variables.
 
     Args:
       session: the session that holds the variables.
       prefix: prefix of the checkpoint, which may hold more: optimizer slots, other heads.
       variables: the network's variables.
-      new_logits: whether logits of another number of classes keep their initial values.
-
-    Returns:
-      the names of the variables that keep their initial values.
+      averages: whether to take averaged weights, where the checkpoint has any.
 
     Raises:
-      UserError: the checkpoint is missing, damaged, or of another network.
+      UserError: the checkpoint is missing, damaged, or of another network, or has no averages.
     """
-    reader = _open(prefix)
+    reader = open_checkpoint(prefix)
+    sources = choose_sources(reader, prefix, variables, averages=averages)
     saved = reader.get_variable_to_shape_map()
-    left = [
-        variable
-        for variable in variables
-        if new_logits and "/logits/" in f"/{variable.op.name}" and _differences(saved, [variable])
-    ]
-    kept = {variable.op.name for variable in left}
-    wanted = [variable for variable in variables if variable.op.name not in kept]
-    _refuse_differences(prefix, _differences(saved, wanted))
-    _load(session, reader, wanted)
-    return sorted(kept)
+    refuse_differences(prefix, list_differences(saved, variables, sources))
+    _load(session, reader, variables, sources)
 
 
-def _open(prefix: str) -> Any:
+def choose_sources(
+    reader: Any, prefix: str, variables: Sequence[tf.Variable], *, averages: bool
+) -> list[str]:
+    """Returns the name under which each variable is taken from a checkpoint.
+
+    Args:
+      reader: the checkpoint.
+      prefix: its prefix.
+      variables: the network's variables.
+      averages: value of --init_averages.
+
+    Raises:
+      UserError: averages are asked for, and the checkpoint has none.
+    """
+    names = [variable.op.name for variable in variables]
+    if not averages:
+        return names
+    saved = reader.get_variable_to_shape_map()
+    if not any(f"{name}{SUFFIX}" in saved for name in names):
+        raise UserError(
+            f"--init_averages: must be given with a checkpoint that has averaged weights "
+            f"(...{SUFFIX}), got {prefix}"
+        )
+    return [f"{name}{SUFFIX}" if f"{name}{SUFFIX}" in saved else name for name in names]
+
+
+def open_checkpoint(prefix: str) -> Any:
     """Opens a checkpoint for reading.
 
     Raises:
       UserError: the checkpoint is missing or damaged.
     """
-    if not layout.is_prefix(prefix):
+    if not layout.is_prefix(prefix) and not os.path.isfile(prefix):  # A file is one of format V1.
         raise UserError(f"--init_checkpoint: must be the prefix of a checkpoint, got {prefix}")
     reason = search.damage(prefix)
     if reason is not None:
@@ -117,11 +124,19 @@ def _open(prefix: str) -> Any:
     return tf.train.load_checkpoint(prefix)
 
 
-def _differences(saved: Mapping[str, Sequence[int]], variables: Sequence[tf.Variable]) -> list[str]:
-    """Returns what keeps variables from being loaded, one phrase for each of them."""
+def list_differences(
+    saved: Mapping[str, Sequence[int]], variables: Sequence[tf.Variable], sources: Sequence[str]
+) -> list[str]:
+    """Returns what keeps variables from being loaded, one phrase for each of them.
+
+    Args:
+      saved: shapes of the checkpoint's variables, by name.
+      variables: the network's variables.
+      sources: their names in the checkpoint.
+    """
     lines = []
-    for variable in variables:
-        name, shape = variable.op.name, variable.shape.as_list()
+    for variable, name in zip(variables, sources, strict=True):
+        shape = variable.shape.as_list()
         if name not in saved:
             lines.append(f"{name} is not in the checkpoint")
         elif list(saved[name]) != shape:
@@ -131,7 +146,8 @@ def _differences(saved: Mapping[str, Sequence[int]], variables: Sequence[tf.Vari
     return lines
 
 
-def _refuse_differences(prefix: str, differences: Sequence[str]) -> None:
+def refuse_differences(prefix: str, differences: Sequence[str]) -> None:
+    """Raises a UserError where there are differences, with the first of them."""
     if differences:
         more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise UserError(
@@ -141,8 +157,11 @@ def _refuse_differences(prefix: str, differences: Sequence[str]) -> None:
         )
 
 
-def _load(session: tf1.Session, reader: Any, variables: Sequence[tf.Variable]) -> None:
-    assign(session, [(variable, reader.get_tensor(variable.op.name)) for variable in variables])
+def _load(
+    session: tf1.Session, reader: Any, variables: Sequence[tf.Variable], sources: Sequence[str]
+) -> None:
+    pairs = zip(variables, sources, strict=True)
+    assign(session, [(variable, reader.get_tensor(source)) for variable, source in pairs])
 
 
 def assign(session: tf1.Session, values: Sequence[tuple[tf.Variable, Any]]) -> None:

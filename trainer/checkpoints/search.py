@@ -102,11 +102,12 @@ def folder_of(given: str) -> Path | None:
 def resolve(given: str, *, flag: str = "init_checkpoint") -> Chosen:
     """Returns the checkpoint that a value of --init_checkpoint means, or of another flag.
 
-    Besides a prefix this can be one of a checkpoint's files, a folder, or the file `checkpoint` in
-    it: then it is the newest good checkpoint there.
+    Besides a prefix this can be one of a checkpoint's files, the one file of a checkpoint of
+    TensorFlow's format V1, a folder, or the file `checkpoint` in it: then it is the newest good
+    checkpoint there.
 
     Raises:
-      UserError: that folder has no checkpoint, or the file is one of TensorFlow's format V1.
+      UserError: that folder has no checkpoint, or the file is none.
     """
     folder = folder_of(given)
     if folder is not None:
@@ -117,10 +118,12 @@ def resolve(given: str, *, flag: str = "init_checkpoint") -> Chosen:
     path = Path(given)
     prefix = given if layout.is_prefix(given) else layout.FILE_ENDING.sub("", given)
     if path.is_file() and prefix == given:
-        raise UserError(
-            f"--{flag}: {given} is one file, as checkpoints of TensorFlow's format V1 "
-            "are, which is not read: convert it as docs/recovery.md tells (Resume)"
-        )
+        if damage(given) is not None:
+            raise UserError(
+                f"--{flag}: {given} is one file, which must be a checkpoint of TensorFlow's format "
+                "V1 then: it is none, or damaged"
+            )
+        return Chosen(given)
     if flag == "checkpoint" and not layout.is_prefix(prefix):
         raise UserError(
             "--checkpoint: must be latest, best, or a checkpoint's prefix, file or folder, got "

@@ -7,10 +7,10 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
 from trainer import exit_status
-from trainer.checkpoints import restore
 from trainer.checkpoints.folder_store import FolderStore
 from trainer.checkpoints.manifest import RunFacts
-from trainer.config import RunConfig
+from trainer.checkpoints.warm_start import WarmStart
+from trainer.config import FineTuningConfig, RunConfig
 from trainer.errors import UserError
 
 
@@ -113,14 +113,11 @@ class NullStore:
 class NoLogdirStore(NullStore):
     """The store of rank 0 without --logdir: it loads --init_checkpoint and saves nothing."""
 
-    def __init__(self, init_checkpoint: str | None) -> None:
-        """Creates a store for the network in the default graph."""
-        self._init_checkpoint = init_checkpoint
-        self._network = restore.network_variables()
+    def __init__(self, start: WarmStart) -> None:
+        self._start = start
 
     def restore(self, session: tf1.Session) -> tuple[str, ...]:
-        started = restore.initialize(session, self._init_checkpoint, self._network)
-        return (*started, "no --logdir: nothing of this run will be kept")
+        return (*self._start.load(session), "no --logdir: nothing of this run will be kept")
 
     def roll_back(self, session: tf1.Session) -> tuple[str, ...]:
         del session
@@ -130,11 +127,25 @@ class NoLogdirStore(NullStore):
 
 
 def create_store(
-    config: RunConfig, *, rank: int, variables: Sequence[tf.Variable], facts: RunFacts
+    config: RunConfig,
+    *,
+    rank: int,
+    variables: Sequence[tf.Variable],
+    facts: RunFacts,
+    fine_tuning: FineTuningConfig = FineTuningConfig(),  # noqa: B008 (immutable)
 ) -> Store:
-    """Creates the store of one worker of a run."""
+    """Creates the store of one worker of a run, for the network in the default graph.
+
+    Args:
+      config: the folder, and what to start from.
+      rank: the worker's number; 0 alone saves and loads.
+      variables: the variables to save and to restore.
+      facts: facts about the run.
+      fine_tuning: what is taken from --init_checkpoint.
+    """
     if rank != 0:
         return NullStore()
+    start = WarmStart(config.init_checkpoint, fine_tuning)
     if config.logdir is None:
-        return NoLogdirStore(config.init_checkpoint)
-    return FolderStore(config, config.logdir, variables, facts)
+        return NoLogdirStore(start)
+    return FolderStore(config, config.logdir, variables, facts, start)

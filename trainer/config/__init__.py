@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from trainer.config.benchmark import BenchmarkConfig
 from trainer.config.data import DataConfig
+from trainer.config.fine_tuning import FineTuningConfig
 from trainer.config.network import ModelConfig
 from trainer.config.prediction import PredictionConfig
 from trainer.config.run import RunConfig, TelemetryConfig
@@ -23,6 +24,7 @@ __all__ = [
     "CommunicationConfig",
     "Config",
     "DataConfig",
+    "FineTuningConfig",
     "Flag",
     "ModelConfig",
     "OptimizerConfig",
@@ -45,6 +47,7 @@ class Config:
       model: flags of the network.
       data: flags of the data.
       optimizer: flags of the update.
+      fine_tuning: flags of what is taken from other weights, and what is trained.
       communication: flags of the averaging of gradients.
       run: flags of the run's length, and of what it keeps.
       telemetry: flags of what a run reports beyond its scalars.
@@ -58,6 +61,7 @@ class Config:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    fine_tuning: FineTuningConfig = dataclasses.field(default_factory=FineTuningConfig)
     communication: CommunicationConfig = dataclasses.field(default_factory=CommunicationConfig)
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
     telemetry: TelemetryConfig = dataclasses.field(default_factory=TelemetryConfig)
@@ -76,6 +80,9 @@ class Config:
                 )
         if self.run.follow and self.prediction.is_wanted:
             raise ConfigError("--follow: must not be given with a file of predictions")
+        for name in ("exclude_scopes", "ignore_missing"):
+            if getattr(self.fine_tuning, name) and self.run.init_checkpoint is None:
+                raise ConfigError(f"--init_checkpoint: must be given with --{name}, got none")
         for name in ("histogram_every", "profile_steps"):
             if getattr(self.telemetry, name) and self.run.logdir is None:
                 raise ConfigError(f"--logdir: must be given with --{name}, got none")

@@ -23,10 +23,15 @@ class ModelConfig(Checked):
     weight_decay: float = flag(
         1e-4,
         "L2 coefficient on the kernels of convolutions and fully connected layers: loss += it * "
-        "sum(w^2) / 2.",
+        "sum(w^2) / 2; of adamw, lars and lamb: the update has it, and not the loss.",
         minimum=0.0,
         is_hparam=True,
         elsewhere=("wd",),
+    )
+    decay_bn_and_biases: bool = flag(
+        False,
+        "Weight decay acts on biases and on BN's scales and offsets, too.",
+        is_hparam=True,
     )
     batch_norm_decay: float = flag(
         0.997,
@@ -35,6 +40,13 @@ class ModelConfig(Checked):
         below=1.0,
         is_hparam=True,
         elsewhere=("bn_decay", "bn_momentum"),
+    )
+    sync_batch_norm: bool = flag(
+        False,
+        "BN's statistics are of all workers' images together. Pays with few images per worker; "
+        "costs two collectives per layer.",
+        is_hparam=True,
+        elsewhere=("sync_bn", "synchronized_batch_norm"),
     )
     batch_norm_epsilon: float = flag(
         1e-5,

@@ -1,8 +1,13 @@
 """The flags of the update, and of the averaging of gradients before it."""
 
 import dataclasses
+import math
 
 from trainer.config.statement import Checked, flag
+from trainer.errors import ConfigError
+
+# Update rules that subtract the weight decay themselves: it is no part of their loss.
+DECOUPLED = ("adamw", "lars", "lamb")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -11,8 +16,10 @@ class OptimizerConfig(Checked):
 
     optimizer: str = flag(
         "momentum",
-        "Update rule.",
-        choices=("sgd", "momentum", "nesterov", "adam"),
+        "Update rule. rmsprop: as in slim, with decay 0.9 and epsilon 1; adamw: weight decay apart "
+        "from the gradient (arXiv:1711.05101); lars (arXiv:1708.03888), lamb (arXiv:1904.00962): "
+        "each layer's step in proportion to its weights, for batches of thousands.",
+        choices=("sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw", "lars", "lamb"),
         is_hparam=True,
     )
     base_learning_rate: float = flag(
@@ -23,6 +30,14 @@ class OptimizerConfig(Checked):
         is_hparam=True,
         elsewhere=("lr", "learning_rate", "initial_learning_rate"),
     )
+    warmup_learning_rate: float | None = flag(
+        None,
+        "Learning rate of the first step, from which the warm-up rises; not scaled. Default: the "
+        "peak's share of one warm-up step.",
+        minimum=0.0,
+        is_hparam=True,
+        elsewhere=("warmup_lr", "warmup_init_lr"),
+    )
     warmup_epochs: float = flag(
         5.0,
         "Epochs of linear warm-up from 0 to the peak learning rate (arXiv:1706.02677).",
@@ -32,19 +47,57 @@ class OptimizerConfig(Checked):
     )
     lr_schedule: str = flag(
         "cosine",
-        "After the warm-up: cosine to 0, step (x 0.1 at 1/3, 2/3 and 8/9 of the run), "
-        "polynomial (power 2, to 0), or constant.",
-        choices=("cosine", "step", "polynomial", "constant"),
+        "After the warm-up: cosine to 0, step (x 0.1 at 1/3, 2/3 and 8/9 of the run, or "
+        "--lr_steps), polynomial (power 2, to 0), exponential (--lr_decay_factor), or constant.",
+        choices=("cosine", "step", "polynomial", "exponential", "constant"),
         is_hparam=True,
-        elsewhere=("lr_scheduler", "sched"),
+        elsewhere=("lr_scheduler", "sched", "learning_rate_decay_type"),
+    )
+    lr_steps: str | None = flag(
+        None,
+        "EPOCH:FACTOR,...: from each epoch on the learning rate is the peak times its factor, with "
+        "--lr_schedule=step; such as 30:0.1,60:0.01,80:0.001.",
+        is_hparam=True,
+        elsewhere=("lr_milestones", "decay_milestones", "piecewise_learning_rate_schedule"),
+    )
+    lr_decay_factor: float = flag(
+        0.94,
+        "With --lr_schedule=exponential, what the learning rate is multiplied by every "
+        "--lr_decay_epochs, as in slim.",
+        above=0.0,
+        maximum=1.0,
+        is_hparam=True,
+        elsewhere=("learning_rate_decay_factor", "decay_rate"),
+    )
+    lr_decay_epochs: float = flag(
+        2.0,
+        "With --lr_schedule=exponential, epochs between two decays.",
+        above=0.0,
+        is_hparam=True,
+        elsewhere=("num_epochs_per_decay", "decay_epochs"),
     )
     momentum: float = flag(
         0.9,
-        "Of momentum and nesterov: share of the last update that the next one keeps; of adam: "
-        "decay of the first moment.",
+        "Of momentum, nesterov, rmsprop and lars: share of the last update that the next one "
+        "keeps; of adam, adamw and lamb: decay of the first moment.",
         minimum=0.0,
         below=1.0,
         is_hparam=True,
+    )
+    trust_coefficient: float = flag(
+        1e-3,
+        "Of lars: a layer's step for a learning rate of 1, as a share of its weights' norm.",
+        above=0.0,
+        is_hparam=True,
+        elsewhere=("eeta", "lars_eta", "trust_coeff"),
+    )
+    clip_global_norm: float | None = flag(
+        None,
+        "Largest L2 norm of the averaged gradient of all weights; one above it is scaled down "
+        "(arXiv:1211.5063).",
+        above=0.0,
+        is_hparam=True,
+        elsewhere=("clip_grad", "max_grad_norm", "grad_clip", "clip_gradients"),
     )
     accumulate_steps: int = flag(
         1,
@@ -54,6 +107,27 @@ class OptimizerConfig(Checked):
         is_hparam=True,
         elsewhere=("gradient_accumulation_steps", "grad_accum_steps"),
     )
+    ema_decay: float | None = flag(
+        None,
+        "Decay of averages of all weights, which evaluations report beside the weights and "
+        "checkpoints have under slim's names; less in the first updates, as in slim. Default: none "
+        "are kept.",
+        above=0.0,
+        below=1.0,
+        is_hparam=True,
+        elsewhere=("moving_average_decay", "model_ema_decay", "ema"),
+    )
+    loss: str = flag(
+        "softmax",
+        "softmax: cross-entropy over all classes; sigmoid: mean binary cross-entropy of each class "
+        "by itself, as mixup and CutMix are trained in arXiv:2110.00476. Also what evaluations "
+        "report, and how probabilities follow from logits.",
+        choices=("softmax", "sigmoid"),
+        is_hparam=True,
+        belongs_to_model=True,
+        before="softmax",
+        elsewhere=("bce_loss", "bce"),
+    )
     label_smoothing: float = flag(
         0.0,
         "Share of the target spread over all classes (arXiv:1512.00567).",
@@ -62,6 +136,36 @@ class OptimizerConfig(Checked):
         is_hparam=True,
         elsewhere=("smoothing",),
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lr_steps is not None and self.lr_schedule != "step":
+            raise ConfigError(
+                f"--lr_steps: must be given with --lr_schedule=step, got {self.lr_schedule!r}"
+            )
+        if self.lr_steps is not None and not self.epochs_and_factors:
+            raise ConfigError(
+                "--lr_steps: must be EPOCH:FACTOR,... with rising epochs and factors of at least "
+                f"0, such as 30:0.1,60:0.01, got {self.lr_steps!r}"
+            )
+        if self.optimizer == "lars" and self.momentum == 0:
+            raise ConfigError("--momentum: must be greater than 0 with --optimizer=lars, got 0.0")
+
+    @property
+    def epochs_and_factors(self) -> tuple[tuple[float, float], ...]:
+        """Pairs of --lr_steps: epoch, share of the peak from it on; () where they make no sense."""
+        try:
+            pairs = [[float(part) for part in pair.split(":")] for pair in self._pairs_of_steps]
+            steps = tuple((epoch, factor) for epoch, factor in pairs)
+        except ValueError:
+            return ()
+        epochs = [epoch for epoch, _ in steps]
+        fit = all(math.isfinite(number) and number >= 0 for pair in steps for number in pair)
+        return steps if fit and epochs == sorted(set(epochs)) else ()
+
+    @property
+    def _pairs_of_steps(self) -> list[str]:
+        return self.lr_steps.split(",") if self.lr_steps else []
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,12 +28,20 @@ def create_schedule(
 
     Returns:
       a function of the number of updates already made: 0 for the first. Warm-up is linear and ends
-      with the peak: step k of w has (k + 1) / w of it. After it, the rate follows from the share of
-      the remaining steps that is done.
+      with the peak: step k of w has (k + 1) / w of it; with a rate to begin with, step 0 has that
+      rate, and step w the peak. After it, the rate follows from the share of the remaining steps
+      that is done, or, of `step` and `exponential`, from the epoch.
     """
     peak = config.base_learning_rate * global_batch_size / 256
     # A run that is shorter than its warm-up would never reach the peak.
     warmup = min(round(config.warmup_epochs * steps_per_epoch), total_steps // 2)
+    if config.lr_steps is None:
+        drops = [
+            (boundary * total_steps, 0.1**number)
+            for number, boundary in enumerate(STEP_BOUNDARIES, start=1)
+        ]
+    else:
+        drops = [(epoch * steps_per_epoch, factor) for epoch, factor in config.epochs_and_factors]
 
     def after_warmup(share: float) -> float:
         if config.lr_schedule == "cosine":
@@ -44,10 +52,15 @@ def create_schedule(
 
     def learning_rate(step: int) -> float:
         if step < warmup:
-            return peak * (step + 1) / warmup
+            start = config.warmup_learning_rate
+            if start is None:
+                return peak * (step + 1) / warmup
+            return start + (peak - start) * step / warmup
         if config.lr_schedule == "step":
-            passed = sum(step >= boundary * total_steps for boundary in STEP_BOUNDARIES)
-            return peak * 0.1**passed
+            return peak * ([1.0] + [factor for begin, factor in drops if step >= begin])[-1]
+        if config.lr_schedule == "exponential":
+            periods = step / (config.lr_decay_epochs * steps_per_epoch)
+            return peak * config.lr_decay_factor ** math.floor(periods)
         return peak * after_warmup(min(1.0, (step - warmup) / max(1, total_steps - warmup)))
 
     return learning_rate

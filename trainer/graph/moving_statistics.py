@@ -47,20 +47,25 @@ class Statistics:
       scalars: float32 [n]: means of the scalars over all workers.
     """
 
-    def __init__(self, group: Group, scalars: Sequence[tf.Tensor], after: tf.Operation) -> None:
+    def __init__(
+        self,
+        group: Group,
+        scalars: Sequence[tf.Tensor],
+        moving: Sequence[tf.Variable],
+        after: tf.Operation,
+    ) -> None:
         """Adds the collective to the default graph.
 
         Args:
           group: the workers.
           scalars: float32 [] each.
+          moving: the statistics that steps change.
           after: operation that ends once UPDATE_OPS have updated this worker's statistics and all
             else that the step averages is computed: this collective is the step's last one, and
             its name makes Horovod not wait for more.
         """
         self._group = group
-        trainable = {variable.ref() for variable in tf1.trainable_variables()}
-        moving = tf1.get_collection(tf1.GraphKeys.MODEL_VARIABLES)
-        self._moving = [variable for variable in moving if variable.ref() not in trainable]
+        self._moving = moving
         with tf.name_scope(scopes.STATISTICS):
             with tf.control_dependencies([after]):
                 sent = tf.concat([tf.stack(scalars), self._read()], 0)

@@ -1,12 +1,15 @@
 """The network of --model, in the precision of --precision."""
 
 import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
 import models
-from models.slim_compat import slim
+from models.slim_compat import BatchNormChanges, batch_norm_changed, slim
 from trainer.config import Config, ModelConfig
 from trainer.cpu_kernels import gradients
 from trainer.errors import ConfigError
@@ -32,7 +35,13 @@ def find_network(config: ModelConfig, image_size: int) -> models.Network:
 
 
 def build_logits(
-    config: ModelConfig, images: tf.Tensor, *, num_classes: int, is_training: bool
+    config: ModelConfig,
+    images: tf.Tensor,
+    *,
+    num_classes: int,
+    is_training: bool,
+    batch_norm: BatchNormChanges | None = None,
+    averages: Callable[..., Any] | None = None,
 ) -> tf.Tensor:
     """Adds the network; all calls within a graph share its variables.
 
@@ -41,6 +50,8 @@ def build_logits(
       images: float32 [batch, size, size, 3], normalized.
       num_classes: number of logits for each image.
       is_training: whether BN uses the batch's statistics.
+      batch_norm: what is otherwise in BN; None: nothing.
+      averages: variable getter that gives a variable's average in its place; None: it does not.
 
     Returns:
       logits: float32 [batch, num_classes].
@@ -56,10 +67,13 @@ def build_logits(
         is_training=is_training,
     )
     getter = precision.create_variable_getter(dtype)
+    if averages is not None:
+        getter = _chain(getter, averages)
     # Gradients of marked operations are marked, too.
     marks = config.xla and config.xla_scope == "network"
     with (
         tf.xla.experimental.jit_scope() if marks else contextlib.nullcontext(),
+        batch_norm_changed(batch_norm) if batch_norm else contextlib.nullcontext(),
         tf1.variable_scope("", custom_getter=getter, reuse=tf1.AUTO_REUSE),
         slim.arg_scope(arg_scope),
         gradients.overridden(),
@@ -70,8 +84,18 @@ def build_logits(
     return tf.cast(logits, tf.float32)
 
 
+def _chain(outer: Callable[..., Any], inner: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the variable getter that asks `outer`, which asks `inner`."""
+    return lambda getter, *args, **kwargs: outer(functools.partial(inner, getter), *args, **kwargs)
+
+
 def classify(
-    config: Config, pixels: tf.Tensor, *, num_classes: int, is_training: bool = False
+    config: Config,
+    pixels: tf.Tensor,
+    *,
+    num_classes: int,
+    is_training: bool = False,
+    averages: Callable[..., Any] | None = None,
 ) -> tf.Tensor:
     """Adds the preprocessing of --preprocessing and the network.
 
@@ -80,9 +104,16 @@ def classify(
       pixels: uint8 [batch, size, size, 3].
       num_classes: number of logits for each image.
       is_training: whether BN uses the batch's statistics.
+      averages: see `build_logits`.
 
     Returns:
       logits: float32 [batch, num_classes].
     """
     normalized = preprocessing.normalize(pixels, config.data)
-    return build_logits(config.model, normalized, num_classes=num_classes, is_training=is_training)
+    return build_logits(
+        config.model,
+        normalized,
+        num_classes=num_classes,
+        is_training=is_training,
+        averages=averages,
+    )

@@ -7,15 +7,19 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
+from models.slim_compat import BatchNormChanges
 from trainer.config import Config
 from trainer.distributed import Group
 from trainer.graph import accuracy, images, optimizers, scopes
 from trainer.graph.accumulation import Accumulator
+from trainer.graph.averages import Averages, create_averages
 from trainer.graph.loss_scale import LossScale
 from trainer.graph.losses import Losses, build_losses
 from trainer.graph.moving_statistics import Statistics
 from trainer.graph.network import build_logits
+from trainer.graph.selection import Selection
 from trainer.graph.summaries import HistogramGraph, build_histograms
+from trainer.graph.sync_batch_norm import SyncBatchNorm
 from trainer.inputs.dataset import AnyDataset
 from trainer.inputs.pipeline import Batch, Stream
 
@@ -29,8 +33,10 @@ class StepMetrics(NamedTuple):
     Attributes:
       loss: cross-entropy plus weight decay and what the network adds to REGULARIZATION_LOSSES.
       cross_entropy: cross-entropy, with label smoothing where there is any.
-      weight_decay_loss: weight_decay * sum(w^2) / 2 over all kernels.
-      gradient_norm: L2 norm of the averaged gradient of all trainable variables.
+      weight_decay_loss: weight_decay * sum(w^2) / 2 over all kernels that are trained; 0 where the
+        update rule decays them itself.
+      gradient_norm: L2 norm of the averaged gradient of all variables that are trained, before it
+        is clipped.
       top1: share of the batch's images whose label got the highest logit.
       request: number above 0 where any worker was fed a request, else 0.
       is_applied: 1, or 0 where the loss or the averaged gradient was not finite: then variables,
@@ -69,6 +75,7 @@ class TrainGraph(NamedTuple):
       request: float32 [], 0 unless it is fed: any worker's request reaches all workers as
         `metrics.request`.
       gradient_names: names of the variables that have gradients.
+      averages: averages of --ema_decay; None: there are none.
       global_step: int64 []: number of steps done.
       stream: the input.
       broadcast_op: operation that gives every worker rank 0's variables; to be run before the first
@@ -84,6 +91,7 @@ class TrainGraph(NamedTuple):
     learning_rate: tf.Tensor
     request: tf.Tensor
     gradient_names: tuple[str, ...]
+    averages: Averages | None
     global_step: tf.Variable
     stream: Stream
     broadcast_op: tf.Operation
@@ -114,13 +122,14 @@ class TrainGraph(NamedTuple):
 def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> TrainGraph:
     """Adds the training step to the default graph, the same on every worker."""
     stream, batch, wait_sec = _build_timed_input(config, group, dataset)
-    losses, top1 = _build_forward(config, batch, dataset.info.num_classes)
+    selection = Selection(config.fine_tuning)
+    losses, top1 = _build_forward(config, group, batch, dataset.info.num_classes, selection)
     with tf.name_scope(scopes.UPDATE):
         learning_rate = tf1.placeholder(tf.float32, [], name="learning_rate")
         request = tf1.placeholder_with_default(0.0, [], name="request")
-    optimizer = optimizers.create_optimizer(config.optimizer, learning_rate)
+    update_rule = optimizers.UpdateRule(config, learning_rate)
     loss_scale = LossScale(config.model.precision)
-    gradients, variables = _compute_gradients(optimizer, loss_scale.multiply(losses.total))
+    gradients, variables = _compute_gradients(loss_scale.multiply(losses.total), selection)
     scalars = [losses.total, losses.cross_entropy, top1]
     batches = config.optimizer.accumulate_steps
     with tf.name_scope(scopes.GRADIENTS):
@@ -136,7 +145,8 @@ def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> Trai
         update_ops = tf.group(*tf1.get_collection(tf1.GraphKeys.UPDATE_OPS))
         accumulate_op = tf.group(accumulator.add_op, update_ops)
         all_done = tf.group(update_ops, *(gradient.op for gradient in local))
-    statistics = Statistics(group, [*scalars, request], all_done)
+    moving = selection.moving_variables()
+    statistics = Statistics(group, [*scalars, request], moving, all_done)
     with tf.name_scope(scopes.CHECKS):
         loss, cross_entropy, top1, requested = tf.unstack(statistics.scalars)
         gradient_norm = tf.linalg.global_norm(averaged)
@@ -145,17 +155,18 @@ def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> Trai
         is_applied = tf.cast(is_finite, tf.float32)
         nonfinite = tf.cond(is_finite, lambda: tf.constant(-1), lambda: _find_nonfinite(local))
     global_step = tf1.train.get_or_create_global_step()
-    pairs = list(zip(averaged, variables, strict=True))
+    averages = create_averages(config.optimizer, [*variables, *moving])
     # Outside of name scopes, which would be part of the names of an optimizer's variables.
     with tf.control_dependencies([is_finite, nonfinite]):
-        update = tf.cond(is_finite, lambda: optimizer.apply_gradients(pairs), tf.no_op, "update")
+        update = update_rule.build_update(averaged, variables, gradient_norm, is_finite)
     with tf.name_scope(scopes.UPDATE), tf.control_dependencies([is_finite, nonfinite]):
+        updates = [update, statistics.build_update(is_finite)]
+        if averages is not None:
+            updates.append(averages.build_update(global_step, is_finite, after=updates))
+        with tf.control_dependencies(updates):
+            counted = global_step.assign_add(1).op
         train_op = tf.group(
-            update,
-            statistics.build_update(is_finite),
-            loss_scale.build_update(is_finite),
-            accumulator.build_reset(),
-            global_step.assign_add(1).op,
+            *updates, loss_scale.build_update(is_finite), accumulator.build_reset(), counted
         )
     with tf.name_scope(scopes.START):
         broadcast_op = group.build_broadcast(tf1.global_variables())
@@ -182,6 +193,7 @@ def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> Trai
         learning_rate=learning_rate,
         request=request,
         gradient_names=tuple(variable.op.name for variable in variables),
+        averages=averages,
         global_step=global_step,
         stream=stream,
         broadcast_op=begin_op,
@@ -206,21 +218,34 @@ def _build_timed_input(
         return stream, batch, data_ready - began
 
 
-def _build_forward(config: Config, batch: Batch, num_classes: int) -> tuple[Losses, tf.Tensor]:
+def _build_forward(
+    config: Config, group: Group, batch: Batch, num_classes: int, selection: Selection
+) -> tuple[Losses, tf.Tensor]:
     """Adds the network and its losses; returns these, and the share of images that are right."""
     with tf.name_scope(scopes.INPUTS):
         network_input = images.network_input(batch, config.data)
-    logits = build_logits(config.model, network_input, num_classes=num_classes, is_training=True)
+    is_joined = config.model.sync_batch_norm and group.worker.size > 1
+    normalize_fn = SyncBatchNorm(group).normalize if is_joined else None
+    logits = build_logits(
+        config.model,
+        network_input,
+        num_classes=num_classes,
+        is_training=True,
+        batch_norm=BatchNormChanges(selection.is_frozen_norm, normalize_fn),
+    )
+    variables = selection.trained_variables()
     with tf.name_scope(scopes.LOSSES):
-        losses = build_losses(config, logits, batch)
+        losses = build_losses(config, logits, batch, variables)
         return losses, tf.reduce_mean(accuracy.are_right(logits, batch.labels))
 
 
 def _compute_gradients(
-    optimizer: tf1.train.Optimizer, loss: tf.Tensor
+    loss: tf.Tensor, selection: Selection
 ) -> tuple[list[tf.Tensor], list[tf.Variable]]:
-    """Returns the gradients of the loss, and the trainable variables that they belong to."""
-    pairs = optimizer.compute_gradients(loss, tf1.trainable_variables())
+    """Returns the gradients of the loss, and the trained variables that they belong to."""
+    variables = selection.trained_variables()
+    gradients = tf.gradients(loss, variables, gate_gradients=True)
+    pairs = zip(gradients, variables, strict=True)
     found = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
     return [gradient for gradient, _ in found], [variable for _, variable in found]
 

@@ -1,7 +1,6 @@
 """--mode=evaluate: evaluates a checkpoint on all validation examples, each of which counts once."""
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -176,7 +175,8 @@ class _Evaluator:
 
     def load(self, prefix: str) -> None:
         """Loads the weights of a checkpoint."""
-        restore.restore_weights(self._session, prefix, self._variables, new_logits=False)
+        averages = self._config.fine_tuning.init_averages
+        restore.restore_weights(self._session, prefix, self._variables, averages=averages)
         self.prefix = prefix
 
     def evaluate(self) -> tuple[dict[str, Any], str]:
@@ -208,7 +208,7 @@ class _Evaluator:
             told = details.summarize(group)
         batch_size = config.data.batch_size * group.worker.size
         rate = _images_per_sec(found.count, batch_size, ends_sec)
-        return {**dataclasses.asdict(found), "images_per_sec": rate, **told}, text
+        return {**found.as_dict(), "images_per_sec": rate, **told}, text
 
     def _log(self, step: int, found: Evaluation, views: EvaluationViews) -> str:
         """Writes the result of a step's weights, and returns why not. A collective."""

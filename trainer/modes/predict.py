@@ -17,6 +17,7 @@ from trainer.checkpoints import restore, search
 from trainer.config import Config
 from trainer.distributed import Worker
 from trainer.errors import ConfigError
+from trainer.graph.losses import build_probabilities
 from trainer.graph.network import classify
 from trainer.inputs.class_names import name_classes
 from trainer.inputs.dataset import Dataset, DatasetInfo
@@ -152,10 +153,14 @@ def _classify(
     with tf.Graph().as_default():
         stream = Dataset(data, files, info).build_evaluation(Worker())
         logits = classify(config, stream.batch.images, num_classes=num_classes)
-        fetches = (logits, tf.nn.softmax(logits), stream.batch.weights)
+        probabilities = build_probabilities(logits, config.optimizer.loss)
+        fetches = (logits, probabilities, stream.batch.weights)
         with tf1.Session(config=session.create_config(model=config.model)) as predict_session:
             restore.restore_weights(
-                predict_session, prefix, restore.network_variables(), new_logits=False
+                predict_session,
+                prefix,
+                restore.network_variables(),
+                averages=config.fine_tuning.init_averages,
             )
             predict_session.run(stream.initializer, {stream.start_step: 0})
             waiting = iter(enumerate(paths))

@@ -25,17 +25,30 @@ class Evaluation:
       top1: share of the examples whose label got the highest logit.
       top5: share of the examples whose label is among the five highest logits.
       loss: mean cross-entropy.
+      ema_top1, ema_top5, ema_loss: those of the network with averaged weights; None where a run
+        keeps no averages.
     """
 
     count: int
     top1: float
     top5: float
     loss: float
+    ema_top1: float | None = None
+    ema_top5: float | None = None
+    ema_loss: float | None = None
+
+    def as_dict(self) -> dict[str, float]:
+        """Returns what there is by name, as results have it."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if value is not None}
 
     def describe(self, num_classes: int) -> str:
         """Returns the result in a line; without the top-5, where no class can be missing in it."""
         top5 = f"top-5 {self.top5:.4f}  " if tags.tells_top5(num_classes) else ""
-        return f"top-1 {self.top1:.4f}  {top5}loss {self.loss:.4f}  ({self.count} examples)"
+        averaged = "" if self.ema_top1 is None else f"; averaged weights: top-1 {self.ema_top1:.4f}"
+        return (
+            f"top-1 {self.top1:.4f}  {top5}loss {self.loss:.4f}  ({self.count} examples){averaged}"
+        )
 
 
 class Observer(Protocol):
@@ -84,7 +97,7 @@ def evaluate(
     """
     stream = evaluation.stream
     session.run(stream.initializer, {stream.start_step: 0})
-    totals = np.zeros(4)
+    totals = np.zeros(evaluation.totals.shape[0])
     ask_every = 0
     with stream.explain_errors():
         for number in range(evaluation.steps):
@@ -102,15 +115,19 @@ def evaluate(
                 ask_every = max(1, round(1 / slowest_sec))
             if ask_every and number % ask_every == 0 and any(group.gather(is_stop_asked())):
                 raise Interrupted
-    count, top1, top5, loss = np.sum(group.gather(totals.tolist()), axis=0)
+    count, *sums = np.sum(group.gather(totals.tolist()), axis=0)
     if not count:
         raise UserError("none of the validation examples can be read: there is nothing to evaluate")
-    return Evaluation(int(count), top1 / count, top5 / count, loss / count)
+    # Behind the first four are those of the averaged weights, which begin with the count again.
+    shares = [total / count for total in (*sums[:3], *sums[4:])]
+    return Evaluation(int(count), *shares)
 
 
 def write_scalars(writer: Writer, step: int, result: Evaluation, *, num_classes: int) -> None:
     """Writes the result of an evaluation of the variables after a step."""
     scalars = {tags.EVAL_TOP1: result.top1, tags.EVAL_LOSS: result.loss}
+    if result.ema_top1 is not None and result.ema_loss is not None:
+        scalars |= {tags.EVAL_EMA_TOP1: result.ema_top1, tags.EVAL_EMA_LOSS: result.ema_loss}
     if tags.tells_top5(num_classes):
         scalars[tags.EVAL_TOP5] = result.top5
     writer.write(step, scalars, wall_time=time.time())

@@ -81,7 +81,7 @@ def set_up(config: Config, group: Group) -> Setup:
         )
         evaluation = None
         if plan.evaluate_every is not None:
-            evaluation = build_evaluation_graph(config, group, dataset)
+            evaluation = build_evaluation_graph(config, group, dataset, train.averages)
         with tf.name_scope(scopes.INPUTS):
             sampled = input_samples.build_samples(train.stream, config, dataset.info.num_classes)
         samples = input_samples.create_input_samples(
@@ -95,6 +95,7 @@ def set_up(config: Config, group: Group) -> Setup:
             rank=rank,
             variables=tf1.global_variables(),
             facts=_create_facts(config, group, dataset.info, plan),
+            fine_tuning=config.fine_tuning,
         )
         variables = [variable.op.name for variable in tf1.global_variables()]
         with tf.name_scope(scopes.START):
@@ -123,6 +124,7 @@ def set_up(config: Config, group: Group) -> Setup:
             *(dataset.describe_sizes() if rank == 0 else ()),
             *precision.describe_slowness(config.model.precision, library.cpu_flags()),
             *_describe_statistics(config, dataset.info, plan, variables),
+            *_describe_joined(config, group),
             *store.restore(session),
         ),
         policy=nonfinite.Policy(config.run.on_nonfinite),
@@ -143,6 +145,13 @@ def _describe_data(dataset: AnyDataset) -> tuple[str, ...]:
     if info.num_validation_examples:
         return dataset.remarks
     return (*dataset.remarks, "there are no validation examples: nothing is evaluated")
+
+
+def _describe_joined(config: Config, group: Group) -> tuple[str, ...]:
+    """Returns a line where --sync_batch_norm has nothing to do."""
+    if not config.model.sync_batch_norm or group.worker.size > 1:
+        return ()
+    return ("--sync_batch_norm changes nothing: there is one worker",)
 
 
 def _describe_statistics(

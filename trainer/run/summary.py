@@ -1,6 +1,5 @@
 """The result of a training run, and its lines at the start and at the end."""
 
-import dataclasses
 import math
 from typing import Any
 
@@ -59,7 +58,7 @@ def summarize(
             "final_loss": times.final_loss,
         }
     if evaluation is not None:
-        result["eval"] = dataclasses.asdict(evaluation)
+        result["eval"] = evaluation.as_dict()
     return result
 
 

@@ -225,6 +225,8 @@ EVERY_STEP = (
 EVAL_TOP1 = "eval/top1"
 EVAL_TOP5 = "eval/top5"
 EVAL_LOSS = "eval/loss"
+EVAL_EMA_TOP1 = "eval/ema_top1"
+EVAL_EMA_LOSS = "eval/ema_loss"
 CHECKPOINT_MS = "perf/checkpoint_ms"
 EVALUATION_MS = "perf/evaluation_ms"
 REPORT_MS = "perf/report_ms"
@@ -249,6 +251,16 @@ OCCASIONAL = (
     ),
     OccasionalTag(
         EVAL_LOSS, "mean cross-entropy of an evaluation", (Chart.EVALUATION_LOSS, Chart.LOSS)
+    ),
+    OccasionalTag(
+        EVAL_EMA_TOP1,
+        "share of all validation examples, with the averaged weights of --ema_decay",
+        (Chart.ACCURACY,),
+    ),
+    OccasionalTag(
+        EVAL_EMA_LOSS,
+        "mean cross-entropy of an evaluation with the averaged weights",
+        (Chart.LOSS,),
     ),
     OccasionalTag(CHECKPOINT_MS, "pause for a checkpoint"),
     OccasionalTag(EVALUATION_MS, "pause for an evaluation"),

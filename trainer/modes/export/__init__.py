@@ -99,13 +99,14 @@ def _restored(config: Config, prefix: str, num_classes: int, precision: str) -> 
         logits = classify(config, images, num_classes=num_classes)
         with tf1.Session(config=options) as export_session:
             variables = restore.network_variables()
-            restore.restore_weights(export_session, prefix, variables, new_logits=False)
+            averages = config.fine_tuning.init_averages
+            restore.restore_weights(export_session, prefix, variables, averages=averages)
             yield _Network(export_session, images, logits)
 
 
 def _freeze(config: Config, network: _Network) -> frozen.Frozen:
     try:
-        return frozen.freeze(*network)
+        return frozen.freeze(*network)._replace(loss=config.optimizer.loss)
     except frozen.NotExportableError as error:
         raise _refusal(config, error) from error
 

@@ -33,12 +33,14 @@ class Frozen(NamedTuple):
       images: the name of that tensor.
       logits: the name of the tensor of the logits.
       num_folded: how many BNs have become parts of convolutions.
+      loss: value of --loss that it was trained with, which tells what its probabilities are.
     """
 
     graph_def: tf1.GraphDef
     images: str
     logits: str
     num_folded: int
+    loss: str = "softmax"
 
 
 class NotExportableError(ValueError):

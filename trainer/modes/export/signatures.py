@@ -10,6 +10,7 @@ from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef, TensorInfo
 
 from trainer.config import DataConfig
 from trainer.graph import accuracy
+from trainer.graph.losses import build_probabilities
 from trainer.inputs.images.graph_parts import build_network_input
 from trainer.modes.export.frozen import Frozen
 
@@ -121,7 +122,7 @@ def _build_outputs(frozen: Frozen, pixels: tf.Tensor) -> dict[str, tf.Tensor]:
         name="",
     )
     with tf.name_scope("outputs"):
-        probabilities = tf.nn.softmax(logits, name="probabilities")
+        probabilities = build_probabilities(logits, frozen.loss, name="probabilities")
         # By logits: different ones may have the same probability, as rounded.
         best = tf.math.top_k(logits, min(_BEST, logits.shape[-1])).indices
         return {

@@ -29,7 +29,9 @@ _TYPES = {
 
 def list_hparams(config: Config, plan: Plan, *, workers: int) -> dict[str, Any]:
     """Returns the values by which runs are compared: of flags, and what follows from them."""
-    values = {flag.name: flag.value for flag in config.flags() if flag.statement.is_hparam}
+    stated = {flag.name: flag.value for flag in config.flags() if flag.statement.is_hparam}
+    # TensorBoard has no value for a flag that is not given: its cell stays empty.
+    values = {name: value for name, value in stated.items() if value is not None}
     return values | {
         "epochs": round(plan.epoch_at(plan.total_steps), 4),
         "workers": workers,
