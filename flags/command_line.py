@@ -163,18 +163,38 @@ def parse(
         raise UserError(
             f"argument {rest[0]!r}: --mode={mode} takes flags only, of the form --name=value"
         )
+    all_fields = [f for group_type in GROUPS.values() for f in dataclasses.fields(group_type)]
+    given = [field.name for field in all_fields if values[field.name].present]
+    unused = _unused_length(given, argv)
+    given = [name for name in given if name != unused]
     groups = {
-        name: group_type(**{f.name: _value(f, values) for f in dataclasses.fields(group_type)})
+        name: group_type(
+            **{
+                f.name: _value(f, values)
+                for f in dataclasses.fields(group_type)
+                if f.name != unused
+            }
+        )
         for name, group_type in GROUPS.items()
     }
-    given = [
-        field.name
-        for group_type in GROUPS.values()
-        for field in dataclasses.fields(group_type)
-        if values[field.name].present
-    ]
     config = config_lib.Config(mode=mode, files=tuple(rest), given=tuple(given), **groups)
     return _with_data_of_run(config) if mode == "evaluate" else config
+
+
+def _unused_length(given: Sequence[str], argv: Sequence[str]) -> str | None:
+    """Returns which of --steps and --epochs a flag file gives in vain; None: neither.
+
+    Whoever gives one of them beside a recipe that has the other means that one.
+
+    Args:
+      given: names of all flags that are given.
+      argv: the command line, before flag files are read.
+    """
+    lengths = {"steps", "epochs"}
+    typed = lengths & {word.lstrip("-").partition("=")[0] for word in argv if word[:1] == "-"}
+    if not lengths.issubset(given) or len(typed) != 1:
+        return None
+    return (lengths - typed).pop()
 
 
 def _with_data_of_run(config: config_lib.Config) -> config_lib.Config:

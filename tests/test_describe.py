@@ -2,16 +2,25 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 import tensorflow as tf
+import tiny
 
 import models
 from models import resnet_v2
 from models.slim_compat import slim
-from trainer.config import Config, DataConfig, ModelConfig, RunConfig
+from trainer.config import (
+    Config,
+    DataConfig,
+    FineTuningConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+)
 from trainer.errors import ConfigError
-from trainer.graph import flops
+from trainer.graph import flops, memory_estimate
 from trainer.modes import describe
 
 pytestmark = pytest.mark.slow
@@ -143,8 +152,15 @@ def test_run_prints_the_table_and_writes_it(capsys, tmp_path):
     assert lines[0].split() == header.split()
     trace = "block1/unit_3 16x16x256 8x8x256 16x16x64 8x8x64 8x8x256 8x8x256 70,656 0.015"
     assert trace.split() in [line.split() for line in lines]
-    assert len({len(line) for line in lines[:-1]}) == 1
-    assert lines[-2].split()[:2] == ["total", f"{result['parameters']:,}"]
+    *table, total, memory, length = lines
+    assert len({len(line) for line in table}) == 1
+    assert total.startswith("resnet_v2_50 at 64 px with 10 classes: ")
+    # Of 32 images, as of the flags' defaults: weights, gradients, and momentum's slots.
+    size = f"{4 * result['parameters'] / 2**20:,.0f}"
+    assert f"gradients {size} + slots of momentum {size};" in memory
+    assert result["steps"] == math.ceil(90 * 1_281_167 / 32)
+    assert f"has {result['steps']:,} steps of 32 images: 90.0 epochs of ImageNet's" in length
+    assert table[-1].split()[:2] == ["total", f"{result['parameters']:,}"]
     assert result["layers"][0]["output"] == [32, 32, 64]
     assert result["num_classes"] == 10
     assert result["parameters"] == sum(layer["parameters"] for layer in result["layers"])
@@ -186,3 +202,44 @@ def test_another_network_has_a_row_per_convolution(capsys, tmp_path):
 def test_what_cannot_be_described_is_one_line(model, image_size, message):
     with pytest.raises(ConfigError, match=message):
         describe.run(configuration(model, image_size=image_size))
+
+
+def memory_of(*, batch_size=8, precision="float32", tuning=FineTuningConfig(), **optimizer):  # noqa: B008
+    groups = tiny.config_groups()
+    groups["model"] = dataclasses.replace(groups["model"], precision=precision)
+    groups["data"] = dataclasses.replace(groups["data"], batch_size=batch_size)
+    config = Config(**groups, optimizer=OptimizerConfig(**optimizer), fine_tuning=tuning)
+    return memory_estimate.estimate(config, tiny.NUM_CLASSES)
+
+
+# Of the tiny network: two convolutions of 3 x 3 with BN, and a linear layer.
+TRAINED = 4 * (3 * 3 * 3 * 8 + 2 * 8 + 3 * 3 * 8 * 8 + 2 * 8 + 8 * 4 + 4)
+MOVING = 4 * (4 * 8)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "slots"),
+    [("sgd", 0), ("momentum", 1), ("lars", 1), ("rmsprop", 2), ("adam", 2), ("lamb", 2)],
+)
+def test_variables_of_training_are_counted(optimizer, slots):
+    memory = memory_of(optimizer=optimizer, ema_decay=0.9)
+    assert memory.variables == TRAINED + MOVING
+    assert memory.gradients == TRAINED
+    assert memory.averages == TRAINED + MOVING
+    # Besides, adam and lamb count their updates.
+    assert slots * TRAINED <= memory.slots <= slots * TRAINED + 8
+
+
+def test_activations_are_those_that_the_backward_pass_reads():
+    """Per image, float32: both convolutions' inputs, results and ReLUs, the mean, the logits."""
+    memory = memory_of()
+    maps = [16 * 16 * 3, 8 * 8 * 8, 8 * 8 * 8, 4 * 4 * 8, 4 * 4 * 8]
+    least = 4 * (sum(maps) + 8 + 4)
+    assert least <= memory.activations / 8 <= 1.2 * least
+    twice = memory_of(batch_size=16).activations
+    assert twice == pytest.approx(2 * memory.activations, rel=0.01)
+    assert memory_of(precision="bfloat16").activations < 0.6 * memory.activations
+    tuning = FineTuningConfig(trainable_scopes="logits", freeze_batch_norm=True)
+    of_head = memory_of(tuning=tuning)
+    assert of_head.activations < 0.02 * memory.activations
+    assert of_head.gradients == 4 * (8 * 4 + 4)

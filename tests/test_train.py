@@ -236,6 +236,31 @@ def test_a_resumed_run_shows_each_step_once_and_ends_as_a_straight_one(tmp_path)
         np.testing.assert_array_equal(ours.get_tensor(name), theirs.get_tensor(name), err_msg=name)
 
 
+@pytest.mark.processes
+def test_a_run_ends_where_an_evaluation_reaches_its_goal(tmp_path):
+    """Between two checkpoints; the same command then finds it complete, another goal goes on."""
+    logdir = tmp_path / "run"
+    flags = [
+        *(*FLAGS, "--steps=60", "--checkpoint_every=1000", "--eval_every_epochs=0.5"),
+        *(f"--logdir={logdir}", f"--result_json={tmp_path}/result.json", "--stop_at_top1=0.5"),
+    ]
+    (first,) = trainers(flags)
+    assert first.returncode == 0, first.stderr
+    steps = read_json(tmp_path / "result.json")["result"]["steps"]
+    assert 0 < steps < 60
+    assert "reaches --stop_at_top1; the run ends" in first.stdout
+    finished = {"state": "finished", "step": steps, "reason": None}
+    assert read_json(logdir / "status.json") == finished
+    (entry,) = read_json(logdir / "checkpoints.json")["checkpoints"]
+    assert entry["step"] == steps
+    assert entry["top1"] >= 0.5
+    again, further = trainers(flags, [*flags[:-1], "--stop_at_top1=1"])
+    assert again.returncode == 0, again.stderr
+    assert "it is complete already" in again.stdout
+    assert read_json(tmp_path / "result.json")["result"]["steps"] > steps
+    assert f"goes on after step {steps}" in further.stdout
+
+
 OF_OTHERS = ("flags.py", "trainer.py", "models/__init__.py", "tensorflow_hub/notes.txt")
 
 

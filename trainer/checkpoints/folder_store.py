@@ -208,6 +208,10 @@ class FolderStore:
         entry = checkpoint_manifest.read(self._logdir).find(step)
         return entry is not None and entry.top1 is None
 
+    def top1_after(self, step: int) -> float | None:
+        entry = checkpoint_manifest.read(self._logdir).find(step)
+        return None if entry is None else entry.top1
+
     def note_evaluation(self, session: tf1.Session, step: int, top1: float) -> None:
         manifest = checkpoint_manifest.read(self._logdir)
         entry = manifest.find(step)

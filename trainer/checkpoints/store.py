@@ -67,6 +67,9 @@ class Store(Protocol):
     def lacks_evaluation(self, step: int) -> bool:
         """Returns whether a run ended after the checkpoint of a step and before its evaluation."""
 
+    def top1_after(self, step: int) -> float | None:
+        """Returns the accuracy in the evaluation after a step; None where none is known."""
+
     def note_evaluation(self, session: tf1.Session, step: int, top1: float) -> None:
         """Records an evaluation's result, and keeps a copy of the best checkpoint.
 
@@ -105,6 +108,10 @@ class NullStore:
     def lacks_evaluation(self, step: int) -> bool:
         del step
         return False
+
+    def top1_after(self, step: int) -> float | None:
+        del step
+        return None
 
     def note_evaluation(self, session: tf1.Session, step: int, top1: float) -> None:
         del session, step, top1

@@ -95,6 +95,14 @@ class RunConfig(Checked):
         minimum=0.0,
         changes_training=False,
     )
+    stop_at_top1: float | None = flag(
+        None,
+        "End the run, as finished, after an evaluation whose top-1 is at least this share.",
+        above=0.0,
+        maximum=1.0,
+        changes_training=False,
+        elsewhere=("target_accuracy", "stop_threshold", "target_top1"),
+    )
     seed: int = flag(
         0,
         "Of initial weights, data order and augmentation.",

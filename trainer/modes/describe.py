@@ -10,8 +10,12 @@ import models
 from models.slim_compat import slim
 from trainer.config import Config
 from trainer.distributed import Worker
-from trainer.graph import flops
+from trainer.graph import flops, memory_estimate
+from trainer.graph.memory_estimate import TrainingMemory
 from trainer.graph.network import find_network
+from trainer.inputs import synthetic
+from trainer.inputs.dataset import open_dataset
+from trainer.plan import Plan, create_plan
 from trainer.run import outputs
 
 tf1 = tf.compat.v1
@@ -19,6 +23,8 @@ tf1 = tf.compat.v1
 _NORMALIZATION = "FusedBatchNormV3"
 _UNIT = "/bottleneck_v2"
 _STAGES = ("conv1", "conv2", "conv3")
+# Of the challenge of 2012, for runs whose data are not at hand.
+_IMAGENET_EXAMPLES = 1_281_167
 
 Shape = tuple[int | None, ...]  # Of one example: height, width, channels; or channels alone.
 
@@ -176,11 +182,48 @@ def _format_shape(shape: Shape | None) -> str:
     return "-" if shape is None else "x".join("?" if size is None else str(size) for size in shape)
 
 
+def _describe_memory(config: Config, memory: TrainingMemory) -> str:
+    """Returns a line about what training with the configuration's flags keeps in memory."""
+    data, update = config.data, config.optimizer
+    parts = [
+        (
+            f"activations of {data.batch_size} images in {config.model.precision}",
+            memory.activations,
+        ),
+        ("variables", memory.variables),
+        ("gradients", memory.gradients),
+        (f"slots of {update.optimizer}", memory.slots),
+        ("averages", memory.averages),
+    ]
+    told = " + ".join(f"{name} {size / 2**20:,.0f}" for name, size in parts if size)
+    return (
+        f"training keeps at least {memory.total / 2**20:,.0f} MiB per worker: {told}; libraries, "
+        "the input and what lives shortly come on top"
+    )
+
+
+def _create_plan(config: Config) -> tuple[Plan, str]:
+    """Returns the plan of a run of one worker, and what its data are called."""
+    batch_size = config.data.batch_size * config.optimizer.accumulate_steps
+    examples, name = _IMAGENET_EXAMPLES, "ImageNet"
+    if config.data.data_dir is not None or config.data.dataset not in (None, synthetic.NAME):
+        info = open_dataset(config.data, num_classes=config.model.num_classes).info
+        examples, name = info.num_train_examples, info.name
+    plan = create_plan(
+        config.run,
+        global_batch_size=batch_size,
+        train_examples=max(1, examples),
+        validation_examples=0,
+    )
+    return plan, f"{name}'s {examples:,} training images"
+
+
 def run(config: Config) -> int:
     """Prints the table of the configured network, and writes it to --result_json.
 
     The result there has `model`, `image_size`, `num_classes` (1000 where none are given), `layers`
-    (the rows), `parameters` and `gflops_per_image`.
+    (the rows), `parameters`, `gflops_per_image`, `training_bytes` (what training with these flags
+    keeps in memory, by kind), `steps` and `epochs` of a run of one worker.
 
     Raises:
       ConfigError: there is no such network, or its images must be larger.
@@ -190,6 +233,13 @@ def run(config: Config) -> int:
         find_network(config.model, config.data.image_size),
         image_size=config.data.image_size,
         num_classes=config.model.num_classes or 1000,
+    )
+    memory = memory_estimate.estimate(config, description.num_classes)
+    plan, data = _create_plan(config)
+    steps, epochs = plan.total_steps, plan.epoch_at(plan.total_steps)
+    length = (
+        f"a run of one worker has {steps:,} steps of {plan.global_batch_size} images: {epochs:.1f} "
+        f"epochs of {data}; with n workers the same epochs take a n-th of the steps"
     )
     total = (
         f"{description.model} at {description.image_size} px with {description.num_classes} "
@@ -203,6 +253,10 @@ def run(config: Config) -> int:
         "layers": [dataclasses.asdict(layer) for layer in description.layers],
         "parameters": description.parameters,
         "gflops_per_image": description.gflops_per_image,
+        "training_bytes": dataclasses.asdict(memory),
+        "steps": steps,
+        "epochs": epochs,
     }
-    outputs.report(config, Worker(), result, text=f"{format_table(description)}\n{total}")
+    lines = (format_table(description), total, _describe_memory(config, memory), length)
+    outputs.report(config, Worker(), result, text="\n".join(lines))
     return 0

@@ -43,12 +43,14 @@ class Outcome(NamedTuple):
       times: times of its steps.
       evaluation: result of the last evaluation; None where there was none.
       messages: messages about what was restored, where the loop rolled back.
+      stopped_at: step at which the run reached --stop_at_top1; None: it did not.
     """
 
     ending: Ending
     times: RunTimes
     evaluation: Evaluation | None = None
     messages: tuple[str, ...] = ()
+    stopped_at: int | None = None
 
 
 def run(config: Config) -> int:
@@ -112,7 +114,8 @@ def _train(
     """
     plan, rank = setup.plan, group.worker.rank
     done = int(setup.session.run(setup.train.global_step))
-    is_complete = done >= plan.total_steps
+    reaches = _reaches(config.run.stop_at_top1, setup.store.top1_after(done))
+    is_complete = any(group.gather(done >= plan.total_steps or reaches))
     lacks_evaluation = any(group.gather(setup.store.lacks_evaluation(done)))
     logdir = None if is_complete and not lacks_evaluation else config.run.logdir
     status.set("running", step=done)
@@ -142,19 +145,23 @@ def _train(
             train_examples=setup.info.num_train_examples,
             eval_examples=setup.info.num_validation_examples,
         )
-        start = summary.describe_start(config, group, setup.info, plan, done)
+        start = summary.describe_start(
+            config, group, setup.info, plan, done=done, is_complete=is_complete
+        )
         for line in (*messages, start):
             console.say(line)
         guard = LoopGuard(group, setup, console, status, protection, done=done)
         if is_complete or (lacks_evaluation and plan.evaluates_at(done)):
             evaluation, ending = _evaluate(group, setup, done, monitor, guard)
             outcome = outcome._replace(ending=ending, evaluation=evaluation)
+            top1 = None if evaluation is None else evaluation.top1
+            is_complete = is_complete or _reaches(config.run.stop_at_top1, top1)
         if outcome.ending is Ending.PREEMPTED:
             guard.stop(done)
         elif not is_complete:
             with contextlib.closing(monitor.profiler):
                 outcome = _loop(config, group, setup, done, monitor, guard)
-        steps = max(done, plan.total_steps)
+        steps = done if is_complete else outcome.stopped_at or plan.total_steps
         result = summary.summarize(group, plan, steps, outcome.times, outcome.evaluation)
         if outcome.ending is Ending.FINISHED:
             run_page.write_end(writer, steps, result)
@@ -216,11 +223,19 @@ def _loop(
             with monitor.pauses.during(tags.EVALUATION_MS, number):
                 evaluation, ending = _evaluate(group, setup, number, monitor, guard)
                 is_asked = ending is Ending.PREEMPTED
+            if evaluation is not None and _reaches(config.run.stop_at_top1, evaluation.top1):
+                guard.end_early(number, evaluation.top1)
+                return Outcome(Ending.FINISHED, times, evaluation, stopped_at=number)
         if is_asked:
             monitor.writer.flush()
             guard.stop(number)
             return Outcome(Ending.PREEMPTED, times, evaluation)
     return Outcome(Ending.FINISHED, times, evaluation)
+
+
+def _reaches(target: float | None, top1: float | None) -> bool:
+    """Returns whether an accuracy is at least that of --stop_at_top1."""
+    return target is not None and top1 is not None and top1 >= target
 
 
 def _evaluate(

@@ -100,6 +100,12 @@ class LoopGuard:
                 return
             self._status.set("running", step=step)
 
+    def end_early(self, step: int, top1: float) -> None:
+        """Ends the run where an evaluation has reached its goal: saves. A collective."""
+        self.save(step)
+        self.note_evaluation(step, top1)  # Of the checkpoint, which there was not before.
+        self._console.say(f"step {step}: top-1 {top1:.4f} reaches --stop_at_top1; the run ends")
+
     def stop(self, step: int) -> None:
         """Ends the run early: saves, and prints who asked for it. A collective."""
         self.save(step)

@@ -62,10 +62,21 @@ def summarize(
     return result
 
 
-def describe_start(config: Config, group: Group, info: DatasetInfo, plan: Plan, done: int) -> str:
-    """Returns the line before the first step; `done` is the number of steps done earlier."""
+def describe_start(
+    config: Config, group: Group, info: DatasetInfo, plan: Plan, *, done: int, is_complete: bool
+) -> str:
+    """Returns the line before the first step.
+
+    Args:
+      config: configuration of the run.
+      group: the workers.
+      info: description of the data.
+      plan: plan of the run.
+      done: number of steps done earlier.
+      is_complete: whether none is left to be done.
+    """
     state = f"; goes on after step {done}" if done else ""
-    if done >= plan.total_steps:
+    if is_complete:
         state = "; it is complete already"
     return (
         f"{config.model.model} on {info.name}: {info.num_train_examples} training and "
