@@ -42,20 +42,29 @@ def test_a_recipe_says_where_it_is_from_and_how_many_images_a_step_has(path):
     assert data.batch_size * update.accumulate_steps in (each, total)
 
 
+def network_of(path):
+    return [] if path.stem == "imagenet_strong" else ["--model=tiny:network"]
+
+
 @pytest.mark.slow
 @pytest.mark.processes
 def test_every_recipe_takes_steps_and_is_described(tmp_path):
-    """With two images per step, at its real image size."""
+    """With two images per step, at its real image size: one with its own network, others with a
+    small one, which starts in seconds."""
     runs = [
         [
             f"--flagfile={path}",
             *("--dataset=synthetic", "--num_classes=100", "--batch_size=2"),
             *(f"--steps={STEPS}", f"--result_json={tmp_path}/{path.stem}.json"),
+            *network_of(path),
         ]
         for path in RECIPES
     ]
     descriptions = [
-        ["--mode=describe", f"--flagfile={path}", f"--result_json={tmp_path}/d_{path.stem}.json"]
+        [
+            *("--mode=describe", f"--flagfile={path}", *network_of(path)),
+            f"--result_json={tmp_path}/d_{path.stem}.json",
+        ]
         for path in RECIPES
     ]
     for done in trainers(*runs, *descriptions):
