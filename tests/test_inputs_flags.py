@@ -29,6 +29,7 @@ OTHERS = {
     "color_jitter": 0.5,
     "mixup": 0.2,
     "cutmix": 0.2,
+    "random_erasing": 0.25,
     "crop_fraction": 0.5,
     "shuffle_block": 2,
     "cache": "encoded",

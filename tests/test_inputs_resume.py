@@ -21,7 +21,7 @@ def assert_same(batches, others):
     [
         {"augment": "standard", "color_jitter": 0.4},
         {"augment": "rand", "mixup": 0.2, "cutmix": 1.0},
-        {"augment": "shift"},
+        {"augment": "shift", "random_erasing": 0.5},
     ],
     ids=str,
 )

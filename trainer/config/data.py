@@ -146,6 +146,16 @@ class DataConfig(Checked):
         is_hparam=True,
         read_by=("tfrecord", "folder"),
     )
+    random_erasing: float = flag(
+        0.0,
+        "Probability with which a rectangle of a training image becomes noise: 2 % to a third of "
+        "the area, sides of up to 1 : 3.3 (arXiv:1708.04896); before --mixup and --cutmix.",
+        minimum=0.0,
+        maximum=1.0,
+        is_hparam=True,
+        read_by=("tfrecord", "folder"),
+        elsewhere=("reprob", "random_erase"),
+    )
     crop_fraction: float = flag(
         0.875,
         "Side of the centre crop in evaluation, as a share of the image's shorter side.",

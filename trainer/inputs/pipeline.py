@@ -16,7 +16,7 @@ from trainer import exit_status
 from trainer.config import DataConfig
 from trainer.distributed import Worker
 from trainer.errors import UserError
-from trainer.inputs.images.pixels import ROW_SHAPES, ROW_TYPES, Rows, build_pixels
+from trainer.inputs.images.pixels import ROW_TYPES, Rows, build_pixels, row_shapes
 from trainer.inputs.rows import EvaluationRows, GuardedRows, TrainRows
 from trainer.machine import cores, session
 
@@ -141,7 +141,7 @@ def _read_op(rows: GuardedRows, start: tf.Tensor, count: int, *, decode: bool) -
     return Rows(
         *(
             tf.ensure_shape(value, (count, *shape))
-            for value, shape in zip(values, ROW_SHAPES, strict=True)
+            for value, shape in zip(values, row_shapes(rows.maker.config), strict=True)
         )
     )
 

@@ -15,7 +15,7 @@ from trainer.distributed import Worker
 from trainer.errors import UserError
 from trainer.inputs.images import augmentation, orientation
 from trainer.inputs.images.encoded import RAW, ImageHeader
-from trainer.inputs.images.pixels import FLIP, NUM_RANDOMS, Rows
+from trainer.inputs.images.pixels import FLIP, NUM_RANDOMS, Rows, count_randoms
 from trainer.inputs.images.reader import Image, ImageReader
 from trainer.inputs.images.reduction import Parts, find_parts
 from trainer.inputs.order import EpochOrder, global_positions
@@ -54,8 +54,10 @@ class TrainRows:
         positions = global_positions(local_positions, self._worker, config.batch_size)
         epochs, examples = self._order.examples_at(positions)
         counts = (NUM_RANDOMS, augmentation.CROP_RANDOMS, augmentation.MIXTURE_RANDOMS)
-        randoms = augmentation.uniforms(self._seed, epochs, examples, sum(counts))
-        for_pixels, for_crops, for_mixtures = np.split(randoms, np.cumsum(counts)[:-1], axis=1)
+        # What not every run draws comes last, so that all else is the same without it.
+        others = count_randoms(config) - NUM_RANDOMS
+        randoms = augmentation.uniforms(self._seed, epochs, examples, sum(counts) + others)
+        for_pixels, for_crops, for_mixtures, rest = np.split(randoms, np.cumsum(counts), axis=1)
         images = [
             self._good_image(position, example, for_crops[row, None], decode=decode)
             for row, (position, example) in enumerate(
@@ -65,8 +67,8 @@ class TrainRows:
         shares, boxes = augmentation.mixtures(
             for_mixtures, mixup=config.mixup, cutmix=config.cutmix, size=config.image_size
         )
-        rows = _create_rows(images, self._parts(images, for_crops), self._labels)
-        for_pixels = for_pixels.astype(np.float32)
+        rows = _create_rows(images, self._parts(images, for_crops), self._labels, config)
+        for_pixels = np.concatenate([for_pixels, rest], axis=1).astype(np.float32)
         if config.augment in ("standard", "rand") and config.flip:
             mirrored = (for_pixels[:, FLIP] < 0.5) * np.int32(orientation.MIRRORED)
             rows = rows._replace(turns=rows.turns ^ mirrored)
@@ -124,7 +126,7 @@ class EvaluationRows:
         positions = global_positions(local_positions, self._worker, self.config.batch_size)
         images = [self._good_image(position, decode=decode) for position in positions.tolist()]
         filled = [image or _BLANK for image in images]
-        rows = _create_rows(filled, _centre_parts(filled, self.config), self._labels)
+        rows = _create_rows(filled, _centre_parts(filled, self.config), self._labels, self.config)
         return rows._replace(weights=np.array([image is not None for image in images], np.float32))
 
     def _good_image(self, position: int, *, decode: bool) -> Image | None:
@@ -159,8 +161,9 @@ class GuardedRows:
             self.error = self.error or error
         blanks = [_BLANK] * count
         windows = np.tile(np.array([0, 0, 1, 1], np.int32), (count, 1))
-        parts = find_parts([blank.header for blank in blanks], windows, self.maker.config)
-        rows = _create_rows(blanks, parts, np.zeros(1, np.int64))
+        config = self.maker.config
+        parts = find_parts([blank.header for blank in blanks], windows, config)
+        rows = _create_rows(blanks, parts, np.zeros(1, np.int64), config)
         return rows._replace(weights=np.full(count, -1, np.float32))
 
 
@@ -183,7 +186,9 @@ def _contents(image: Image, window: Sequence[int]) -> bytes:
     return image.data[top : top + height, left : left + width].tobytes()
 
 
-def _create_rows(images: Sequence[Image], parts: Parts, labels: npt.NDArray[Any]) -> Rows:
+def _create_rows(
+    images: Sequence[Image], parts: Parts, labels: npt.NDArray[Any], config: DataConfig
+) -> Rows:
     """Makes rows of weight 1 without augmentation; `labels` are those of the whole split."""
     contents = np.empty(len(images), object)
     contents[:] = [
@@ -197,7 +202,7 @@ def _create_rows(images: Sequence[Image], parts: Parts, labels: npt.NDArray[Any]
         crops=parts.crops,
         filters=parts.filters,
         turns=parts.turns,
-        randoms=np.zeros((len(images), NUM_RANDOMS), np.float32),
+        randoms=np.zeros((len(images), count_randoms(config)), np.float32),
         labels=labels[[image.example for image in images]].astype(np.int32),
         weights=np.ones(len(images), np.float32),
         shares=np.ones(len(images), np.float32),

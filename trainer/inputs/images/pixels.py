@@ -7,7 +7,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from trainer.config import DataConfig
-from trainer.inputs.images import graph_decoders, orientation, rand_augment
+from trainer.inputs.images import graph_decoders, orientation, rand_augment, random_erasing
 from trainer.inputs.images.augmentation import SHIFT_FRACTION
 from trainer.inputs.images.reduction import Filter
 
@@ -17,6 +17,7 @@ _SHIFT = slice(1, 3)
 _JITTER = slice(3, 6)
 _RAND_AUGMENT = slice(6, 6 + 2 * rand_augment.LAYERS)
 NUM_RANDOMS = _RAND_AUGMENT.stop
+_ERASING = slice(NUM_RANDOMS, NUM_RANDOMS + random_erasing.RANDOMS)  # With --random_erasing alone.
 
 
 class Rows(NamedTuple):
@@ -31,7 +32,7 @@ class Rows(NamedTuple):
         of it, but for what a reduced image has too much at the borders: float32 [n, 4].
       filters: how it becomes as large as the network's input: `reduction.Filter`; int32 [n].
       turns: how each input is turned then; see `orientation`: int32 [n].
-      randoms: the random numbers that augmentation uses: float32 [n, NUM_RANDOMS] in [0, 1).
+      randoms: the random numbers that augmentation uses: float32 [n, count_randoms] in [0, 1).
       labels: the classes: int32 [n].
       weights: the weight of each row: 1 for an example, 0 for a row that does not count, -1 where
         the stream has to end; float32 [n].
@@ -78,6 +79,16 @@ ROW_SHAPES = Rows(
     shares=(),
     boxes=(4,),
 )
+
+
+def count_randoms(config: DataConfig) -> int:
+    """Returns how many random numbers a row has."""
+    return _ERASING.stop if config.random_erasing > 0 else NUM_RANDOMS
+
+
+def row_shapes(config: DataConfig) -> Rows:
+    """Returns the shape of each part of a row: `ROW_SHAPES`, with as many random numbers."""
+    return ROW_SHAPES._replace(randoms=(count_randoms(config),))
 
 
 def decode_window(
@@ -213,4 +224,6 @@ def build_pixels(row: Rows, config: DataConfig, *, training: bool) -> tf.Tensor:
         pixels = rand_augment.apply(pixels, randoms[_RAND_AUGMENT])
     if config.color_jitter > 0:
         pixels = _jitter(pixels, randoms[_JITTER], config.color_jitter)
+    if config.random_erasing > 0:
+        pixels = random_erasing.apply(pixels, randoms[_ERASING], config.random_erasing)
     return tf.ensure_shape(pixels, [size, size, 3])
