@@ -30,6 +30,7 @@ OTHERS = {
     "mixup": 0.2,
     "cutmix": 0.2,
     "random_erasing": 0.25,
+    "repeated_augmentation": 3,
     "crop_fraction": 0.5,
     "shuffle_block": 2,
     "cache": "encoded",

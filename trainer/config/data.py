@@ -156,6 +156,17 @@ class DataConfig(Checked):
         read_by=("tfrecord", "folder"),
         elsewhere=("reprob", "random_erase"),
     )
+    repeated_augmentation: int = flag(
+        1,
+        "M: each training example comes M times on end, augmented anew each time and dealt out "
+        "over the workers (arXiv:1901.09335). An epoch keeps its number of images, as in timm, so "
+        "that it has 1/M of the examples; the next ones have the others.",
+        minimum=1,
+        maximum=2**31 - 1,
+        is_hparam=True,
+        read_by=("tfrecord", "folder"),
+        elsewhere=("aug_repeats", "ra_reps", "repeated_aug"),
+    )
     crop_fraction: float = flag(
         0.875,
         "Side of the centre crop in evaluation, as a share of the image's shorter side.",
@@ -192,6 +203,13 @@ class DataConfig(Checked):
         """Height and width of the network's input in evaluations, pixels."""
         return self.image_size if self.eval_image_size is None else self.eval_image_size
 
+    @property
+    def is_augmented(self) -> bool:
+        """Whether a training image differs from one time that it comes to the next."""
+        return self.augment != "none" or any(
+            (self.color_jitter, self.mixup, self.cutmix, self.random_erasing)
+        )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dataset == "synthetic" and self.data_dir is not None:
@@ -200,3 +218,9 @@ class DataConfig(Checked):
             )
         if self.dataset in ("tfrecord", "folder") and self.data_dir is None:
             raise ConfigError(f"--data_dir: must be given with --dataset={self.dataset}, got none")
+        if self.repeated_augmentation > 1 and not self.is_augmented:
+            raise ConfigError(
+                "--repeated_augmentation: must be 1 with --augment=none, unless images change by "
+                "another flag, since an example would come so often unchanged, "
+                f"got {self.repeated_augmentation}"
+            )

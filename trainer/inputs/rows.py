@@ -18,7 +18,7 @@ from trainer.inputs.images.encoded import RAW, ImageHeader
 from trainer.inputs.images.pixels import FLIP, NUM_RANDOMS, Rows, count_randoms
 from trainer.inputs.images.reader import Image, ImageReader
 from trainer.inputs.images.reduction import Parts, find_parts
-from trainer.inputs.order import EpochOrder, global_positions
+from trainer.inputs.order import EpochOrder, dealt_positions, global_positions
 from trainer.inputs.source import Split, name_of
 from trainer.inputs.sources import storage
 
@@ -38,7 +38,9 @@ class TrainRows:
         self._seed = seed
         is_remote = config.data_dir is not None and storage.is_remote(config.data_dir)
         block = config.shuffle_block or (_REMOTE_SHUFFLE_BLOCK if is_remote else 1)
-        self._order = EpochOrder(len(split.labels), seed=seed, block=block)
+        self._order = EpochOrder(
+            len(split.labels), seed=seed, block=block, repeats=config.repeated_augmentation
+        )
 
     def create(self, local_positions: npt.NDArray[Any], *, decode: bool) -> Rows:
         """Makes the rows at some positions of this worker's own sequence.
@@ -51,12 +53,15 @@ class TrainRows:
           UserError: too many bad images, or a damaged data set.
         """
         config = self.config
-        positions = global_positions(local_positions, self._worker, config.batch_size)
-        epochs, examples = self._order.examples_at(positions)
+        if config.repeated_augmentation > 1:
+            positions = dealt_positions(local_positions, self._worker)
+        else:
+            positions = global_positions(local_positions, self._worker, config.batch_size)
+        times, examples = self._order.examples_at(positions)
         counts = (NUM_RANDOMS, augmentation.CROP_RANDOMS, augmentation.MIXTURE_RANDOMS)
         # What not every run draws comes last, so that all else is the same without it.
         others = count_randoms(config) - NUM_RANDOMS
-        randoms = augmentation.uniforms(self._seed, epochs, examples, sum(counts) + others)
+        randoms = augmentation.uniforms(self._seed, times, examples, sum(counts) + others)
         for_pixels, for_crops, for_mixtures, rest = np.split(randoms, np.cumsum(counts), axis=1)
         images = [
             self._good_image(position, example, for_crops[row, None], decode=decode)
@@ -87,10 +92,10 @@ class TrainRows:
         self, position: int, example: int, crop_randoms: npt.NDArray[Any], *, decode: bool
     ) -> Image:
         """Returns the image at a position or, where it is bad, the next good one."""
-        for distance in range(len(self._labels)):
-            if distance:
-                following = np.array([position + distance])
-                example = int(self._order.examples_at(following)[1][0])
+        for attempt in range(len(self._labels)):
+            if attempt:
+                position = self._order.next_position(position)
+                example = int(self._order.examples_at(np.array([position]))[1][0])
             image = self.images.read(example)
             if image is None:
                 continue

@@ -6,6 +6,7 @@ from typing import Any
 from trainer import timing
 from trainer.config import Config
 from trainer.distributed import Group
+from trainer.inputs import synthetic
 from trainer.inputs.dataset import DatasetInfo
 from trainer.plan import Plan
 from trainer.run.evaluation import Evaluation
@@ -79,11 +80,23 @@ def describe_start(
     if is_complete:
         state = "; it is complete already"
     return (
-        f"{config.model.model} on {info.name}: {info.num_train_examples} training and "
-        f"{info.num_validation_examples} validation examples, {info.num_classes} classes; "
+        f"{config.model.model} on {info.name}: {info.num_train_examples} training"
+        f"{_describe_repeats(config, info)} and {info.num_validation_examples} validation "
+        f"examples, {info.num_classes} classes; "
         f"{group.worker.size} workers x {config.data.batch_size} images, {config.model.precision}; "
         f"{plan.total_steps} steps ({plan.epoch_at(plan.total_steps):.1f} epochs){state}"
     )
+
+
+def _describe_repeats(config: Config, info: DatasetInfo) -> str:
+    """Returns how many of the training examples an epoch has, where it has not all of them."""
+    repeats = config.data.repeated_augmentation
+    if repeats == 1 or info.name == synthetic.NAME:
+        return ""
+    distinct = math.ceil(info.num_train_examples / repeats)
+    # At both ends of an epoch there may be an example that comes in two of them.
+    about = "about " if info.num_train_examples % repeats else ""
+    return f" ({about}{distinct} in an epoch, {repeats} times each)"
 
 
 def describe_end(config: Config, result: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Random choices for training examples, made in NumPy from (seed, epoch, example) alone.
+"""Random choices for training examples, made in NumPy from (seed, time, example) alone.
 
 The graph in `pixels` carries them out, so that the stream of examples is the same however many
 threads or workers make it.
@@ -28,20 +28,21 @@ def _mix(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def uniforms(
-    seed: int, epochs: npt.NDArray[Any], examples: npt.NDArray[Any], count: int
+    seed: int, times: npt.NDArray[Any], examples: npt.NDArray[Any], count: int
 ) -> npt.NDArray[Any]:
-    """Draws random numbers that depend on (seed, epoch, example) alone.
+    """Draws random numbers that depend on (seed, time, example) alone.
 
     Args:
       seed: the seed of the run.
-      epochs, examples: the epoch and the number of each example: int64 [n].
+      times, examples: which time each example comes, and its number: int64 [n]; see
+        `order.EpochOrder.examples_at`.
       count: how many numbers to draw for each example.
 
     Returns:
       float64 [n, count] in [0, 1).
     """
     key = _mix(np.array([seed], np.uint64) + _GOLDEN)
-    for part in (epochs, examples):
+    for part in (times, examples):
         key = _mix((key ^ part.astype(np.uint64)) + _GOLDEN)
     counters = key[:, None] + _GOLDEN * np.arange(1, count + 1, dtype=np.uint64)
     return (_mix(counters) >> np.uint64(11)) * 2.0**-53
