@@ -343,33 +343,3 @@ def test_a_rank_that_no_worker_has_is_told_by_the_process_that_has_it():
 )
 def test_what_launchers_set_is_believed(environ):
     launcher.check(environ)
-
-
-@pytest.mark.parametrize(
-    ("in_file", "typed", "steps", "epochs"),
-    [
-        ("--epochs=90", ["--steps=20"], 20, None),
-        ("--steps=20", ["--epochs=90"], None, 90.0),
-        ("--epochs=90", [], None, 90.0),
-        ("--epochs=90", ["--epochs=3"], None, 3.0),
-    ],
-)
-def test_a_length_beside_a_recipe_takes_the_place_of_the_recipes(
-    tmp_path, in_file, typed, steps, epochs
-):
-    (tmp_path / "recipe").write_text(f"{in_file}\n--seed=4\n")
-    for words in (
-        [f"--flagfile={tmp_path}/recipe", *typed],
-        [*typed, f"--flagfile={tmp_path}/recipe"],
-    ):
-        if typed and in_file.split("=")[0] == typed[0].split("=")[0] and words[0] in typed:
-            continue  # Of one flag, the last value counts.
-        config = command_line.parse(["", *words], absl_flags.FlagValues())
-        assert (config.run.steps, config.run.epochs, config.run.seed) == (steps, epochs, 4)
-
-
-def test_two_lengths_of_one_place_are_refused(tmp_path):
-    (tmp_path / "recipe").write_text("--epochs=90\n--steps=3\n")
-    for words in (["--epochs=90", "--steps=3"], [f"--flagfile={tmp_path}/recipe"]):
-        with pytest.raises(ConfigError, match="--steps: must not be given with --epochs"):
-            command_line.parse(["", *words], absl_flags.FlagValues())

@@ -131,6 +131,23 @@ def test_shifts_move_by_up_to_a_sixteenth_and_let_black_in():
     assert {row for row, _ in shifts} == {column for _, column in shifts} == set(range(5))
 
 
+def test_the_greatest_random_numbers_are_below_one(monkeypatch):
+    """A float64 next to 1, as one of some 33 million is, would be 1 in float32: a shift too far."""
+    monkeypatch.setattr(
+        augmentation,
+        "uniforms",
+        lambda seed, times, examples, count: np.full((len(examples), count), 1 - 2.0**-40),
+    )
+    pixels = noise(0, 32, 32)
+    config = create_config(augment="shift", image_size=32, crop_fraction=1.0)
+    data = numbered_dataset(config, train=100)
+    data._source.train.read = lambda _: encode(pixels)
+    for batch in read_train(data, steps=2):
+        for image in batch.images:
+            np.testing.assert_array_equal(image[:30, :30], pixels[2:, 2:])
+            assert not image[30:].any()
+
+
 PILLOW = {
     "autocontrast": (rand_augment.autocontrast, ImageOps.autocontrast),
     "equalize": (rand_augment.equalize, ImageOps.equalize),

@@ -195,4 +195,5 @@ def test_the_line_at_the_start_tells_how_many_examples_an_epoch_has(name, exampl
         checkpoint_every=0,
         evaluate_every=None,
     )
-    assert told in summary.describe_start(config, Group(Worker()), info, plan, 0)
+    line = summary.describe_start(config, Group(Worker()), info, plan, done=0, is_complete=False)
+    assert told in line

@@ -8,6 +8,7 @@ from absl import flags as absl_flags
 from processes import ROOT, trainers
 
 from flags import command_line
+from trainer.errors import ConfigError
 
 RECIPES = sorted((ROOT / "scripts" / "recipes").glob("*.flags"))
 NAMES = [path.stem for path in RECIPES]
@@ -81,3 +82,33 @@ def test_every_recipe_takes_steps_and_is_described(tmp_path):
             assert described["steps"] == pytest.approx(
                 config.run.epochs * 1_281_167 / batch_size, abs=1
             )
+
+
+@pytest.mark.parametrize(
+    ("in_file", "typed", "steps", "epochs"),
+    [
+        ("--epochs=90", ["--steps=20"], 20, None),
+        ("--steps=20", ["--epochs=90"], None, 90.0),
+        ("--epochs=90", [], None, 90.0),
+        ("--epochs=90", ["--epochs=3"], None, 3.0),
+    ],
+)
+def test_a_length_beside_a_recipe_takes_the_place_of_the_recipes(
+    tmp_path, in_file, typed, steps, epochs
+):
+    (tmp_path / "recipe").write_text(f"{in_file}\n--seed=4\n")
+    for words in (
+        [f"--flagfile={tmp_path}/recipe", *typed],
+        [*typed, f"--flagfile={tmp_path}/recipe"],
+    ):
+        if typed and in_file.split("=")[0] == typed[0].split("=")[0] and words[0] in typed:
+            continue  # Of one flag, the last value counts.
+        config = command_line.parse(["", *words], absl_flags.FlagValues())
+        assert (config.run.steps, config.run.epochs, config.run.seed) == (steps, epochs, 4)
+
+
+def test_two_lengths_of_one_place_are_refused(tmp_path):
+    (tmp_path / "recipe").write_text("--epochs=90\n--steps=3\n")
+    for words in (["--epochs=90", "--steps=3"], [f"--flagfile={tmp_path}/recipe"]):
+        with pytest.raises(ConfigError, match="--steps: must not be given with --epochs"):
+            command_line.parse(["", *words], absl_flags.FlagValues())

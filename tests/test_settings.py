@@ -75,6 +75,41 @@ def test_flags_of_communication_and_of_the_profile_reach_horovod():
     assert not {"HOROVOD_FUSION_THRESHOLD", "HOROVOD_AUTOTUNE", "HOROVOD_TIMELINE"} & plain.keys()
 
 
+@pytest.mark.parametrize(
+    ("environ", "has_gpu", "threshold"),
+    [
+        ({}, False, None),
+        ({"HOROVOD_RANK": "0", "HOROVOD_SIZE": "3", "HOROVOD_LOCAL_SIZE": "3"}, False, None),
+        ({"HOROVOD_RANK": "0", "HOROVOD_SIZE": "3", "HOROVOD_LOCAL_SIZE": "3"}, True, "0"),
+        ({"HOROVOD_RANK": "0", "HOROVOD_SIZE": "3", "HOROVOD_LOCAL_SIZE": "1"}, False, "0"),
+        ({"HOROVOD_RANK": "0", "HOROVOD_SIZE": "2", "HOROVOD_LOCAL_SIZE": "1"}, False, None),
+        (
+            {
+                "OMPI_COMM_WORLD_RANK": "0",
+                "OMPI_COMM_WORLD_SIZE": "4",
+                "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+            },
+            False,
+            "0",
+        ),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}, False, "0"),
+    ],
+)
+def test_what_a_ring_adds_up_is_fixed_where_runs_are_to_repeat(environ, has_gpu, threshold):
+    name = "HOROVOD_FUSION_THRESHOLD"
+    found = apply(Moment.HOROVOD, dict(environ), has_gpu=has_gpu, run=RunConfig(deterministic=True))
+    assert found.get(name) == threshold
+    assert name not in apply(Moment.HOROVOD, dict(environ), has_gpu=has_gpu)
+    given = CommunicationConfig(fusion_threshold_mb=3)
+    found = apply(
+        *(Moment.HOROVOD, dict(environ)),
+        has_gpu=has_gpu,
+        run=RunConfig(deterministic=True),
+        communication=given,
+    )
+    assert found[name] == str(3 * 2**20)
+
+
 def test_xla_is_asked_for_beside_the_users_own_flags():
     model = ModelConfig(xla=True)
     environ = apply(Moment.TENSORFLOW, {"TF_XLA_FLAGS": "--tf_xla_clustering_debug"}, model=model)

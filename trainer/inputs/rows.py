@@ -26,6 +26,8 @@ from trainer.inputs.sources import storage
 _BLANK = Image(0, np.zeros((1, 1, 3), np.uint8), ImageHeader(RAW, 1, 1))
 _REMOTE_SHUFFLE_BLOCK = 16
 
+_BELOW_ONE = np.nextafter(np.float32(1), np.float32(0))
+
 
 class TrainRows:
     """The endless, shuffled and augmented rows of one worker."""
@@ -74,6 +76,8 @@ class TrainRows:
         )
         rows = _create_rows(images, self._parts(images, for_crops), self._labels, config)
         for_pixels = np.concatenate([for_pixels, rest], axis=1).astype(np.float32)
+        # A float64 just below 1 rounds to 1, where what is chosen by it would be out of range.
+        for_pixels = np.minimum(for_pixels, _BELOW_ONE)
         if config.augment in ("standard", "rand") and config.flip:
             mirrored = (for_pixels[:, FLIP] < 0.5) * np.int32(orientation.MIRRORED)
             rows = rows._replace(turns=rows.turns ^ mirrored)

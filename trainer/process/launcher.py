@@ -35,6 +35,7 @@ _LAUNCHERS = (
 )
 
 
+_LOCAL_SIZES = ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 # Flags of horovodrun by which it writes more than what its workers write, or elsewhere.
 _CHANGES_OUTPUT = ("--output-filename", "--prefix-output-with-timestamp", "-prefix-timestamp")
 _RENDEZVOUS = "HOROVOD_GLOO_RENDEZVOUS_ADDR"
@@ -50,6 +51,12 @@ def find(environ: Mapping[str, str] = os.environ) -> Launched | None:
         if environ.get(rank, "").isdecimal() and environ.get(size, "").isdecimal():
             return Launched(name, int(environ[rank]), int(environ[size]))
     return None
+
+
+def local_size(environ: Mapping[str, str] = os.environ) -> int | None:
+    """Returns how many of a job's processes are on this host; None where the launcher tells not."""
+    found = (environ.get(name, "") for name in _LOCAL_SIZES)
+    return next((int(value) for value in found if value.isdecimal()), None)
 
 
 def check(environ: Mapping[str, str] = os.environ) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import NamedTuple
 
 from trainer.config import Config
+from trainer.process import launcher
 
 # Start-up, the first step (which compiles), a save and an evaluation may take this many times the
 # limit of a step: their durations depend on the run too much for a limit of their own.
@@ -84,7 +85,22 @@ def _cycle_time(situation: Situation) -> str | None:
 
 def _fusion_threshold(situation: Situation) -> str | None:
     threshold = situation.config.communication.fusion_threshold_mb
-    return None if threshold is None else str(threshold * 2**20)
+    if threshold is not None:
+        return str(threshold * 2**20)
+    is_fixed = situation.config.run.deterministic and not _sums_by_rank(situation)
+    return "0" if is_fixed else None
+
+
+def _sums_by_rank(situation: Situation) -> bool:
+    """Returns whether sums over workers do not depend on what is sent together.
+
+    CPU workers of one host add up in the order of their ranks (scripts/horovod/patches). A ring,
+    over hosts or of GPUs, begins each part of a buffer at another worker.
+    """
+    launched = launcher.find(situation.environ)
+    if launched is None or launched.size <= 2:  # Of two numbers, either order has the same sum.
+        return True
+    return not situation.has_gpu and launcher.local_size(situation.environ) == launched.size
 
 
 def _autotune(situation: Situation) -> str | None:
@@ -173,7 +189,13 @@ SETTINGS = (
         "average; on GPUs its default of 1 ms costs nothing. A tensor that is waited for ends the "
         "cycle",
     ),
-    Setting("HOROVOD_FUSION_THRESHOLD", Moment.HOROVOD, _fusion_threshold, "--fusion_threshold_mb"),
+    Setting(
+        "HOROVOD_FUSION_THRESHOLD",
+        Moment.HOROVOD,
+        _fusion_threshold,
+        "--fusion_threshold_mb; 0 with --deterministic over hosts or GPUs: what is fused depends "
+        "on the time, and where a ring begins to add up on what is fused",
+    ),
     Setting("HOROVOD_AUTOTUNE", Moment.HOROVOD, _autotune, "--autotune"),
     Setting(
         "HOROVOD_TIMELINE",
