@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,6 +97,32 @@ def check(environ: Mapping[str, str] = os.environ) -> None:
             f"{launched.rank}. Unset it and HOROVOD_SIZE, or start the workers by horovodrun",
             known_to_all=False,
         )
+    if by_horovodrun:
+        _check_own_name()
+
+
+def _check_own_name() -> None:
+    """Checks that this host's name leads to this host: Gloo listens there, or ends the process.
+
+    Raises:
+      ConfigError: the name has no address, or none of this host.
+    """
+    name = socket.gethostname()
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        addresses = sorted({str(each[4][0]) for each in found})
+        reason = f"of which none is this host's ({', '.join(addresses)})"
+    except (OSError, UnicodeError) as error:  # A name may have parts that DNS does not allow.
+        found, reason = [], f"which it has not ({getattr(error, 'strerror', None) or error})"
+    for family, kind, protocol, _, address in found:
+        with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as listener:
+            listener.bind(address)
+            return
+    raise ConfigError(
+        f"this host's name {name!r}: must have an address of this host, for connections of the "
+        f"workers, {reason}. Add it to /etc/hosts, in a line such as '127.0.1.1 {name}'",
+        known_to_all=False,
+    )
 
 
 def find_terminal(descriptor: int, environ: Mapping[str, str] = os.environ) -> Path | None:
