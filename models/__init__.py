@@ -63,6 +63,9 @@ _NETWORKS: dict[str, NetworkFn] = {
     "resnet_v2_101": resnet_v2.resnet_v2_101,
     "resnet_v2_152": resnet_v2.resnet_v2_152,
     "resnet_v2_200": resnet_v2.resnet_v2_200,
+    "keras_resnet_v2_50": resnet_v2.keras_resnet_v2_50,
+    "keras_resnet_v2_101": resnet_v2.keras_resnet_v2_101,
+    "keras_resnet_v2_152": resnet_v2.keras_resnet_v2_152,
 }
 NAMES = tuple(_NETWORKS)
 

@@ -5,6 +5,12 @@ its checkpoints load. The unit with stride 2 is the last of its block, not the f
 
     with slim.arg_scope(resnet_v2.resnet_arg_scope()):
         logits, end_points = resnet_v2.resnet_v2_50(images, num_classes=1000, is_training=False)
+
+The networks `keras_resnet_v2_*` are those of `keras.applications.ResNet50V2` and so on, which
+differ from slim's in the first pool alone (`first_pool`), and in BN's epsilon, 1.001e-5, which the
+arg scope sets. Their variables have slim's names and shapes, and also slim's scope
+(`resnet_v2_50/...`): so the same weights can be loaded into either, as fine-tuning and comparisons
+want. As they are they answer rightly in the network that they were trained in alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +27,10 @@ _LOW_PRECISION = (tf.bfloat16, tf.float16)
 
 __all__ = [
     "bottleneck",
+    "first_pool",
+    "keras_resnet_v2_50",
+    "keras_resnet_v2_101",
+    "keras_resnet_v2_152",
     "resnet_arg_scope",
     "resnet_v2",
     "resnet_v2_50",
@@ -74,11 +84,31 @@ def bottleneck(
         )
 
 
+@slim.add_arg_scope
+def first_pool(net: tf.Tensor, pads_with_zeros: bool = False) -> tf.Tensor:
+    """Adds the 3x3 max pool with stride 2 behind the first convolution.
+
+    Args:
+      net: a map [batch, height, width, channels].
+      pads_with_zeros: whether the map first gets a row or column of zeros on every side, as in
+        Keras. They are pixels as all others, and win where those are negative: BN and ReLU come
+        later. Otherwise the padding is the arg scope's. slim's, SAME, lets windows begin at the
+        first pixel of a map of even size, and end beyond the last, where there is nothing.
+
+    Returns:
+      [batch, ceil(height / 2), ceil(width / 2), channels].
+    """
+    if not pads_with_zeros:
+        return slim.max_pool2d(net, [3, 3], stride=2, scope="pool1")
+    net = tf.pad(net, [[0, 0], [1, 1], [1, 1], [0, 0]], name="pool1_pad")
+    return slim.max_pool2d(net, [3, 3], stride=2, padding="VALID", scope="pool1")
+
+
 def _root_block(net: tf.Tensor) -> tf.Tensor:
     """Adds a 7x7 convolution and a max pool, to a quarter of the images' height and width."""
     with slim.arg_scope([slim.conv2d], activation_fn=None, normalizer_fn=None):
         net = resnet_utils.conv2d_same(net, 64, 7, stride=2, scope="conv1")
-    return slim.max_pool2d(net, [3, 3], stride=2, scope="pool1")
+    return first_pool(net)
 
 
 def _stride_after_root_block(output_stride: int | None) -> int | None:
@@ -212,9 +242,15 @@ def resnet_v2_block(scope: str, base_depth: int, num_units: int, stride: int) ->
 
 
 def _create_network(
-    name: str, units: tuple[int, int, int, int]
+    scope_name: str, units: tuple[int, int, int, int], *, is_of_keras: bool = False
 ) -> Callable[..., tuple[tf.Tensor, dict[str, tf.Tensor]]]:
-    """Returns the network function of a name, given the number of units of its four stages."""
+    """Returns a network function.
+
+    Args:
+      scope_name: the name of slim's network, and of the scope.
+      units: the number of units of its four stages.
+      is_of_keras: whether it has Keras' first pool; `keras_` comes before its name then.
+    """
 
     def network(
         inputs: tf.Tensor,
@@ -224,7 +260,7 @@ def _create_network(
         output_stride: int | None = None,
         spatial_squeeze: bool | None = True,
         reuse: Any = None,
-        scope: Any = name,
+        scope: Any = scope_name,
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         blocks = [
             resnet_v2_block("block1", base_depth=64, num_units=units[0], stride=2),
@@ -232,19 +268,21 @@ def _create_network(
             resnet_v2_block("block3", base_depth=256, num_units=units[2], stride=2),
             resnet_v2_block("block4", base_depth=512, num_units=units[3], stride=1),
         ]
-        return resnet_v2(
-            inputs,
-            blocks,
-            num_classes,
-            is_training=is_training,
-            global_pool=global_pool,
-            output_stride=output_stride,
-            include_root_block=True,
-            spatial_squeeze=spatial_squeeze,
-            reuse=reuse,
-            scope=scope,
-        )
+        with slim.arg_scope([first_pool], pads_with_zeros=is_of_keras):
+            return resnet_v2(
+                inputs,
+                blocks,
+                num_classes,
+                is_training=is_training,
+                global_pool=global_pool,
+                output_stride=output_stride,
+                include_root_block=True,
+                spatial_squeeze=spatial_squeeze,
+                reuse=reuse,
+                scope=scope,
+            )
 
+    name = f"keras_{scope_name}" if is_of_keras else scope_name
     network.__name__ = network.__qualname__ = name
     network.__doc__ = f"{name}: stages of {units} units. Arguments and results: see `resnet_v2`."
     # Images smaller than the total stride, 32, would leave the last stages maps of one pixel.
@@ -256,3 +294,6 @@ resnet_v2_50 = _create_network("resnet_v2_50", (3, 4, 6, 3))
 resnet_v2_101 = _create_network("resnet_v2_101", (3, 4, 23, 3))
 resnet_v2_152 = _create_network("resnet_v2_152", (3, 8, 36, 3))
 resnet_v2_200 = _create_network("resnet_v2_200", (3, 24, 36, 3))
+keras_resnet_v2_50 = _create_network("resnet_v2_50", (3, 4, 6, 3), is_of_keras=True)
+keras_resnet_v2_101 = _create_network("resnet_v2_101", (3, 4, 23, 3), is_of_keras=True)
+keras_resnet_v2_152 = _create_network("resnet_v2_152", (3, 8, 36, 3), is_of_keras=True)

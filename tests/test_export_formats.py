@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from processes import ROOT, run, trainers
 from test_export import NAMES, SHOWN, config_of, logits_of, save_checkpoint
 
+from models import resnet_v2
 from models.slim_compat import slim
 from trainer.checkpoints import model_file
 from trainer.errors import ConfigError, UserError
@@ -156,6 +157,28 @@ def test_weights_in_half_the_room_answer_nearly_alike(served, tmp_path, name):
     assert export.run(config) == 0
     card = json.loads((tmp_path / "half" / "model.json").read_text())
     assert 0 < card["export"]["largest_difference"] < 0.005
+
+
+def with_pool_of_keras(images, num_classes, is_training):
+    """A thin residual network with Keras' first pool."""
+    blocks = [resnet_v2.resnet_v2_block("block1", base_depth=4, num_units=2, stride=2)]
+    with slim.arg_scope([resnet_v2.first_pool], pads_with_zeros=True):
+        return resnet_v2.resnet_v2(images, blocks, num_classes, is_training=is_training)
+
+
+@pytest.mark.parametrize("name", ["saved_model", "tflite", "onnx"])
+def test_a_network_with_the_pool_of_keras_answers_alike(tmp_path, name):
+    """An export is compared with the checkpoint's own network, and refused where it differs."""
+    config = config_of(tmp_path, export_format=name, export_dir=str(tmp_path / "out"))
+    model = dataclasses.replace(config.model, model="test_export_formats:with_pool_of_keras")
+    data = dataclasses.replace(config.data, image_size=33)
+    config = dataclasses.replace(config, model=model, data=data)
+    save_checkpoint(tmp_path, config, len(NAMES))
+    model_file.write(tmp_path, config, NAMES)
+    assert export.run(config) == 0
+    card = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert card["export"]["folded_batch_norms"] == 6
+    assert card["export"]["largest_difference"] < 1e-5
 
 
 def unusual(images, num_classes, is_training):

@@ -145,11 +145,12 @@ def list_units(nets, name, monkeypatch):
 def test_the_networks_differ_in_their_units_as_slims_do(name, monkeypatch):
     """What builds the units is the same for all, and is compared for resnet_v2_50."""
     ours = list_units(resnet_v2, name, monkeypatch)
-    assert ours == list_units(slim_resnet_v2, name, monkeypatch)
+    name_of_slims = name.removeprefix("keras_")
+    assert ours == list_units(slim_resnet_v2, name_of_slims, monkeypatch)
     blocks, named = ours
-    assert (named["inputs"], named["scope"], named["num_classes"]) == ("images", name, 7)
+    assert (named["inputs"], named["scope"], named["num_classes"]) == ("images", name_of_slims, 7)
     # A unit has three layers; the first convolution and the logits are the others.
-    assert f"resnet_v2_{3 * sum(len(units) for _, units in blocks) + 2}" == name
+    assert f"resnet_v2_{3 * sum(len(units) for _, units in blocks) + 2}" == name_of_slims
 
 
 @pytest.mark.slow
@@ -276,7 +277,7 @@ def test_signatures_of_resnet_v2_are_slims(name):
 
 @pytest.mark.parametrize("name", ["resnet_v2", *models.NAMES])
 def test_signatures_of_networks_are_slims_with_spatial_squeeze_before_reuse(name):
-    expected = parameters(getattr(slim_resnet_v2, name))
+    expected = parameters(getattr(slim_resnet_v2, name.removeprefix("keras_")))
     place = [parameter for parameter, _ in expected].index("reuse")
     expected.insert(place, ("spatial_squeeze", True))
     assert parameters(getattr(resnet_v2, name)) == expected

@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
 from trainer.checkpoints import model_file, search
-from trainer.config import Config, DataConfig, RunConfig
+from trainer.config import Config, DataConfig, ModelConfig, RunConfig
 from trainer.distributed import Group, Worker
 from trainer.errors import UserError
 from trainer.inputs.dataset import DatasetInfo
@@ -143,6 +143,30 @@ def test_what_is_assumed_without_such_a_file_is_told(tmp_path):
     write_model(tmp_path, image_size=32)
     assert outputs.as_trained(config).remarks == ()
     assert outputs.as_trained(Config()).remarks == ()
+
+
+def test_a_start_from_weights_of_another_network_is_told(tmp_path):
+    """Keras' networks have slim's variables, to the name and shape."""
+    keras = {"model": "keras_resnet_v2_50", "batch_norm_epsilon": 1.001e-5}
+    weights, logs = tmp_path / "weights", tmp_path / "logs"
+    write_model(weights, image_size=299, **keras)
+
+    def told(checkpoint=weights, **flags):
+        run = RunConfig(init_checkpoint=f"{checkpoint}/model.ckpt-0", logdir=str(logs))
+        return model_file.describe_start(Config(run=run, model=ModelConfig(**flags)))
+
+    assert told() == (
+        "the weights were made with --model=keras_resnet_v2_50 --batch_norm_epsilon=1.001e-05 "
+        f"({weights}/model.json); this run has --model=resnet_v2_50 --batch_norm_epsilon=1e-05",
+    )
+    assert told(**keras) == told(tmp_path / "none") == ()
+    assert model_file.describe_start(Config(run=RunConfig(logdir=str(logs)))) == ()
+    logs.mkdir()
+    (logs / "model.ckpt-5.index").touch()
+    assert told() == ()  # It is resumed.
+    (logs / "model.ckpt-5.index").unlink()
+    (weights / "model.json").write_text("{")
+    assert told() == ()
 
 
 def resume(folder, names, *, classes=2, **flags):

@@ -4,6 +4,7 @@ A run writes the file beside its checkpoints, and beside its best one, so that e
 used, or copied, by itself.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from trainer.errors import ConfigError, UserError
 from trainer.process import files, json_files
 
 _CLASS_NAMES = "class_names"
+# Flags by which weights answer otherwise, although their names and shapes fit.
+_OF_WEIGHTS = ("model", "batch_norm_epsilon", "preprocessing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,3 +186,25 @@ def describe_assumed(config: Config) -> str | None:
     return (
         f"{place} has no {layout.MODEL}; assumed are {' '.join(assumed)}, and numbers for classes"
     )
+
+
+def describe_start(config: Config) -> tuple[str, ...]:
+    """Returns a line where a run starts from weights that were made with another network.
+
+    Their names and shapes may fit all the same: Keras' networks differ from slim's in a pool alone.
+    """
+    run = config.run
+    is_resumed = run.logdir is not None and layout.steps_in(run.logdir)
+    found = None
+    if run.init_checkpoint is not None and not is_resumed:
+        with contextlib.suppress(UserError):  # A damaged one, which training does not need.
+            found = find(run)
+    if found is None:
+        return ()
+    of_weights = [flag for flag in list_flags(config) if flag.name in _OF_WEIGHTS]
+    other = [f for f in of_weights if found.flags.get(f.name, f.value) != f.value]
+    if not other:
+        return ()
+    made = " ".join(f"--{flag.name}={found.flags[flag.name]}" for flag in other)
+    ours = " ".join(f"--{flag.name}={flag.value}" for flag in other)
+    return (f"the weights were made with {made} ({found.path}); this run has {ours}",)

@@ -12,7 +12,8 @@ class ModelConfig(Checked):
 
     model: str = flag(
         "resnet_v2_50",
-        "resnet_v2_50, resnet_v2_101, resnet_v2_152, resnet_v2_200, or package.module:function.",
+        "resnet_v2_50, resnet_v2_101, resnet_v2_152, resnet_v2_200, keras_resnet_v2_50, _101, _152 "
+        "(with Keras' first pool, for weights from Keras), or package.module:function.",
         is_hparam=True,
         belongs_to_model=True,
         elsewhere=("arch", "model_name", "network"),

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
+from trainer.checkpoints import model_file
 from trainer.checkpoints.manifest import RunFacts
 from trainer.checkpoints.store import Store, create_store
 from trainer.config import Config
@@ -126,6 +127,7 @@ def set_up(config: Config, group: Group) -> Setup:
             *_describe_statistics(config, dataset.info, plan, variables),
             *_describe_joined(config, group),
             *store.restore(session),
+            *(model_file.describe_start(config) if rank == 0 else ()),
         ),
         policy=nonfinite.Policy(config.run.on_nonfinite),
         session=session,
