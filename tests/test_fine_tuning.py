@@ -149,6 +149,13 @@ def test_scopes_that_the_network_does_not_have_are_refused(flags, message):
         train_step.build_train_graph(config, Group(), open_dataset(config.data))
 
 
+def test_a_head_that_is_not_trained_has_no_rate_of_its_own():
+    config = create_config(trainable_scopes="conv2", head_learning_rate_multiplier=10.0)
+    message = "--head_learning_rate_multiplier: must be given with a network that trains"
+    with tf.Graph().as_default(), pytest.raises(ConfigError, match=message):
+        train_step.build_train_graph(config, Group(), open_dataset(config.data))
+
+
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """Checkpoints of slim's own resnet_v2_50 with 1001 classes, V1 and V2, and its logits."""

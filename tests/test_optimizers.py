@@ -31,7 +31,7 @@ def run_rule(gradients, *, head_multiplier=1.0, clip=None, decay_all=False, opti
         optimizer=OptimizerConfig(
             optimizer=optimizer,
             momentum=MOMENTUM,
-            trust_coefficient=TRUST,
+            trust_coefficient=TRUST if optimizer == "lars" else 1e-3,
             clip_global_norm=clip,
         ),
         fine_tuning=FineTuningConfig(head_learning_rate_multiplier=head_multiplier),
@@ -254,6 +254,13 @@ def test_a_clipped_run_reports_the_norm_before_and_takes_the_step_after(run_of):
         ({"lr_schedule": "step", "lr_steps": "30:-1"}, "--lr_steps: must be EPOCH:FACTOR"),
         ({"lr_schedule": "step", "lr_steps": "x:0.1"}, "--lr_steps: must be EPOCH:FACTOR"),
         ({"lr_schedule": "step", "lr_steps": "nan:0.1"}, "--lr_steps: must be EPOCH:FACTOR"),
+        ({"trust_coefficient": 0.1}, "--trust_coefficient: must be given with --optimizer=lars"),
+        ({"lr_decay_factor": 0.5}, "--lr_decay_factor: must be given with --lr_schedule=exp"),
+        ({"lr_decay_epochs": 1.0}, "--lr_decay_epochs: must be given with --lr_schedule=exp"),
+        (
+            {"warmup_learning_rate": 0.1, "warmup_epochs": 0.0},
+            "--warmup_learning_rate: must be given with a warm-up",
+        ),
         ({"clip_global_norm": 0.0}, "--clip_global_norm: must be greater than 0"),
         ({"ema_decay": 1.0}, "--ema_decay: must be less than 1"),
     ],

@@ -43,27 +43,22 @@ def test_a_recipe_says_where_it_is_from_and_how_many_images_a_step_has(path):
     assert data.batch_size * update.accumulate_steps in (each, total)
 
 
-def network_of(path):
-    return [] if path.stem == "imagenet_strong" else ["--model=tiny:network"]
-
-
 @pytest.mark.slow
 @pytest.mark.processes
 def test_every_recipe_takes_steps_and_is_described(tmp_path):
-    """With two images per step, at its real image size: one with its own network, others with a
-    small one, which starts in seconds."""
+    """With two images per step, at its real image size, and a small network, which starts soon."""
     runs = [
         [
             f"--flagfile={path}",
             *("--dataset=synthetic", "--num_classes=100", "--batch_size=2"),
             *(f"--steps={STEPS}", f"--result_json={tmp_path}/{path.stem}.json"),
-            *network_of(path),
+            "--model=tiny:network",
         ]
         for path in RECIPES
     ]
     descriptions = [
         [
-            *("--mode=describe", f"--flagfile={path}", *network_of(path)),
+            *("--mode=describe", f"--flagfile={path}", "--model=tiny:network"),
             f"--result_json={tmp_path}/d_{path.stem}.json",
         ]
         for path in RECIPES
@@ -76,7 +71,7 @@ def test_every_recipe_takes_steps_and_is_described(tmp_path):
         assert result["result"]["steps"] == STEPS
         assert result["config"]["data"]["image_size"] == config.data.image_size
         described = json.loads((tmp_path / f"d_{path.stem}.json").read_text())["result"]
-        assert described["training_bytes"]["activations"] > 2**20
+        assert described["training_bytes"]["activations"] > 0
         batch_size = config.data.batch_size * config.optimizer.accumulate_steps
         if config.run.epochs is not None:
             assert described["steps"] == pytest.approx(

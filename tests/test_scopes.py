@@ -33,7 +33,9 @@ def test_scopes_without_a_name_are_refused(flag, value):
         FineTuningConfig(**{flag: value})
 
 
-@pytest.mark.parametrize("flags", [{"exclude_scopes": "logits"}, {"ignore_missing": True}])
+@pytest.mark.parametrize(
+    "flags", [{"exclude_scopes": "logits"}, {"ignore_missing": True}, {"init_averages": True}]
+)
 def test_what_is_about_a_checkpoint_needs_one(flags):
     with pytest.raises(ConfigError, match="--init_checkpoint: must be given with"):
         Config(fine_tuning=FineTuningConfig(**flags))

@@ -80,6 +80,9 @@ class Config:
                 )
         if self.run.follow and self.prediction.is_wanted:
             raise ConfigError("--follow: must not be given with a file of predictions")
+        starts_anew = self.mode == "train" and self.run.init_checkpoint is None
+        if self.fine_tuning.init_averages and starts_anew:
+            raise ConfigError("--init_checkpoint: must be given with --init_averages, got none")
         for name in ("exclude_scopes", "ignore_missing"):
             if getattr(self.fine_tuning, name) and self.run.init_checkpoint is None:
                 raise ConfigError(f"--init_checkpoint: must be given with --{name}, got none")

@@ -8,6 +8,7 @@ from trainer.errors import ConfigError
 
 # Update rules that subtract the weight decay themselves: it is no part of their loss.
 DECOUPLED = ("adamw", "lars", "lamb")
+_EXPONENTIALLY = "--lr_schedule=exponential"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +149,15 @@ class OptimizerConfig(Checked):
                 "--lr_steps: must be EPOCH:FACTOR,... with rising epochs and factors of at least "
                 f"0, such as 30:0.1,60:0.01, got {self.lr_steps!r}"
             )
+        for name, other, is_used in (
+            ("trust_coefficient", "--optimizer=lars", self.optimizer == "lars"),
+            ("lr_decay_factor", _EXPONENTIALLY, self.lr_schedule == "exponential"),
+            ("lr_decay_epochs", _EXPONENTIALLY, self.lr_schedule == "exponential"),
+            ("warmup_learning_rate", "a warm-up (--warmup_epochs)", self.warmup_epochs > 0),
+        ):
+            value = getattr(self, name)
+            if not is_used and value != type(self).__dataclass_fields__[name].default:
+                raise ConfigError(f"--{name}: must be given with {other}, got {value}")
         if self.optimizer == "lars" and self.momentum == 0:
             raise ConfigError("--momentum: must be greater than 0 with --optimizer=lars, got 0.0")
 

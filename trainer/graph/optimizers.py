@@ -8,6 +8,7 @@ import tensorflow.compat.v1 as tf1
 
 import models
 from trainer.config import Config
+from trainer.errors import ConfigError
 from trainer.graph import losses
 from trainer.graph.decoupled import AdamW, Lamb, Lars
 
@@ -99,6 +100,11 @@ class UpdateRule:
         if self._of_head is None:
             return self._optimizer.apply_gradients(pairs)
         heads = [models.is_of_head(variable.op.name) for variable in variables]
+        if not any(heads):
+            raise ConfigError(
+                "--head_learning_rate_multiplier: must be given with a network that trains a layer "
+                "`logits`, and this one does not"
+            )
         parts = [
             (optimizer, [pair for pair, is_head in zip(pairs, heads, strict=True) if is_head is on])
             for optimizer, on in ((self._optimizer, False), (self._of_head, True))

@@ -125,7 +125,7 @@ def set_up(config: Config, group: Group) -> Setup:
             *(dataset.describe_sizes() if rank == 0 else ()),
             *precision.describe_slowness(config.model.precision, library.cpu_flags()),
             *_describe_statistics(config, dataset.info, plan, variables),
-            *_describe_joined(config, group),
+            *_describe_norms(config, group),
             *store.restore(session),
             *(model_file.describe_start(config) if rank == 0 else ()),
         ),
@@ -149,11 +149,17 @@ def _describe_data(dataset: AnyDataset) -> tuple[str, ...]:
     return (*dataset.remarks, "there are no validation examples: nothing is evaluated")
 
 
-def _describe_joined(config: Config, group: Group) -> tuple[str, ...]:
-    """Returns a line where --sync_batch_norm has nothing to do."""
-    if not config.model.sync_batch_norm or group.worker.size > 1:
-        return ()
-    return ("--sync_batch_norm changes nothing: there is one worker",)
+def _describe_norms(config: Config, group: Group) -> tuple[str, ...]:
+    """Returns lines where flags of BN have nothing to do, or nothing to stand on."""
+    lines = []
+    if config.model.sync_batch_norm and group.worker.size == 1:
+        lines.append("--sync_batch_norm changes nothing: there is one worker")
+    if config.fine_tuning.freeze_batch_norm and config.run.init_checkpoint is None:
+        lines.append(
+            "--freeze_batch_norm keeps BN's statistics at their initial values, unless the run is "
+            "resumed: it is for weights of --init_checkpoint"
+        )
+    return tuple(lines)
 
 
 def _describe_statistics(
