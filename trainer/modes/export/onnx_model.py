@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow.compat.v1 as tf1
 
 from trainer.config import DataConfig
@@ -39,6 +40,7 @@ def write(
     import onnx
 
     model = _convert(frozen, config.image_size)
+    _keep_pads(model.graph)
     _add_names(model.graph, names)
     try:
         onnx.checker.check_model(model)
@@ -99,6 +101,31 @@ def _quiet(*names: str) -> Iterator[None]:
     finally:
         for logger, level in levels.items():
             logger.setLevel(level)
+
+
+def _keep_pads(graph: Any) -> None:
+    """Keeps the values that are padded before a max pool.
+
+    ONNX Runtime 1.23 makes such a padding one of the pool itself, which has no values: where a map
+    is negative, zeros around it would not count. So each gets an operation behind it that changes
+    nothing.
+    """
+    from onnx import helper, numpy_helper
+
+    padded = {node.output[0] for node in graph.node if node.op_type == "Pad"}
+    pools = [n for n in graph.node if n.op_type == "MaxPool" and n.input[0] in padded]
+    if not pools:
+        return
+    least = "least_number"
+    graph.initializer.append(numpy_helper.from_array(np.array(-np.inf, np.float32), least))
+    for pool in pools:
+        before = pool.input[0]
+        alike, kept = f"{before}/least", f"{before}/kept"
+        place = list(graph.node).index(pool)
+        graph.node.insert(place, helper.make_node("Max", [before, alike], [kept], name=kept))
+        # The map's type is not known here: exports have several.
+        graph.node.insert(place, helper.make_node("CastLike", [least, before], [alike], name=alike))
+        pool.input[0] = kept
 
 
 def _add_names(graph: Any, names: Sequence[str]) -> None:
