@@ -12,6 +12,7 @@ from processes import horovodrun
 
 from trainer.checkpoints import restore
 from trainer.distributed import Group, Worker
+from trainer.errors import ConfigError
 from trainer.graph.images import normalize
 from trainer.graph.losses import build_weight_decay
 from trainer.graph.network import build_logits
@@ -119,3 +120,35 @@ def test_a_layer_is_that_of_tensorflow_for_one_worker(data_format):
     count = maps.size // 3
     expected = np.squeeze(variance) * count / (count - 1)
     np.testing.assert_allclose(ours[2], expected, rtol=1e-5)
+
+
+def test_channels_far_from_zero_keep_their_variance():
+    """As two workers would: their means of squares are nearly the squares of their means."""
+
+    class Halves(Group):
+        def average(self, tensor, name):
+            del name
+            return (tensor + tf1.get_default_graph().get_tensor_by_name("other:0")) / 2
+
+    rng = np.random.default_rng(0)
+    maps = rng.normal(1000, 0.5, (8, 6, 6, 3)).astype(np.float32)
+    exact = maps.astype(np.float64)
+    half = exact[4:].reshape(-1, 3)
+    sent = np.concatenate([half.mean(0), (half**2).mean(0)])
+    with tf.Graph().as_default(), tf1.Session() as session:
+        tf.constant(sent, name="other")
+        layer = SyncBatchNorm(Halves(Worker(0, 2)))
+        fed = (tf.constant(maps[:4]), tf.ones(3), tf.zeros(3))
+        with tf1.variable_scope("layer"):
+            variance = session.run(layer.normalize(*fed, epsilon=1e-3)[2])
+    joined = exact.reshape(-1, 3)
+    np.testing.assert_allclose(variance, joined.var(0, ddof=1), rtol=1e-3)
+
+
+def test_layers_that_are_not_slims_fused_ones_are_refused():
+    layer = SyncBatchNorm(Group(Worker(0, 2)))
+    layer.check(0)
+    with pytest.raises(
+        ConfigError, match=r"--sync_batch_norm: must find slim's fused BN .* 2 of 2"
+    ):
+        layer.check(2)

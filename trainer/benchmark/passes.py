@@ -4,13 +4,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
-import tensorflow.compat.v1 as tf1
 
+from models.slim_compat import BatchNormChanges
 from trainer.config import Config
 from trainer.distributed import Group
 from trainer.graph import flops, train_step
 from trainer.graph.losses import build_losses
 from trainer.graph.network import classify
+from trainer.graph.selection import Selection
 from trainer.inputs.dataset import AnyDataset
 from trainer.inputs.pipeline import Stream
 
@@ -64,9 +65,17 @@ def build_forward_backward(config: Config, group: Group, dataset: AnyDataset) ->
     """Builds the loss with weight decay, and its gradient by each trainable variable; no update."""
     stream = dataset.build_train(group.worker, seed=config.run.seed)
     classes = dataset.info.num_classes
-    logits = classify(config, stream.batch.images, num_classes=classes, is_training=True)
-    losses = build_losses(config, logits, stream.batch)
-    gradients = tf.gradients(losses.total, tf1.trainable_variables())
+    selection = Selection(config.fine_tuning)
+    logits = classify(
+        config,
+        stream.batch.images,
+        num_classes=classes,
+        is_training=True,
+        batch_norm=BatchNormChanges(selection.is_frozen_norm),
+    )
+    variables = selection.trained_variables()
+    losses = build_losses(config, logits, stream.batch, variables)
+    gradients = tf.gradients(losses.total, variables)
     return _create_target("Forward-backward", tf.linalg.global_norm(gradients), stream)
 
 

@@ -102,12 +102,17 @@ class WarmStart:
         loaded = [variable.op.name for variable, _ in plan.loaded]
         fresh = [variable.op.name for variable in plan.fresh]
         taken = {source for _, source in plan.loaded}
-        left = sorted(name for name in saved if name not in taken)
+        # Slots and averages have names within their variables': hundreds, which say nothing new.
+        others = [name for name in saved if name.rpartition("/")[0] not in saved]
+        left = sorted(name for name in others if name not in taken)
+        extra = sum(name not in taken for name in saved) - len(left)
         lines = [_line("loaded", loaded, names)]
         if fresh:
             lines.append(_line("initialized afresh", fresh, names))
         if left:
-            lines.append(_line("not taken from the checkpoint", left, sorted(saved)))
+            lines.append(_line("not taken from the checkpoint", left, sorted(others)))
+        if extra:
+            lines.append(f"nor {extra} variables of an optimizer, or averages")
         if self._config.trainable_scopes is not None:
             scopes = Scopes(self._config.trainable_scopes)
             idle = [name for name in fresh if name in self._trainable and not scopes.match(name)]

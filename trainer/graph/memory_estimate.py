@@ -64,7 +64,10 @@ def estimate(config: Config, num_classes: int) -> TrainingMemory:
         trained = selection.trained_variables()
         each = losses.build_cross_entropy(logits, labels, loss=config.optimizer.loss)
         forward = graph.get_operations()
-        gradients = tf.gradients(tf.reduce_mean(each), trained)
+        found = zip(tf.gradients(tf.reduce_mean(each), trained), trained, strict=True)
+        # A variable that the loss does not use has none.
+        pairs = [(gradient, variable) for gradient, variable in found if gradient is not None]
+        gradients, trained = [g for g, _ in pairs], [variable for _, variable in pairs]
         backward = graph.get_operations()[len(forward) :]
         activations = _bytes_between(forward, backward, images)
         rule = optimizers.UpdateRule(config, tf.constant(1.0))

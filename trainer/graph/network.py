@@ -95,6 +95,7 @@ def classify(
     *,
     num_classes: int,
     is_training: bool = False,
+    batch_norm: BatchNormChanges | None = None,
     averages: Callable[..., Any] | None = None,
 ) -> tf.Tensor:
     """Adds the preprocessing of --preprocessing and the network.
@@ -104,7 +105,7 @@ def classify(
       pixels: uint8 [batch, size, size, 3].
       num_classes: number of logits for each image.
       is_training: whether BN uses the batch's statistics.
-      averages: see `build_logits`.
+      batch_norm, averages: see `build_logits`.
 
     Returns:
       logits: float32 [batch, num_classes].
@@ -115,5 +116,6 @@ def classify(
         normalized,
         num_classes=num_classes,
         is_training=is_training,
+        batch_norm=batch_norm,
         averages=averages,
     )

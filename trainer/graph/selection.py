@@ -29,6 +29,10 @@ class Selection:
             self._scopes is not None and self._scopes.match(f"{scope}/gamma")
         )
 
+    def count_norms(self) -> int:
+        """Returns the number of layers of BN that use the batch's statistics."""
+        return sum(not self.is_frozen_norm(scope) for scope in _norm_scopes())
+
     def trained_variables(self) -> list[tf.Variable]:
         """Returns the variables that are trained.
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
 from trainer.distributed import URGENT, Group
+from trainer.errors import ConfigError
 
 
 class SyncBatchNorm:
@@ -20,6 +21,21 @@ class SyncBatchNorm:
     def __init__(self, group: Group) -> None:
         self._group = group
         self._calls: collections.Counter[str] = collections.Counter()
+
+    def check(self, layers: int) -> None:
+        """Checks that every layer of BN was built by this object.
+
+        Args:
+          layers: number of layers that use the batch's statistics.
+
+        Raises:
+          ConfigError: there are others, which know this worker's batch alone.
+        """
+        if len(self._calls) < layers:
+            raise ConfigError(
+                f"--sync_batch_norm: must find slim's fused BN in the network, but "
+                f"{layers - len(self._calls)} of {layers} layers are of another kind"
+            )
 
     def normalize(
         self, inputs: tf.Tensor, gamma: Any, beta: Any, *, epsilon: float, data_format: str = "NHWC"
@@ -64,10 +80,13 @@ class _Layer:
     def build(
         self, inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        mean, variance = tf.nn.moments(tf.cast(inputs, tf.float32), self._axes)
+        own = tf.nn.moments(tf.cast(inputs, tf.float32), self._axes)
+        # In float64: of channels far from 0, the mean square is nearly the square of the mean.
+        mean, variance = (tf.cast(value, tf.float64) for value in own)
         sent = tf.concat([mean, variance + tf.square(mean)], 0)
         mean, square = tf.split(self._group.average(sent, f"{URGENT}batch_norm/{self._name}"), 2)
-        variance = tf.maximum(square - tf.square(mean), 0.0)
+        variance = tf.cast(tf.maximum(square - tf.square(mean), 0.0), tf.float32)
+        mean = tf.cast(mean, tf.float32)
         outputs, _, _ = tf1.nn.fused_batch_norm(
             inputs,
             gamma,

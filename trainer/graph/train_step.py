@@ -224,15 +224,19 @@ def _build_forward(
     """Adds the network and its losses; returns these, and the share of images that are right."""
     with tf.name_scope(scopes.INPUTS):
         network_input = images.network_input(batch, config.data)
+    joined = SyncBatchNorm(group)
     is_joined = config.model.sync_batch_norm and group.worker.size > 1
-    normalize_fn = SyncBatchNorm(group).normalize if is_joined else None
     logits = build_logits(
         config.model,
         network_input,
         num_classes=num_classes,
         is_training=True,
-        batch_norm=BatchNormChanges(selection.is_frozen_norm, normalize_fn),
+        batch_norm=BatchNormChanges(
+            selection.is_frozen_norm, joined.normalize if is_joined else None
+        ),
     )
+    if is_joined:
+        joined.check(selection.count_norms())
     variables = selection.trained_variables()
     with tf.name_scope(scopes.LOSSES):
         losses = build_losses(config, logits, batch, variables)

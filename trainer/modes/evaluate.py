@@ -58,7 +58,8 @@ def run(config: Config) -> int:
 def _follow(config: Config, logdir: Path, group: Group) -> tuple[dict[str, Any], str]:
     """Evaluates each checkpoint of a run that was not; returns the results, and the last line."""
     metrics = logdir / metrics_lines.NAME
-    follower = Follower(logdir, metrics_lines.steps_with(metrics, tags.EVAL_TOP1))
+    tag = _tag_of(config)
+    follower = Follower(logdir, metrics_lines.steps_with(metrics, tag))
     results = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(follower.following())
@@ -69,7 +70,7 @@ def _follow(config: Config, logdir: Path, group: Group) -> tuple[dict[str, Any],
             fault = follower.fault_in(step)
             if fault is not None:
                 outputs.remark(f"{layout.prefix_of(str(logdir), step)} is damaged ({fault})")
-            elif step not in metrics_lines.steps_with(metrics, tags.EVAL_TOP1):
+            elif step not in metrics_lines.steps_with(metrics, tag):
                 if evaluator is None:
                     evaluator = _Evaluator(config, group, prefix)
                     stack.enter_context(contextlib.closing(evaluator))
@@ -213,16 +214,17 @@ class _Evaluator:
     def _log(self, step: int, found: Evaluation, views: EvaluationViews) -> str:
         """Writes the result of a step's weights, and returns why not. A collective."""
         num_classes = self._dataset.info.num_classes
-        latest = max(self._group.gather(_latest_evaluation(self._logdir)))
+        averages = self._config.fine_tuning.init_averages
+        latest = max(self._group.gather(_latest_evaluation(self._logdir, _tag_of(self._config))))
         if latest > step:
             # TensorBoard would drop the scalars of later steps that it has.
             if self._logdir is not None and self._group.worker.rank == 0:
                 lines = JsonLinesWriter(Path(self._logdir) / metrics_lines.NAME)
                 with contextlib.closing(lines):
-                    write_scalars(lines, step, found, num_classes=num_classes)
+                    write_scalars(lines, step, found, num_classes=num_classes, of_averages=averages)
             return f"; not in TensorBoard, which has the evaluation after step {latest} already"
         views.publish(step, self._group)
-        write_scalars(self._writer, step, found, num_classes=num_classes)
+        write_scalars(self._writer, step, found, num_classes=num_classes, of_averages=averages)
         self._writer.flush()
         return ""
 
@@ -268,8 +270,13 @@ def _check_examples(config: Config, info: DatasetInfo) -> None:
         )
 
 
-def _latest_evaluation(logdir: str | None) -> int:
+def _tag_of(config: Config) -> str:
+    """Returns the tag of the top-1 that is measured: of the weights, or of their averages."""
+    return tags.EVAL_EMA_TOP1 if config.fine_tuning.init_averages else tags.EVAL_TOP1
+
+
+def _latest_evaluation(logdir: str | None, tag: str) -> int:
     """Returns the latest step of the run in `logdir` that was evaluated; -1 where none was."""
     if logdir is None:
         return -1
-    return metrics_lines.newest_step(Path(logdir) / metrics_lines.NAME, tags.EVAL_TOP1)
+    return metrics_lines.newest_step(Path(logdir) / metrics_lines.NAME, tag)

@@ -123,8 +123,22 @@ def evaluate(
     return Evaluation(int(count), *shares)
 
 
-def write_scalars(writer: Writer, step: int, result: Evaluation, *, num_classes: int) -> None:
-    """Writes the result of an evaluation of the variables after a step."""
+def write_scalars(
+    writer: Writer, step: int, result: Evaluation, *, num_classes: int, of_averages: bool = False
+) -> None:
+    """Writes the result of an evaluation of the variables after a step.
+
+    Args:
+      writer: gets the scalars.
+      step: the step.
+      result: the result.
+      num_classes: number of classes, which tells whether the top-5 says something.
+      of_averages: whether the averages of the weights were evaluated in their place.
+    """
+    if of_averages:
+        scalars = {tags.EVAL_EMA_TOP1: result.top1, tags.EVAL_EMA_LOSS: result.loss}
+        writer.write(step, scalars, wall_time=time.time())
+        return
     scalars = {tags.EVAL_TOP1: result.top1, tags.EVAL_LOSS: result.loss}
     if result.ema_top1 is not None and result.ema_loss is not None:
         scalars |= {tags.EVAL_EMA_TOP1: result.ema_top1, tags.EVAL_EMA_LOSS: result.ema_loss}

@@ -48,6 +48,7 @@ class LoopGuard:
         self._stop = protection.stop
         self._watchdog = protection.watchdog
         self._tried = done or None
+        self._saved = self._tried
 
     def request(self) -> float:
         """Returns what this worker sends the others in its next step: 1 if it was asked to stop."""
@@ -73,10 +74,14 @@ class LoopGuard:
             except OSError as error:
                 self._console.say(f"step {step}: the best was not kept ({error})")
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, *, is_last: bool = False) -> None:
         """Saves a checkpoint, unless that was tried for this step. A collective: all workers wait.
 
         Where it fails, training goes on: a disk that is full now may have room the next time.
+
+        Args:
+          step: the step that is done.
+          is_last: whether the run ends with it, although its plan has more.
 
         Raises:
           UserError: the last checkpoint of the run could not be saved.
@@ -88,7 +93,7 @@ class LoopGuard:
             try:
                 self._store.save(self._session, step)
             except OSError as error:
-                if step == self._total_steps:
+                if is_last or step == self._total_steps:
                     raise UserError(
                         f"--logdir: the last checkpoint, of step {step}, could not be saved "
                         f"({error}): make room and start again, to go on from the one before",
@@ -98,11 +103,18 @@ class LoopGuard:
                     f"step {step}: no checkpoint was saved ({error}); training goes on"
                 )
                 return
+            self._saved = step
             self._status.set("running", step=step)
 
     def end_early(self, step: int, top1: float) -> None:
-        """Ends the run where an evaluation has reached its goal: saves. A collective."""
-        self.save(step)
+        """Ends the run where an evaluation has reached its goal: saves. A collective.
+
+        Raises:
+          UserError: the checkpoint could not be saved.
+        """
+        if self._group.gather(self._saved == step)[0] is False:  # Rank 0 is the one that saves.
+            self._tried = None
+            self.save(step, is_last=True)
         self.note_evaluation(step, top1)  # Of the checkpoint, which there was not before.
         self._console.say(f"step {step}: top-1 {top1:.4f} reaches --stop_at_top1; the run ends")
 

@@ -126,6 +126,7 @@ def set_up(config: Config, group: Group) -> Setup:
             *precision.describe_slowness(config.model.precision, library.cpu_flags()),
             *_describe_statistics(config, dataset.info, plan, variables),
             *_describe_norms(config, group),
+            *_describe_goal(config, dataset.info),
             *store.restore(session),
             *(model_file.describe_start(config) if rank == 0 else ()),
         ),
@@ -147,6 +148,13 @@ def _describe_data(dataset: AnyDataset) -> tuple[str, ...]:
     if info.num_validation_examples:
         return dataset.remarks
     return (*dataset.remarks, "there are no validation examples: nothing is evaluated")
+
+
+def _describe_goal(config: Config, info: DatasetInfo) -> tuple[str, ...]:
+    """Returns a line where --stop_at_top1 can't be met."""
+    if config.run.stop_at_top1 is None or info.num_validation_examples:
+        return ()
+    return ("--stop_at_top1 changes nothing: there are no validation examples",)
 
 
 def _describe_norms(config: Config, group: Group) -> tuple[str, ...]:

@@ -155,6 +155,8 @@ class MLPerfLogFile:
 def _describe(config: Config, plan: Plan) -> dict[str, Any]:
     """Returns the parameters of a run, by MLPerf's keys."""
     optimizer = config.optimizer
+    rule = "lars" if optimizer.optimizer == "lars" else "sgd"
+    workers = plan.global_batch_size // (config.data.batch_size * optimizer.accumulate_steps)
     return {
         "submission_benchmark": "resnet",
         "submission_division": "open",
@@ -168,8 +170,8 @@ def _describe(config: Config, plan: Plan) -> dict[str, Any]:
         "opt_base_learning_rate": optimizer.base_learning_rate * plan.global_batch_size / 256,
         "opt_learning_rate_warmup_epochs": optimizer.warmup_epochs,
         "opt_weight_decay": config.model.weight_decay,
-        "sgd_opt_momentum": optimizer.momentum,
-        "model_bn_span": config.data.batch_size,
+        f"{rule}_opt_momentum": optimizer.momentum,
+        "model_bn_span": config.data.batch_size * (workers if config.model.sync_batch_norm else 1),
     }
 
 
