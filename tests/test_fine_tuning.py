@@ -168,11 +168,13 @@ def published(tmp_path_factory):
         tf1.train.get_or_create_global_step()
         rng = np.random.default_rng(1)
         session.run(tf1.global_variables_initializer())
+        perturbed = []
         for variable in tf1.global_variables():
             if "moving_" in variable.op.name or variable.op.name.endswith("gamma"):
                 center = 0 if variable.op.name.endswith("moving_mean") else 1
                 noise = center + rng.uniform(-0.1, 0.1, variable.shape).astype(np.float32)
-                restore.assign(session, [(variable, noise)])
+                perturbed.append((variable, noise))
+        restore.assign(session, perturbed)  # In one run: each new set of fetches costs 0.1 s.
         versions = {"v1": tf1.train.SaverDef.V1, "v2": tf1.train.SaverDef.V2}
         for name, version in versions.items():
             saver = tf1.train.Saver(write_version=version)

@@ -36,6 +36,7 @@ OTHERS = {
     "cache": "encoded",
     "max_bad_examples": 3,
     "eval_image_size": 48,
+    "progressive_image_size": "0:16,2:224",
 }
 
 

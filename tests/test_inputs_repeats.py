@@ -123,12 +123,12 @@ def test_mixing_differs_between_repeats():
 def test_starting_at_a_step_equals_the_straight_run_to_the_bit(fields, monkeypatch):
     straight = read(2, repeats=3, steps=9, batch_size=5, **fields)  # 90 of 69 in three epochs.
     monkeypatch.setattr("trainer.inputs.pipeline.count_threads", lambda _: 3)
-    for start in (1, 4, 7):  # Within an epoch, and within the repeats of an example.
-        resumed = read(2, repeats=3, start=start, steps=9 - start, batch_size=5, **fields)
-        for batches, others in zip(straight, resumed, strict=True):
-            for batch, other in zip(batches[start:], others, strict=True):
-                for part, other_part in zip(batch, other, strict=True):
-                    np.testing.assert_array_equal(part, other_part)
+    start = 4  # 40 of 69: within an epoch, and within the repeats of an example.
+    resumed = read(2, repeats=3, start=start, steps=9 - start, batch_size=5, **fields)
+    for batches, others in zip(straight, resumed, strict=True):
+        for batch, other in zip(batches[start:], others, strict=True):
+            for part, other_part in zip(batch, other, strict=True):
+                np.testing.assert_array_equal(part, other_part)
 
 
 class WithBad(Numbered):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from trainer.config import RunConfig
 
@@ -48,6 +49,17 @@ class Plan:
     def reports_at(self, step: int) -> bool:
         """Returns whether the numbers of the latest steps are gathered and written after `step`."""
         return self._is_due(step, self.log_every) or self.saves_at(step) or self.evaluates_at(step)
+
+    def value_at(self, step: int, values: Sequence[tuple[float, int]]) -> int:
+        """Returns the value for the step that follows `step`.
+
+        Args:
+          step: number of steps done.
+          values: pairs of an epoch and the value from it on; the first epoch is 0.
+        """
+        # Rounded: 1.1 epochs of 100 steps are 110, though 1.1 * 100 is a little more.
+        begun = [value for epoch, value in values if step >= round(epoch * self.steps_per_epoch, 6)]
+        return begun[-1]
 
     def epoch_at(self, step: int) -> float:
         """Returns the number of passes over the training data after `step`."""

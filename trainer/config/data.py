@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from trainer.config.statement import Checked, PathKind, flag
+from trainer.config.statement import Checked, PathKind, flag, parse_by_epoch
 from trainer.errors import ConfigError
 
 
@@ -40,6 +40,14 @@ class DataConfig(Checked):
         belongs_to_model=True,
         read_by=("tfrecord", "folder"),
         elsewhere=("val_image_size", "test_image_size"),
+    )
+    progressive_image_size: str | None = flag(
+        None,
+        "EPOCH:SIZE,...: from each epoch on, training images have this height and width; the first "
+        "epoch is 0, the last size --image_size, such as 0:128,30:176,60:224. Early epochs cost "
+        "less (arXiv:2104.00298). Evaluations have --eval_image_size.",
+        is_hparam=True,
+        elsewhere=("image_size_schedule", "progressive_resizing", "resize_schedule"),
     )
     batch_size: int = flag(
         32,
@@ -204,6 +212,12 @@ class DataConfig(Checked):
         return self.image_size if self.eval_image_size is None else self.eval_image_size
 
     @property
+    def sizes_by_epoch(self) -> tuple[tuple[float, int], ...]:
+        """Pairs of --progressive_image_size: epoch, size in training from it on, pixels."""
+        pairs = parse_by_epoch(self.progressive_image_size)
+        return tuple((epoch, int(size)) for epoch, size in pairs) or ((0.0, self.image_size),)
+
+    @property
     def is_augmented(self) -> bool:
         """Whether a training image differs from one time that it comes to the next."""
         return self.augment != "none" or any(
@@ -216,6 +230,15 @@ class DataConfig(Checked):
             raise ConfigError(
                 f"--data_dir: must not be given with --dataset=synthetic, got {self.data_dir!r}"
             )
+        if self.progressive_image_size is not None:
+            pairs = parse_by_epoch(self.progressive_image_size)
+            are_sizes = all(size.is_integer() and 1 <= size <= 2**15 for _, size in pairs)
+            if not pairs or not are_sizes or pairs[0][0] != 0 or pairs[-1][1] != self.image_size:
+                raise ConfigError(
+                    "--progressive_image_size: must be EPOCH:SIZE,... with rising epochs from 0 on "
+                    f"and whole sizes, the last one {self.image_size} (--image_size), such as "
+                    f"0:128,30:{self.image_size}, got {self.progressive_image_size!r}"
+                )
         if self.dataset in ("tfrecord", "folder") and self.data_dir is None:
             raise ConfigError(f"--data_dir: must be given with --dataset={self.dataset}, got none")
         if self.repeated_augmentation > 1 and not self.is_augmented:

@@ -171,6 +171,21 @@ def _is_utf8(path: str) -> bool:
     return True
 
 
+def parse_by_epoch(text: str | None) -> tuple[tuple[float, float], ...]:
+    """Returns the pairs of a flag of the form EPOCH:VALUE,...; () where they make no sense.
+
+    Epochs have to rise; no number is negative.
+    """
+    try:
+        pairs = [[float(part) for part in pair.split(":")] for pair in (text or "").split(",")]
+        values = tuple((epoch, value) for epoch, value in pairs)
+    except ValueError:
+        return ()
+    epochs = [epoch for epoch, _ in values]
+    fit = all(math.isfinite(number) and number >= 0 for pair in values for number in pair)
+    return values if fit and epochs == sorted(set(epochs)) else ()
+
+
 class Checked:
     """The base of the groups of flags, which checks every field against its own rule."""
 

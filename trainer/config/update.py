@@ -1,9 +1,8 @@
 """The flags of the update, and of the averaging of gradients before it."""
 
 import dataclasses
-import math
 
-from trainer.config.statement import Checked, flag
+from trainer.config.statement import Checked, flag, parse_by_epoch
 from trainer.errors import ConfigError
 
 # Update rules that subtract the weight decay themselves: it is no part of their loss.
@@ -164,18 +163,7 @@ class OptimizerConfig(Checked):
     @property
     def epochs_and_factors(self) -> tuple[tuple[float, float], ...]:
         """Pairs of --lr_steps: epoch, share of the peak from it on; () where they make no sense."""
-        try:
-            pairs = [[float(part) for part in pair.split(":")] for pair in self._pairs_of_steps]
-            steps = tuple((epoch, factor) for epoch, factor in pairs)
-        except ValueError:
-            return ()
-        epochs = [epoch for epoch, _ in steps]
-        fit = all(math.isfinite(number) and number >= 0 for pair in steps for number in pair)
-        return steps if fit and epochs == sorted(set(epochs)) else ()
-
-    @property
-    def _pairs_of_steps(self) -> list[str]:
-        return self.lr_steps.split(",") if self.lr_steps else []
+        return parse_by_epoch(self.lr_steps)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,11 @@ from trainer.graph import scopes
 _MOST_LEFT = 0.01
 
 
+def are_among(variables: Sequence[str]) -> bool:
+    """Returns whether there are moving statistics among variables, by their names."""
+    return any(name.endswith("/moving_variance") for name in variables)
+
+
 def describe_start(decay: float, steps: int, variables: Sequence[str]) -> tuple[str, ...]:
     """Returns a line where a run ends before its statistics have left their initial values behind.
 
@@ -25,8 +30,7 @@ def describe_start(decay: float, steps: int, variables: Sequence[str]) -> tuple[
       variables: names of the network's variables.
     """
     left = decay**steps
-    has_statistics = any(name.endswith("/moving_variance") for name in variables)
-    if not has_statistics or left <= _MOST_LEFT:
+    if not are_among(variables) or left <= _MOST_LEFT:
         return ()
     fitting = math.floor(1000 * _MOST_LEFT ** (1 / steps)) / 1000
     return (

@@ -77,6 +77,10 @@ class Dataset:
             )
         return split
 
+    def at_size(self, image_size: int) -> "Dataset":
+        """Returns these data with training images of another size; evaluations keep theirs."""
+        return Dataset(_at_size(self._config, image_size), self._source, self.info)
+
     def describe_sizes(self) -> tuple[str, ...]:
         """Returns a line where training images are much larger than what the network gets."""
         if self.info.name not in BUILT_IN:
@@ -117,6 +121,11 @@ class SyntheticDataset:
             fingerprint=synthetic.NAME,
         )
 
+    def at_size(self, image_size: int) -> "SyntheticDataset":
+        """Returns such data with images of another size."""
+        config = _at_size(self._config, image_size)
+        return SyntheticDataset(config, self.info.num_classes, self.remarks)
+
     def describe_sizes(self) -> tuple[str, ...]:
         """Returns nothing: such a batch is never decoded."""
         return ()
@@ -131,6 +140,15 @@ class SyntheticDataset:
         """Raises UserError: accuracy on random labels means nothing."""
         del worker
         raise UserError("--dataset: synthetic has nothing to evaluate on; give --data_dir")
+
+
+def _at_size(config: DataConfig, image_size: int) -> DataConfig:
+    return dataclasses.replace(
+        config,
+        image_size=image_size,
+        eval_image_size=config.evaluation_size,
+        progressive_image_size=None,
+    )
 
 
 def _kind(config: DataConfig) -> str:

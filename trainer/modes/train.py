@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from trainer import distributed, exit_status
+from trainer.checkpoints import layout
 from trainer.config import Config
 from trainer.distributed import Group
 from trainer.graph import learning_rate
@@ -14,14 +15,14 @@ from trainer.run import outputs, summary
 from trainer.run.evaluation import Evaluation, Interrupted, evaluate, write_scalars
 from trainer.run.guard import LoopGuard
 from trainer.run.monitor import Monitor, create_monitor, metering_gpu
-from trainer.run.setup import Setup, set_up
+from trainer.run.setup import Setup, set_up, set_up_again
 from trainer.run.summary import RunTimes
 from trainer.safety import agreement, run_folder
 from trainer.safety.protection import Protection, protect
 from trainer.safety.shortage import explain_shortage
 from trainer.safety.status import Status
 from trainer.telemetry import tags
-from trainer.telemetry.console import create_console
+from trainer.telemetry.console import create_console, tell_phase
 from trainer.telemetry.pages import run_page
 from trainer.telemetry.step import measure_step
 from trainer.telemetry.writers.run_writer import create_writer
@@ -33,6 +34,7 @@ class Ending(enum.Enum):
     FINISHED = enum.auto()
     PREEMPTED = enum.auto()
     ROLLED_BACK = enum.auto()
+    RESIZED = enum.auto()
 
 
 class Outcome(NamedTuple):
@@ -40,14 +42,12 @@ class Outcome(NamedTuple):
 
     Attributes:
       ending: way in which the loop ended.
-      times: times of its steps.
       evaluation: result of the last evaluation; None where there was none.
-      messages: messages about what was restored, where the loop rolled back.
+      messages: messages about what was restored, or is built anew, where the loop begins again.
       stopped_at: step at which the run reached --stop_at_top1; None: it did not.
     """
 
     ending: Ending
-    times: RunTimes
     evaluation: Evaluation | None = None
     messages: tuple[str, ...] = ()
     stopped_at: int | None = None
@@ -64,24 +64,56 @@ def run(config: Config) -> int:
         _failures_in_status(status),
         group.explain_loss(),
         explain_shortage(config, trains=True),
+        contextlib.ExitStack() as stack,
     ):
         agreement.check_program(group, config)
         config, remarks = outputs.as_begun(config, group)
+        first_step = _find_first_step(config, group)
         with group.fail_together(), explain_shortage(config, trains=True):
-            setup = set_up(config, group)
+            setup = set_up(config, group, first_step=first_step)
+        stack.callback(lambda: setup.session.close())  # noqa: PLW0108 (of the last setup)
         agreement.check_data(group, setup.info)
-        with setup.session:
-            setup.session.run(setup.train.broadcast_op)
-            messages = (*lock_messages, *remarks, *setup.messages)
-            outcome, result = _train(config, group, setup, status, protection, messages)
-            while outcome.ending is Ending.ROLLED_BACK:
-                messages = outcome.messages
-                outcome, result = _train(config, group, setup, status, protection, messages)
+        setup.session.run(setup.train.broadcast_op)
+        messages, times = (*lock_messages, *remarks, *setup.messages), RunTimes()
+        outcome = None
+        while outcome is None or outcome.ending in (Ending.ROLLED_BACK, Ending.RESIZED):
+            with protection.watchdog.long_phase("building the graph for another size of images"):
+                setup = _at_size(config, group, setup)
+            outcome, result = _train(config, group, setup, status, protection, messages, times)
+            messages = outcome.messages
     if outcome.ending is Ending.FINISHED:
         text = summary.describe_end(config, result)
         outputs.report(config, group.worker, result, text=text)
     group.shutdown()
     return exit_status.PREEMPTED if outcome.ending is Ending.PREEMPTED else 0
+
+
+def _find_first_step(config: Config, group: Group) -> int:
+    """Returns the step at which the run probably begins, where its graph depends on that.
+
+    Where it is another one, since the newest checkpoint is damaged or of other workers, the graph
+    is built again. A collective.
+    """
+    if config.data.progressive_image_size is None or config.run.logdir is None:
+        return 0
+    is_first = group.worker.rank == 0
+    steps = layout.steps_in(config.run.logdir) if is_first else ()
+    return int(group.gather(max(steps, default=0))[0])
+
+
+def _at_size(config: Config, group: Group, setup: Setup) -> Setup:
+    """Returns what the next step needs: built anew where its images have another size.
+
+    All workers call it together.
+    """
+    done = int(setup.session.run(setup.train.global_step))
+    image_size = setup.plan.value_at(done, config.data.sizes_by_epoch)
+    if image_size == setup.image_size:
+        return setup
+    tell_phase(f"building the graph for images of {image_size} px", rank=group.worker.rank)
+    setup = set_up_again(config, group, setup, done=done)
+    setup.session.run(setup.train.broadcast_op)
+    return setup
 
 
 @contextlib.contextmanager
@@ -101,6 +133,7 @@ def _train(
     status: Status,
     protection: Protection,
     messages: Sequence[str],
+    times: RunTimes,
 ) -> tuple[Outcome, dict[str, Any]]:
     """Runs the steps that are left, and evaluates; returns the outcome and the run's result.
 
@@ -111,6 +144,7 @@ def _train(
       status: status of the run.
       protection: protection of this worker.
       messages: lines that come first on the console.
+      times: times of the steps; this loop's are added.
     """
     plan, rank = setup.plan, group.worker.rank
     done = int(setup.session.run(setup.train.global_step))
@@ -121,7 +155,7 @@ def _train(
     status.set("running", step=done)
     outputs.write_model(config, group.worker, setup.info.class_names)
     outputs.write_flags(config, group.worker)
-    outcome = Outcome(Ending.FINISHED, RunTimes())
+    outcome = Outcome(Ending.FINISHED)
     with (
         contextlib.closing(create_console(rank, plan, first_step=done + 1)) as console,
         contextlib.closing(create_writer(logdir, rank=rank, first_step=done + 1)) as writer,
@@ -160,9 +194,9 @@ def _train(
             guard.stop(done)
         elif not is_complete:
             with contextlib.closing(monitor.profiler):
-                outcome = _loop(config, group, setup, done, monitor, guard)
+                outcome = _loop(config, group, setup, done, monitor, guard, times)
         steps = done if is_complete else outcome.stopped_at or plan.total_steps
-        result = summary.summarize(group, plan, steps, outcome.times, outcome.evaluation)
+        result = summary.summarize(group, plan, steps, times, outcome.evaluation)
         if outcome.ending is Ending.FINISHED:
             run_page.write_end(writer, steps, result)
             monitor.mllog.end()
@@ -172,7 +206,13 @@ def _train(
 
 
 def _loop(
-    config: Config, group: Group, setup: Setup, done: int, monitor: Monitor, guard: LoopGuard
+    config: Config,
+    group: Group,
+    setup: Setup,
+    done: int,
+    monitor: Monitor,
+    guard: LoopGuard,
+    times: RunTimes,
 ) -> Outcome:
     """Runs the loop after `done` steps. All workers have the same variables."""
     session, plan, stream = setup.session, setup.plan, setup.train.stream
@@ -184,7 +224,8 @@ def _loop(
     )
     run_step = setup.train.create_step(session)
     run_histogram_step = setup.train.create_step(session, also=setup.train.histograms.gradients)
-    times = RunTimes()
+    sizes = config.data.sizes_by_epoch
+    times.begin_part()
     evaluation = None
 
     run_page.write_run_page(
@@ -214,7 +255,7 @@ def _loop(
         if step.is_lost:
             messages = guard.judge(number, metrics)
             if messages is not None:
-                return Outcome(Ending.ROLLED_BACK, times, evaluation, messages)
+                return Outcome(Ending.ROLLED_BACK, evaluation, messages)
         if plan.saves_at(number):
             with monitor.pauses.during(tags.CHECKPOINT_MS, number):
                 monitor.writer.flush()
@@ -225,12 +266,17 @@ def _loop(
                 is_asked = ending is Ending.PREEMPTED
             if evaluation is not None and _reaches(config.run.stop_at_top1, evaluation.top1):
                 guard.end_early(number, evaluation.top1)
-                return Outcome(Ending.FINISHED, times, evaluation, stopped_at=number)
+                return Outcome(Ending.FINISHED, evaluation, stopped_at=number)
         if is_asked:
             monitor.writer.flush()
             guard.stop(number)
-            return Outcome(Ending.PREEMPTED, times, evaluation)
-    return Outcome(Ending.FINISHED, times, evaluation)
+            return Outcome(Ending.PREEMPTED, evaluation)
+        image_size = plan.value_at(number, sizes)
+        if number < plan.total_steps and image_size != setup.image_size:
+            monitor.writer.flush()
+            message = f"step {number}: from here on, training images have {image_size} px"
+            return Outcome(Ending.RESIZED, evaluation, (message,))
+    return Outcome(Ending.FINISHED, evaluation)
 
 
 def _reaches(target: float | None, top1: float | None) -> bool:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer.checkpoints import model_file
+from trainer.checkpoints import model_file, restore
 from trainer.checkpoints.manifest import RunFacts
 from trainer.checkpoints.store import Store, create_store
 from trainer.config import Config
@@ -15,6 +15,7 @@ from trainer.cpu_kernels import library
 from trainer.distributed import Group
 from trainer.graph import moving_statistics, precision, scopes, train_step
 from trainer.graph.evaluation import EvaluationGraph, build_evaluation_graph
+from trainer.graph.network import find_network
 from trainer.inputs import synthetic
 from trainer.inputs.dataset import AnyDataset, DatasetInfo, open_dataset
 from trainer.machine import environment
@@ -32,11 +33,13 @@ class Setup(NamedTuple):
     """Everything that the loop needs.
 
     Attributes:
-      info: description of the data set.
+      dataset: data set of the run.
       plan: plan of the run.
+      image_size: height and width of the training images, pixels.
       train: graph of the step.
       evaluation: graph that evaluates a batch; None where there is nothing to evaluate on.
       samples: first images of the training data, for TensorBoard.
+      variables: variables of the run: what a checkpoint holds.
       store: store of the checkpoints.
       messages: messages about the data, and about what was restored.
       policy: policy of --on_nonfinite.
@@ -44,20 +47,33 @@ class Setup(NamedTuple):
       mllog: log of --mllog.
     """
 
-    info: DatasetInfo
+    dataset: AnyDataset
     plan: Plan
+    image_size: int
     train: train_step.TrainGraph
     evaluation: EvaluationGraph | None
     samples: input_samples.InputSamples
+    variables: tuple[tf.Variable, ...]
     store: Store
     messages: tuple[str, ...]
     policy: nonfinite.Policy
     session: tf1.Session
     mllog: MLPerfLog
 
+    @property
+    def info(self) -> DatasetInfo:
+        """Description of the data set."""
+        return self.dataset.info
 
-def set_up(config: Config, group: Group) -> Setup:
-    """Opens the data, builds the graph and, on rank 0, restores the checkpoint. No collectives."""
+
+def set_up(config: Config, group: Group, *, first_step: int = 0) -> Setup:
+    """Opens the data, builds the graph and, on rank 0, restores the checkpoint. No collectives.
+
+    Args:
+      config: configuration of the run.
+      group: the workers.
+      first_step: step at which the run is thought to begin, for --progressive_image_size.
+    """
     outputs.check_places(config, group.worker)
     mllog = create_mllog(config, rank=group.worker.rank)
     if config.run.deterministic:
@@ -66,39 +82,85 @@ def set_up(config: Config, group: Group) -> Setup:
     if config.data.data_dir is not None:
         tell_phase(f"opening the data in {texts.printable(config.data.data_dir)}", rank=rank)
     dataset = open_dataset(config.data, num_classes=config.model.num_classes)
-    outputs.check_classes(config, group.worker, dataset.info)
+    info = dataset.info
+    outputs.check_classes(config, group.worker, info)
+    plan = create_plan(
+        config.run,
+        global_batch_size=config.data.batch_size
+        * config.optimizer.accumulate_steps
+        * group.worker.size,
+        train_examples=info.num_train_examples,
+        validation_examples=info.num_validation_examples,
+        is_synthetic=info.name == synthetic.NAME,
+    )
+    find_network(config.model, min(size for _, size in config.data.sizes_by_epoch))
     tell_phase("building the graph of the network and of its training step", rank=rank)
+    setup = _build(config, group, dataset, plan, mllog, done=first_step)
+    names = [variable.op.name for variable in setup.variables]
+    setup.store.check_room()
+    messages = (
+        *_describe_data(dataset),
+        *(dataset.describe_sizes() if rank == 0 else ()),
+        *precision.describe_slowness(config.model.precision, library.cpu_flags()),
+        *_describe_statistics(config, info, plan, names),
+        *_describe_norms(config, group, names),
+        *_describe_goal(config, info),
+        *_describe_image_sizes(config, plan),
+        *setup.store.restore(setup.session),
+        *(model_file.describe_start(config) if rank == 0 else ()),
+    )
+    return setup._replace(messages=messages)
+
+
+def set_up_again(config: Config, group: Group, before: Setup, *, done: int) -> Setup:
+    """Builds the graph for images of another size, with the variables of the one before.
+
+    Args:
+      config: configuration of the run.
+      group: the workers, all of which have the same variables.
+      before: what was built; its session is closed.
+      done: number of steps that are done.
+    """
+    values = before.session.run(list(before.variables))
+    before.session.close()
+    setup = _build(config, group, before.dataset, before.plan, before.mllog, done=done)
+    restore.assign(setup.session, list(zip(setup.variables, values, strict=True)))
+    return setup._replace(policy=before.policy)
+
+
+def _build(
+    config: Config, group: Group, dataset: AnyDataset, plan: Plan, mllog: MLPerfLog, *, done: int
+) -> Setup:
+    """Builds the graph for the size of training images after `done` steps; starts its session."""
+    image_size = plan.value_at(done, config.data.sizes_by_epoch)
+    sized = dataset.at_size(image_size)
+    data = dataclasses.replace(
+        config.data,
+        image_size=image_size,
+        eval_image_size=config.data.evaluation_size,
+        progressive_image_size=None,
+    )
+    built = dataclasses.replace(config, data=data)
+    rank = group.worker.rank
     with tf.Graph().as_default() as main_graph:
         tf1.set_random_seed(config.run.seed)
-        train = train_step.build_train_graph(config, group, dataset)
-        plan = create_plan(
-            config.run,
-            global_batch_size=config.data.batch_size
-            * config.optimizer.accumulate_steps
-            * group.worker.size,
-            train_examples=dataset.info.num_train_examples,
-            validation_examples=dataset.info.num_validation_examples,
-            is_synthetic=dataset.info.name == synthetic.NAME,
-        )
+        train = train_step.build_train_graph(built, group, sized)
         evaluation = None
         if plan.evaluate_every is not None:
-            evaluation = build_evaluation_graph(config, group, dataset, train.averages)
+            evaluation = build_evaluation_graph(built, group, sized, train.averages)
         with tf.name_scope(scopes.INPUTS):
-            sampled = input_samples.build_samples(train.stream, config, dataset.info.num_classes)
+            sampled = input_samples.build_samples(train.stream, built, dataset.info.num_classes)
         samples = input_samples.create_input_samples(
-            sampled,
-            config,
-            rank=rank,
-            names=dataset.info.names_of_classes,
+            sampled, built, rank=rank, names=dataset.info.names_of_classes
         )
+        variables = tuple(tf1.global_variables())
         store = create_store(
             config.run,
             rank=rank,
-            variables=tf1.global_variables(),
+            variables=variables,
             facts=_create_facts(config, group, dataset.info, plan),
             fine_tuning=config.fine_tuning,
         )
-        variables = [variable.op.name for variable in tf1.global_variables()]
         with tf.name_scope(scopes.START):
             initializer = tf1.global_variables_initializer()
         main_graph.finalize()
@@ -112,24 +174,16 @@ def set_up(config: Config, group: Group) -> Setup:
         ),
     )
     session.run(initializer)
-    store.check_room()
     return Setup(
-        info=dataset.info,
+        dataset=dataset,
         plan=plan,
+        image_size=image_size,
         train=train,
         evaluation=evaluation,
         samples=samples,
+        variables=variables,
         store=store,
-        messages=(
-            *_describe_data(dataset),
-            *(dataset.describe_sizes() if rank == 0 else ()),
-            *precision.describe_slowness(config.model.precision, library.cpu_flags()),
-            *_describe_statistics(config, dataset.info, plan, variables),
-            *_describe_norms(config, group),
-            *_describe_goal(config, dataset.info),
-            *store.restore(session),
-            *(model_file.describe_start(config) if rank == 0 else ()),
-        ),
+        messages=(),
         policy=nonfinite.Policy(config.run.on_nonfinite),
         session=session,
         mllog=mllog,
@@ -157,9 +211,18 @@ def _describe_goal(config: Config, info: DatasetInfo) -> tuple[str, ...]:
     return ("--stop_at_top1 changes nothing: there are no validation examples",)
 
 
-def _describe_norms(config: Config, group: Group) -> tuple[str, ...]:
+def _describe_norms(config: Config, group: Group, variables: Sequence[str]) -> tuple[str, ...]:
     """Returns lines where flags of BN have nothing to do, or nothing to stand on."""
     lines = []
+    if not moving_statistics.are_among(variables):
+        return tuple(
+            f"--{name} changes nothing: the network has no BN"
+            for name, is_given in (
+                ("sync_batch_norm", config.model.sync_batch_norm),
+                ("freeze_batch_norm", config.fine_tuning.freeze_batch_norm),
+            )
+            if is_given
+        )
     if config.model.sync_batch_norm and group.worker.size == 1:
         lines.append("--sync_batch_norm changes nothing: there is one worker")
     if config.fine_tuning.freeze_batch_norm and config.run.init_checkpoint is None:
@@ -168,6 +231,17 @@ def _describe_norms(config: Config, group: Group) -> tuple[str, ...]:
             "resumed: it is for weights of --init_checkpoint"
         )
     return tuple(lines)
+
+
+def _describe_image_sizes(config: Config, plan: Plan) -> tuple[str, ...]:
+    """Returns a line where the run ends before the last size of --progressive_image_size."""
+    last = plan.value_at(plan.total_steps - 1, config.data.sizes_by_epoch)
+    if last == config.data.image_size:
+        return ()
+    return (
+        f"--progressive_image_size: the run ends at epoch {plan.epoch_at(plan.total_steps):.1f}, "
+        f"before its images have {config.data.image_size} px; its last ones have {last} px",
+    )
 
 
 def _describe_statistics(

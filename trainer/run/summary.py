@@ -14,24 +14,37 @@ from trainer.telemetry.step import Step
 
 
 class RunTimes:
-    """The times of all steps of a run, and its last loss.
+    """The times of a run's steps, and its last loss.
+
+    A run has several parts where its loop begins anew: with images of another size, or after it has
+    gone back to a checkpoint. Each has a warm-up of its own.
 
     Attributes:
-      durations_sec: duration of each step, from the end of the step before it to its own end.
-      data_waits_sec: part of each duration in which rank 0 waited for its input.
       final_loss: loss of the last step; None before the first.
     """
 
     def __init__(self) -> None:
-        self.durations_sec: list[float] = []
-        self.data_waits_sec: list[float] = []
         self.final_loss: float | None = None
+        self._parts: list[list[tuple[float, float]]] = []
+
+    def begin_part(self) -> None:
+        """Begins a part: the next steps warm up."""
+        self._parts.append([])
 
     def add(self, step: Step) -> None:
-        """Adds a step."""
-        self.durations_sec.append(step.duration_sec)
-        self.data_waits_sec.append(step.metrics.data_wait_sec)
+        """Adds a step of the part that was begun last."""
+        self._parts[-1].append((step.duration_sec, step.metrics.data_wait_sec))
         self.final_loss = step.metrics.loss
+
+    @property
+    def warmup_steps(self) -> int:
+        """The number of steps that warm up."""
+        return sum(timing.warmup_steps(len(part)) for part in self._parts)
+
+    @property
+    def timed(self) -> list[tuple[float, float]]:
+        """The other steps: from the end of the step before to its own end, s; wait for input, s."""
+        return [times for part in self._parts for times in part[timing.warmup_steps(len(part)) :]]
 
 
 def summarize(
@@ -44,13 +57,11 @@ def summarize(
         "workers": group.worker.size,
         "global_batch_size": plan.global_batch_size,
     }
-    if times.durations_sec:
-        warmup = timing.warmup_steps(len(times.durations_sec))
-        durations = times.durations_sec[warmup:]
-        waits = times.data_waits_sec[warmup:]
+    if times.timed:
+        durations, waits = zip(*times.timed, strict=True)
         images_per_sec = timing.images_per_sec(plan.global_batch_size, durations)
         result |= {
-            "warmup_steps": warmup,
+            "warmup_steps": times.warmup_steps,
             "timed_steps": len(durations),
             "images_per_sec": images_per_sec,
             "images_per_sec_per_worker": images_per_sec / group.worker.size,

@@ -1,0 +1,67 @@
+"""--progressive_image_size: training images that grow by epoch."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny
+from processes import trainer, trainers
+from test_plan import make_plan
+
+from trainer.config import DataConfig
+from trainer.errors import ConfigError
+
+FLAGS = [*tiny.FLAGS, "--lr_schedule=constant", "--warmup_epochs=0", "--deterministic"]
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    ["0", "0:8", "1:8,2:16", "0:8,0:16", "0:8.5,2:16", "0:0,1:16", "0:8,x:16", "0:16,1:8"],
+)
+def test_sizes_that_make_no_sense_are_refused(sizes):
+    with pytest.raises(ConfigError, match="--progressive_image_size: must be EPOCH:SIZE"):
+        DataConfig(image_size=16, progressive_image_size=sizes)
+
+
+def test_a_size_begins_with_its_epoch():
+    plan = make_plan(epochs=10.0)  # An epoch has 22.45 steps.
+    sizes = DataConfig(progressive_image_size="0:128,2:176,4.5:224").sizes_by_epoch
+    of_steps = [plan.value_at(step, sizes) for step in range(plan.total_steps)]
+    assert of_steps == [128] * 45 + [176] * (102 - 45) + [224] * (plan.total_steps - 102)
+    assert DataConfig(image_size=32).sizes_by_epoch == ((0.0, 32),)
+
+
+@pytest.mark.processes
+def test_a_run_equals_runs_of_one_size_that_go_on_from_each_other(tmp_path):
+    """An epoch has 11.25 steps: 8 px up to step 12, 12 px up to 23. Then with an end within."""
+    alone, growing, stopped = (str(tmp_path / name) for name in ("alone", "growing", "stopped"))
+    grows = [*FLAGS, "--progressive_image_size=0:8,1:12,2:16", "--checkpoint_every=12"]
+    of_one_size = [*FLAGS, f"--logdir={alone}", "--eval_image_size=16"]
+    for done in trainers(
+        [*of_one_size, "--image_size=8", "--steps=12"],
+        [*of_one_size, "--image_size=12", "--steps=23"],
+        [*of_one_size, "--image_size=16", "--steps=30"],
+        [*grows, f"--logdir={growing}", "--steps=30", f"--result_json={tmp_path}/result.json"],
+        [*grows, f"--logdir={stopped}", "--steps=17"],
+    ):
+        assert done.returncode == 0, done.stderr
+        if growing in done.stdout:
+            assert "step 12: from here on, training images have 12 px" in done.stdout
+            assert "step 23: from here on, training images have 16 px" in done.stdout
+    assert "the run ends at epoch 1.5, before its images have 16 px" in done.stdout
+    done = trainer(*grows, f"--logdir={stopped}", "--steps=30", "--resume=must")
+    assert done.returncode == 0, done.stderr
+    # Built for the size of its first step at once, not for another one before.
+    assert done.stdout.count("building the graph for images of 16 px") == 1
+    assert "building the graph for images of 12 px" not in done.stdout
+    ours, theirs, resumed = (
+        tf.train.load_checkpoint(f"{folder}/model.ckpt-30") for folder in (growing, alone, stopped)
+    )
+    for name in theirs.get_variable_to_shape_map():
+        for each in (ours, resumed):
+            np.testing.assert_array_equal(each.get_tensor(name), theirs.get_tensor(name), name)
+    result = json.loads((tmp_path / "result.json").read_text())["result"]
+    # Parts of 12, 11 and 7 steps: each warms up.
+    assert (result["warmup_steps"], result["timed_steps"]) == (6 + 5 + 3, 16)
+    assert result["eval"]["count"] == tiny.VALIDATION_EXAMPLES
