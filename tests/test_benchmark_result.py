@@ -18,12 +18,13 @@ from trainer.errors import ConfigError, UserError
 PEAK = Peak(1000.0, 900.0, 12, 0.02)
 
 
-def create(durations_sec, *, batch_size=32, gflops=10, peak=PEAK, others=None):
+def create(durations_sec, *, batch_size=32, gflops=10, left_out=0, peak=PEAK, others=None):
     return create_result(
         durations_sec,
         label="Forward",
         batch_size=batch_size,
         flops=gflops * 10**9 * batch_size,
+        flops_left_out=None if left_out is None else left_out * 10**9 * batch_size,
         burn_in=3,
         steps=2,
         build_sec=1.0,
@@ -47,6 +48,19 @@ def test_the_figures_of_two_runs():
     assert result.achieved_gflops == pytest.approx(1600)
     assert result.peak_fraction == pytest.approx(0.8)
     assert not result.partial
+
+
+def test_the_share_of_the_peak_is_of_what_is_made():
+    result = create([0.1], left_out=7)  # 3200 GFLOP/s by definition, above the peak.
+    assert (result.achieved_gflops, result.made_gflops) == (3200, pytest.approx(960))
+    assert result.peak_fraction == pytest.approx(0.96)
+    assert result.with_peak(peak_of(2000.0)).peak_fraction == pytest.approx(0.48)
+    table = Sweep((result,)).format("forward")
+    assert "\n3 of them are made (3 x 3 convolutions by tiles): `of peak` is theirs\n" in table
+    assert "are made" not in Sweep((create([0.4]),)).format("forward")
+    # On a GPU it is not known what is made: such a rate is no error.
+    unknown = create([0.1], left_out=None)
+    assert (unknown.made_gflops, unknown.peak_fraction) == (None, pytest.approx(3.2))
 
 
 def test_equal_runs_have_no_spread():

@@ -6,7 +6,9 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 from kernels import needs_kernels
 
+from trainer.cpu_kernels import gradients as cpu_gradients
 from trainer.cpu_kernels import library
+from trainer.machine import session
 
 
 def convolve(inputs, filters, *, bias=(), norm=(), addends=(), padding=(0, 0, 0, 0)):
@@ -80,3 +82,36 @@ def test_its_sizes_are_known_before(maps, padding, sizes):
             padding=padding,
         )
     assert result.shape.as_list() == sizes
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("dtype", "outs", "points"),
+    [(tf.float32, 4, 36), (tf.bfloat16, 2, 16)],
+    ids=["float32", "bfloat16"],
+)
+def test_multiply_adds_that_tiles_do_without_are_counted(dtype, outs, points):
+    """A tile of outs x outs pixels takes so many points, in place of 9 outs^2 multiply-adds."""
+    batch, height, width, ins, channels = 3, 18, 13, 32, 64
+
+    def count(size):
+        with tf.Graph().as_default(), cpu_gradients.overridden():
+            shapes = [batch, height, width, ins], [size, size, ins, channels]
+            fed = [tf1.placeholder(dtype, [None] * 4) for _ in shapes]
+            maps, filters = (
+                tf.reshape(each, shape) for each, shape in zip(fed, shapes, strict=True)
+            )
+            result = tf.nn.conv2d(maps, filters, 1, "SAME")
+            # What is fed or fetched is left as it is.
+            results = [result, *tf.gradients(result, [maps, filters])]
+            fetches = [tf.identity(each) for each in results]
+            feeds = {each: np.zeros(shape) for each, shape in zip(fed, shapes, strict=True)}
+            with tf1.Session(config=session.create_config()) as own:
+                before = library.multiply_adds_left_out()
+                own.run(fetches, feeds)
+                return library.multiply_adds_left_out() - before
+
+    tiles = batch * -(-height // outs) * -(-width // outs)
+    left_out = (batch * height * width * 9 - tiles * points) * ins * channels
+    assert count(3) == 3 * left_out  # The convolution and both of its gradients.
+    assert count(1) == 0

@@ -29,7 +29,7 @@ class Peak:
     """The highest rate that the device was measured to reach in a precision.
 
     Attributes:
-      gflops: GFLOP/s of the fastest run.
+      gflops: GFLOP/s of the fastest run; all that were counted were made.
       lowest_gflops: GFLOP/s of the slowest run of the same work.
       runs: number of these runs.
       others_share: share of the cores, 0 to 1, that other processes took meanwhile; None where it
@@ -51,6 +51,13 @@ def _build_product(dtype: tf.DType, size: int) -> tf.Tensor:
     """Builds a matrix product [size, size] x [size, size]."""
     left, right = (_create_operand([size, size], dtype) for _ in range(2))
     return tf.matmul(left, right)
+
+
+def _build_pointwise(dtype: tf.DType, size: int) -> tf.Tensor:
+    """Builds a 1x1 convolution with `size` channels of maps [28, 28], which all make in full."""
+    images = _create_operand([32, 28, 28, size], dtype)
+    kernel = _create_operand([1, 1, size, size], dtype)
+    return tf.nn.conv2d(images, kernel, 1, "SAME")
 
 
 def _build_convolution(dtype: tf.DType, size: int) -> tf.Tensor:
@@ -87,18 +94,28 @@ def _measure(
 def measure_peak(dtype: tf.DType, config: tf1.ConfigProto) -> Peak:
     """Measures the device's highest rate in `dtype`.
 
-    It is the better one of a matrix product and a convolution. Each is made larger until a run
-    takes long enough, and each counts with its fastest run: a limit must not be measured too low.
+    It is the best of a matrix product, a 1x1 convolution and TensorFlow's own 3x3 convolution, none
+    of which has fewer multiplications than its definition: oneDNN's and Eigen's algorithms are
+    direct (`ONEDNN_VERBOSE=1` names them), and the compiled kernels' tiles are left out. Each is
+    made larger until a run takes long enough, and each counts with its fastest run: a limit must
+    not be measured too low.
 
     Args:
       dtype: type of the operands.
       config: configuration of the session: its device and its threads.
     """
     load = LoadMeter(cores.available_cores())
+    plain = tf1.ConfigProto()
+    plain.CopyFrom(config)
+    del plain.graph_options.rewrite_options.custom_optimizers[:]
     measured: list[list[float]] = []
-    for build, smallest in ((_build_product, 1024), (_build_convolution, 128)):
+    for build, smallest, used in (
+        (_build_product, 1024, config),
+        (_build_pointwise, 512, config),
+        (_build_convolution, 128, plain),
+    ):
         for size in (smallest * 2**doubling for doubling in range(5)):
-            work, durations_sec = _measure(build, dtype, size, config)
+            work, durations_sec = _measure(build, dtype, size, used)
             measured.append([work / duration_sec / 1e9 for duration_sec in durations_sec])
             if min(durations_sec) > _LEAST_SEC:
                 break

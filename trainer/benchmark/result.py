@@ -33,11 +33,12 @@ class PassResult:
       first_run_sec: time of the first run, with the graph's optimization and compilation.
       gflops_per_image: GFLOP of convolutions and matrix products, from the graph's shapes; 0 for
         input.
-      achieved_gflops: GFLOP per second.
-      peak_gflops: most GFLOP per second that this device was seen to do in this precision. A
-        convolution counts with all multiplications of its definition, though an algorithm may need
-        fewer; 0 for input.
-      peak_fraction: achieved / peak; 0 for input.
+      achieved_gflops: GFLOP per second, with all multiplications of a convolution's definition.
+      made_gflops: GFLOP per second that were really made: an algorithm may need fewer. None where
+        that is not known: on a GPU.
+      peak_gflops: most GFLOP per second that this device was seen to make in this precision; 0 for
+        input.
+      peak_fraction: made / peak, or achieved / peak where no more is known; 0 for input.
       peak: how `peak_gflops` was measured; None for input.
       others_share: share of the cores, 0 to 1, that other processes took meanwhile; None where it
         can't be told, and where the pass runs on a GPU, for which the cores matter little.
@@ -59,6 +60,7 @@ class PassResult:
     first_run_sec: float
     gflops_per_image: float
     achieved_gflops: float
+    made_gflops: float | None
     peak_gflops: float
     peak_fraction: float
     peak: Peak | None
@@ -76,7 +78,7 @@ class PassResult:
         """Returns the figures with another peak, where the pass has one."""
         if not self.gflops_per_image or peak is None:
             return self
-        share = self.achieved_gflops / peak.gflops
+        share = _share(self.achieved_gflops, self.made_gflops, peak)
         return dataclasses.replace(self, peak_gflops=peak.gflops, peak_fraction=share, peak=peak)
 
     @classmethod
@@ -91,12 +93,18 @@ def achieved_gflops(flops: int, durations_sec: Sequence[float]) -> float:
     return flops * len(durations_sec) / math.fsum(durations_sec) / 1e9
 
 
+def _share(achieved_gflops: float, made_gflops: float | None, peak: Peak) -> float:
+    """Returns the share of the peak; see `PassResult.peak_fraction`."""
+    return (achieved_gflops if made_gflops is None else made_gflops) / peak.gflops
+
+
 def create_result(
     durations_sec: Sequence[float],
     *,
     label: str,
     batch_size: int,
     flops: int,
+    flops_left_out: int | None,
     burn_in: int,
     steps: int,
     build_sec: float,
@@ -110,7 +118,8 @@ def create_result(
     Args:
       durations_sec: duration of each timed run; fewer than `steps` where it was interrupted.
       label: name of the pass in an error.
-      flops: number of floating-point operations per run.
+      flops: number of floating-point operations per run, by definition.
+      flops_left_out: number of those that were not made; None: it is not known.
       steps: number of runs that were to be timed.
 
     Raises:
@@ -119,9 +128,12 @@ def create_result(
     statistics = timing.summarize(durations_sec)
     images_per_sec = timing.images_per_sec(batch_size, durations_sec)
     achieved = achieved_gflops(flops, durations_sec)
-    if peak is not None and achieved > _PEAK_TOLERANCE * peak.gflops:
+    made = None
+    if flops_left_out is not None:
+        made = achieved_gflops(flops - flops_left_out, durations_sec)
+    if peak is not None and made is not None and made > _PEAK_TOLERANCE * peak.gflops:
         raise UserError(
-            f"{label}: {achieved:.0f} GFLOP/s is above the measured peak of this device, "
+            f"{label}: {made:.0f} GFLOP/s is above the measured peak of this device, "
             f"{peak.gflops:.0f} GFLOP/s: the measurement is wrong; do not use it",
             status=exit_status.FAILED,
         )
@@ -139,8 +151,9 @@ def create_result(
         first_run_sec=first_run_sec,
         gflops_per_image=flops / batch_size / 1e9,
         achieved_gflops=achieved,
+        made_gflops=made,
         peak_gflops=peak.gflops if peak else 0.0,
-        peak_fraction=achieved / peak.gflops if peak else 0.0,
+        peak_fraction=_share(achieved, made, peak) if peak else 0.0,
         peak=peak,
         others_share=others_share,
         peak_memory_bytes=peak_memory_bytes,
@@ -200,6 +213,7 @@ class Sweep:
             lines += [
                 f"{best.gflops_per_image:.4g} GFLOP per image (2 x multiply-adds of convolutions "
                 "and products)",
+                *_describe_left_out(best),
                 f"measured peak {best.peak.gflops:.1f} GFLOP/s ({best.peak.runs} runs, "
                 f"{best.peak.lowest_gflops:.1f} to {best.peak.gflops:.1f})",
             ]
@@ -210,6 +224,14 @@ class Sweep:
         if len(self.rows) > 1:
             lines.append(f"best: batch {best.batch_size}, {_shorten(best.images_per_sec)} images/s")
         return "\n".join(lines)
+
+
+def _describe_left_out(row: PassResult) -> list[str]:
+    """Returns a line about multiplications that an algorithm does without."""
+    if row.made_gflops is None or row.made_gflops == row.achieved_gflops:
+        return []
+    per_image = row.made_gflops / row.images_per_sec
+    return [f"{per_image:.4g} of them are made (3 x 3 convolutions by tiles): `of peak` is theirs"]
 
 
 def _list_cells(row: PassResult) -> dict[str, str]:

@@ -6,6 +6,7 @@ batch normalization (BN), with what is next to these, and of the addition of wei
 README beside this file tells what they compute, how exactly, and how they are tested.
 """
 
+import ctypes
 import functools
 import importlib.machinery
 import os
@@ -43,6 +44,20 @@ def find() -> Any:
     """
     setting = switch.read()
     return None if reason_for_none() else _load(setting.library or LIBRARY)
+
+
+def multiply_adds_left_out() -> int:
+    """Returns how many multiply-adds of convolutions were not made in this process so far.
+
+    By its definition a convolution has out pixels x filter elements of them; tiles (src/winograd.h)
+    need fewer. 0 where the operations are not taken.
+    """
+    if find() is None:
+        return 0
+    library = ctypes.CDLL(str(switch.read().library or LIBRARY))  # It is loaded already.
+    count = library.SlimHorovodMultiplyAddsLeftOut
+    count.restype = ctypes.c_int64
+    return int(count())
 
 
 def describe() -> str:

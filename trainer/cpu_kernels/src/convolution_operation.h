@@ -132,6 +132,7 @@ class Convolution : public OpKernel {
                       const T* filter, const Epilogue<T>& epilogue, T* result) const {
     using namespace winograd;
     const int tiles = Tiles<T>(shape).count();
+    CountLeftOut(shape, int64_t{tiles} * kPoints<T> * shape.in_channels * shape.out_channels);
     const int panels = shape.out_channels / kOutPanel;
     const Tasks tasks(tiles / kBlockTiles, panels, Threads(context));
     const Block<T> block(shape, CeilOfRatio(tiles, tasks.parts));

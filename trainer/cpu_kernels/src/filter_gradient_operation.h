@@ -109,6 +109,7 @@ class FilterGradient : public OpKernel {
     const int tiles = Tiles<T>(shape).count();
     const Tasks tasks = Share(shape, tiles / kLeastTilesOfPart, Threads(context));
     const int64_t elements = int64_t{kPoints<T>} * shape.in_channels * shape.out_channels;
+    CountLeftOut(shape, tiles * elements);
     const Channels most = Channels::Most(shape, tasks);
     const GradientBlock<T> block(CeilOfRatio(tiles, tasks.parts), most.ins.size(),
                                  most.outs.size());

@@ -4,6 +4,7 @@
 #define TRAINER_CPU_KERNELS_OPERATION_H_
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <functional>
 
@@ -67,6 +68,14 @@ struct Tasks {
 inline void RunShares(OpKernelContext* context, int size, const std::function<void(Range)>& task) {
   const int count = std::min(Threads(context), size);
   RunAll(context, count, [&](int i) { task(Tasks::Between(size, i, count, 1)); });
+}
+
+// Multiply-adds of convolutions by their definition, less those made in their place by tiles, of all
+// that this process has computed so far.
+inline std::atomic<int64_t> left_out{0};
+
+inline void CountLeftOut(const Shape& shape, int64_t made) {
+  left_out += shape.out_pixels() * shape.filter_elements() - made;
 }
 
 inline int Size(const Tensor& tensor, int axis) { return static_cast<int>(tensor.dim_size(axis)); }

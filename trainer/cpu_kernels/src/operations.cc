@@ -181,3 +181,6 @@ REGISTER("SlimHorovodDecayedGradient", tensorflow::bfloat16, operations::Decayed
 REGISTER("SlimHorovodDecayedGradient", float, operations::DecayedGradient<float>);
 
 }  // namespace
+
+// For Python: see library.py.
+extern "C" int64_t SlimHorovodMultiplyAddsLeftOut() { return operations::left_out; }
