@@ -75,7 +75,7 @@ def test_kills_under_supervision_change_nothing(tmp_path, straight):
     plan = tmp_path / "plan.json"
     queue = [
         {"phase": "mid-step", "rank": 0, "action": "KILL"},
-        {"phase": "checkpoint", "rank": 0, "action": "KILL"},
+        {"phase": "before the rename", "rank": 0, "action": "KILL"},
         {"phase": "last step", "rank": 1, "action": "KILL"},
     ]
     plan.write_text(json.dumps({"queue": queue, "fired": 0}))
@@ -97,9 +97,10 @@ def test_kills_under_supervision_change_nothing(tmp_path, straight):
 
 def test_sigkill_of_the_launcher_ends_all_workers(tmp_path):
     logdir = tmp_path / "log"
-    flags = [*FLAGS, "--steps=100000", f"--logdir={logdir}"]
+    flags = [*FLAGS, "--steps=100000", f"--logdir={logdir}", "--checkpoint_every=0"]
+    flags += ["--checkpoint_every_minutes=0.005"]
     with started([*HOROVODRUN, *MODULE, *flags]) as run:
-        run.wait_for("step 5/")
+        run.wait_until(lambda: len(layout.steps_in(str(logdir))) >= 2, "two checkpoints")
         workers = run.workers()
         assert sorted(workers) == [0, 1]
         run.process.kill()

@@ -23,6 +23,8 @@ class Plan:
       checkpoint_every: steps between two checkpoints; 0: one at the end.
       evaluate_every: steps between two evaluations; 0: one at the end; None: there is nothing to
         evaluate on.
+      checkpoint_every_minutes: minutes after which a checkpoint follows the next step, too; 0:
+        none does.
     """
 
     total_steps: int
@@ -31,6 +33,7 @@ class Plan:
     log_every: int
     checkpoint_every: int
     evaluate_every: int | None
+    checkpoint_every_minutes: float = 0.0
 
     def _is_due(self, step: int, every: int) -> bool:
         return step == self.total_steps or (every > 0 and step % every == 0)
@@ -103,4 +106,5 @@ def create_plan(
         log_every=config.log_every,
         checkpoint_every=config.checkpoint_every,
         evaluate_every=evaluate_every,
+        checkpoint_every_minutes=config.checkpoint_every_minutes,
     )

@@ -21,7 +21,18 @@ from trainer import __main__ as main
 from trainer.process import launcher
 from trainer.process.quick_exit import QuickExit
 
-PHASES = ("start-up", "broadcast", "mid-step", "checkpoint", "evaluation", "last step")
+PHASES = (
+    "start-up",
+    "broadcast",
+    "mid-step",
+    "checkpoint",
+    "before the write",
+    "before the sync",
+    "before the rename",
+    "before the manifest",
+    "evaluation",
+    "last step",
+)
 ACTIONS = ("KILL", "TERM", "STOP", "exception", "exit 0")
 _STARTED = time.time()
 _FIRST_STEPS = 3
@@ -86,23 +97,53 @@ def before(owner, name, phase, plan):
     setattr(owner, name, call)
 
 
+def at(owner, name, phases, plan, *, after=False):
+    """Lets happen what is due in one of some phases, at a call of a function and in its thread."""
+    function = getattr(owner, name)
+
+    def take():
+        for action in filter(None, map(plan.take, phases)):
+            act(action)
+
+    def call(*args, **kwargs):
+        if not after:
+            take()
+        result = function(*args, **kwargs)
+        if after:
+            take()
+        return result
+
+    setattr(owner, name, call)
+
+
+def spoil_saves(plan):
+    """Puts phases into rank 0's saves, which a thread makes; the other one comes amid them."""
+    from trainer.checkpoints import bundle, folder_store, layout
+    from trainer.run import guard
+
+    if plan._rank:
+        before(guard.LoopGuard, "save", "checkpoint", plan)
+        names = [phase for phase in PHASES if phase.startswith("before the ")]
+        at(guard.LoopGuard, "save", names, plan, after=True)
+        return
+    before(bundle.BundleWriter, "damage", "checkpoint", plan)
+    at(bundle.BundleWriter, "write", ["before the write"], plan)
+    at(bundle.BundleWriter, "damage", ["before the sync"], plan, after=True)
+    at(layout, "move", ["before the rename"], plan)
+    at(folder_store.FolderStore, "_create_entry", ["before the manifest"], plan)
+
+
 def spoil(plan):
     """Puts the phases into the functions that make them."""
     import tensorflow.compat.v1 as tf1
 
-    from trainer.checkpoints import search
     from trainer.graph import train_step
     from trainer.modes import train
-    from trainer.run import guard
     from trainer.run import setup as run_setup
 
     before(run_setup, "open_dataset", "start-up", plan)
     before(train, "evaluate", "evaluation", plan)
-    if plan._rank == 0:
-        before(search, "damage", "checkpoint", plan)
-    else:
-        before(guard.LoopGuard, "save", "checkpoint", plan)
-
+    spoil_saves(plan)
     build, run, create_step = (
         train_step.build_train_graph,
         tf1.Session.run,

@@ -2,8 +2,10 @@
 
 import dataclasses
 import datetime
+import functools
 import shutil
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import tensorflow as tf
@@ -12,12 +14,17 @@ import tensorflow.compat.v1 as tf1
 from trainer import exit_status
 from trainer.checkpoints import best, changes, layout, restore, search
 from trainer.checkpoints import manifest as checkpoint_manifest
+from trainer.checkpoints.bundle import BundleWriter
 from trainer.checkpoints.manifest import Entry, RunFacts, SavedFile
 from trainer.checkpoints.search import Found
+from trainer.checkpoints.snapshot import Copied, Snapshot
 from trainer.checkpoints.warm_start import WarmStart
 from trainer.config import RunConfig
 from trainer.errors import UserError
 from trainer.process import files, texts
+
+# Writes the variables into a checkpoint whose prefix it is given.
+_Write = Callable[[str], object]
 
 
 class FolderStore:
@@ -48,10 +55,13 @@ class FolderStore:
         self._facts = facts
         self._start = start
         self._saver = tf1.train.Saver(variables, max_to_keep=None)
+        self._snapshot = Snapshot(variables)
+        self._bundle = BundleWriter(variables)
+        self._writing = threading.Lock()  # Of the folder's checkpoints and of the manifest.
         self._is_left_alone = False
 
     def check_room(self) -> None:
-        one_bytes = sum(v.shape.num_elements() * v.dtype.size for v in self._variables)
+        one_bytes = self._snapshot.bytes
         free_bytes = shutil.disk_usage(self._logdir).free
         if free_bytes < 2 * one_bytes:
             raise UserError(
@@ -108,8 +118,7 @@ class FolderStore:
         step, again = divmod(entry.examples, size)
         self._set_step(session, step)
         try:
-            self._put(session, step)
-            self._prune(step, newer_too=True)
+            self._save(step, self._writer_of(session), newer_too=True)
         except OSError as error:
             raise UserError(
                 f"--logdir: the checkpoint of step {entry.step} must be saved again as step "
@@ -124,12 +133,29 @@ class FolderStore:
         )
 
     def save(self, session: tf1.Session, step: int) -> None:
-        self._put(session, step)
-        self._prune(step, newer_too=False)
+        self._save(step, self._writer_of(session))
 
-    def _put(self, session: tf1.Session, step: int) -> None:
+    def copy(self, session: tf1.Session, step: int) -> Copied:
+        write = functools.partial(self._bundle.write, values=self._snapshot.take(session))
+        return Copied(self._snapshot.bytes, functools.partial(self._save, step, write))
+
+    def _writer_of(self, session: tf1.Session) -> _Write:
+        """Returns the function that writes a session's variables, of which it makes no copy."""
+
+        def write(prefix: str) -> None:
+            with session.graph.as_default():  # In another one, the saver would build itself anew.
+                self._saver.save(session, prefix, write_meta_graph=False, write_state=False)
+
+        return write
+
+    def _save(self, step: int, write: _Write, *, newer_too: bool = False) -> None:
+        with self._writing:
+            self._put(step, write)
+            self._prune(step, newer_too=newer_too)
+
+    def _put(self, step: int, write: _Write) -> None:
         with layout.temporary_folder(self._logdir) as temporary:
-            saved = self._write(session, step, temporary)
+            saved = self._write(step, write, temporary)
             # The entry of an earlier checkpoint of this step would no longer be true.
             manifest = checkpoint_manifest.read(self._logdir)
             if manifest.find(step) is not None:
@@ -147,7 +173,7 @@ class FolderStore:
         counter = next(v for v in self._variables if v.op.name == "global_step")
         restore.assign(session, [(counter, step)])
 
-    def _write(self, session: tf1.Session, step: int, folder: Path) -> tuple[SavedFile, ...]:
+    def _write(self, step: int, write: _Write, folder: Path) -> tuple[SavedFile, ...]:
         """Writes a checkpoint into a folder, reads it back and syncs it; returns its files.
 
         Raises:
@@ -155,9 +181,8 @@ class FolderStore:
         """
         prefix = layout.prefix_of(str(folder), step)
         try:
-            with session.graph.as_default():  # In another one, the saver would build itself anew.
-                self._saver.save(session, prefix, write_meta_graph=False, write_state=False)
-            reason = search.damage(prefix)
+            write(prefix)
+            reason = self._bundle.damage(prefix)
         except tf.errors.OpError as error:
             raise OSError(texts.first_line(error)) from error
         if reason is not None:
@@ -191,8 +216,10 @@ class FolderStore:
         """
         steps = layout.steps_in(str(self._logdir))
         kept = [old for old in steps if old <= step][: self._config.keep_checkpoints]
-        left = [*kept, *(newer for newer in steps if newer > step and not newer_too)]
-        for removed in set(steps) - set(left):
+        # A process that was killed between two renames left data without an index.
+        found = layout.steps_with_files(self._logdir)
+        left = [*kept, *(newer for newer in found if newer > step and not newer_too)]
+        for removed in set(found) - set(left):
             # The index goes first: without it a checkpoint is not there.
             for path in layout.files_in(self._logdir, step=removed):
                 path.unlink(missing_ok=True)
@@ -213,19 +240,20 @@ class FolderStore:
         return None if entry is None else entry.top1
 
     def note_evaluation(self, session: tf1.Session, step: int, top1: float) -> None:
-        manifest = checkpoint_manifest.read(self._logdir)
-        entry = manifest.find(step)
-        if best.is_beaten(self._logdir, top1=top1):
-            self._keep_best(session, step, top1, entry)
-        if entry is not None:  # Last: after a failure above, a restart evaluates it again.
-            entry = dataclasses.replace(entry, top1=top1)
-            checkpoint_manifest.write(self._logdir, manifest.with_entry(entry))
+        with self._writing:
+            manifest = checkpoint_manifest.read(self._logdir)
+            entry = manifest.find(step)
+            if best.is_beaten(self._logdir, top1=top1):
+                self._keep_best(session, step, top1, entry)
+            if entry is not None:  # Last: after a failure above, a restart evaluates it again.
+                entry = dataclasses.replace(entry, top1=top1)
+                checkpoint_manifest.write(self._logdir, manifest.with_entry(entry))
 
     def _keep_best(self, session: tf1.Session, step: int, top1: float, entry: Entry | None) -> None:
         """Makes the checkpoint of a step the best; writes one where the step has none."""
         with layout.temporary_folder(self._logdir) as temporary:
             if entry is None:
-                saved = self._write(session, step, temporary)
+                saved = self._write(step, self._writer_of(session), temporary)
             else:
                 names = [file.name for file in entry.files]
                 layout.link(names, source=self._logdir, target=temporary)

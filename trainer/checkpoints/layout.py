@@ -23,15 +23,24 @@ _NAME = "model.ckpt-"
 # What the names of a checkpoint's files have behind its prefix; the last is of its graph.
 FILE_ENDING = re.compile(r"\.(index|data-\d{5}-of-\d{5}|meta)$")
 _INDEX = re.compile(rf"{re.escape(_NAME)}(\d+)\.index")
+_ANY = re.compile(rf"{re.escape(_NAME)}(\d+)\..+")
 
 
 def steps_in(logdir: str) -> list[int]:
     """Returns the steps of the checkpoints in a folder, newest first, good or damaged."""
-    folder = Path(logdir)
+    return _steps_named(Path(logdir), _INDEX)
+
+
+def steps_with_files(folder: Path) -> list[int]:
+    """Returns likewise the steps of all files of checkpoints: some may have data and no index."""
+    return _steps_named(folder, _ANY)
+
+
+def _steps_named(folder: Path, pattern: re.Pattern[str]) -> list[int]:
     if not folder.is_dir():
         return []
-    found = (_INDEX.fullmatch(path.name) for path in folder.iterdir())
-    return sorted((int(match[1]) for match in found if match), reverse=True)
+    found = (pattern.fullmatch(path.name) for path in folder.iterdir())
+    return sorted({int(match[1]) for match in found if match}, reverse=True)
 
 
 def prefix_of(logdir: str, step: int) -> str:

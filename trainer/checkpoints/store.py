@@ -9,6 +9,7 @@ import tensorflow.compat.v1 as tf1
 from trainer import exit_status
 from trainer.checkpoints.folder_store import FolderStore
 from trainer.checkpoints.manifest import RunFacts
+from trainer.checkpoints.snapshot import Copied
 from trainer.checkpoints.warm_start import WarmStart
 from trainer.config import FineTuningConfig, RunConfig
 from trainer.errors import UserError
@@ -51,10 +52,20 @@ class Store(Protocol):
         """
 
     def save(self, session: tf1.Session, step: int) -> None:
-        """Saves a checkpoint, then removes the oldest ones.
+        """Saves a checkpoint, then removes the oldest ones. It is on disk when this returns.
 
         Raises:
           OSError: it could not be written; the earlier checkpoints are still there.
+        """
+
+    def copy(self, session: tf1.Session, step: int) -> Copied:
+        """Copies the variables, and returns what saves the copy as `save` does.
+
+        That may be called by any thread while steps change the variables. The store's other
+        methods that save wait for it, or it for them.
+
+        Raises:
+          Shortage: memory does not suffice.
         """
 
     def save_before(self, session: tf1.Session, step: int) -> None:
@@ -101,6 +112,10 @@ class NullStore:
 
     def save(self, session: tf1.Session, step: int) -> None:
         del session, step
+
+    def copy(self, session: tf1.Session, step: int) -> Copied:
+        del session, step
+        return Copied(0, lambda: None)
 
     def save_before(self, session: tf1.Session, step: int) -> None:
         del session, step

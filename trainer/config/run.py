@@ -79,7 +79,15 @@ class RunConfig(Checked):
         "Steps between two checkpoints; one is always saved at the end. 0: only then.",
         minimum=0,
         changes_training=False,
-        elsewhere=("save_every", "save_interval", "save_interval_secs"),
+        elsewhere=("save_every", "save_interval"),
+    )
+    checkpoint_every_minutes: float = flag(
+        0.0,
+        "Minutes after which a checkpoint is saved as well, by rank 0's clock, counted from the "
+        "one before. 0: by steps alone.",
+        minimum=0.0,
+        changes_training=False,
+        elsewhere=("save_interval_secs", "save_checkpoints_secs", "save_interval_minutes"),
     )
     keep_checkpoints: int = flag(
         3,

@@ -160,6 +160,7 @@ def _train(
         contextlib.closing(create_console(rank, plan, first_step=done + 1)) as console,
         contextlib.closing(create_writer(logdir, rank=rank, first_step=done + 1)) as writer,
         metering_gpu(group) as gpu_meter,
+        contextlib.ExitStack() as stack,
     ):
         monitor = create_monitor(
             config,
@@ -184,7 +185,11 @@ def _train(
         )
         for line in (*messages, start):
             console.say(line)
-        guard = LoopGuard(group, setup, console, status, protection, done=done)
+        guard = stack.enter_context(
+            contextlib.closing(
+                LoopGuard(group, setup, console, writer, status, protection, done=done)
+            )
+        )
         if is_complete or (lacks_evaluation and plan.evaluates_at(done)):
             evaluation, ending = _evaluate(group, setup, done, monitor, guard)
             outcome = outcome._replace(ending=ending, evaluation=evaluation)
@@ -248,15 +253,16 @@ def _loop(
         times.add(step)
         monitor.log.add(step)
         monitor.after_step(session, number, histograms)
-        is_asked = metrics.request > 0
-        if plan.reports_at(number) or is_asked or step.is_lost:
+        is_asked, saves = guard.read_requests(metrics.request)
+        saves = saves or plan.saves_at(number)
+        if plan.reports_at(number) or saves or is_asked or step.is_lost:
             with monitor.pauses.during(tags.REPORT_MS, number):
                 monitor.log.flush()
         if step.is_lost:
             messages = guard.judge(number, metrics)
             if messages is not None:
                 return Outcome(Ending.ROLLED_BACK, evaluation, messages)
-        if plan.saves_at(number):
+        if saves:
             with monitor.pauses.during(tags.CHECKPOINT_MS, number):
                 monitor.writer.flush()
                 guard.save(number)

@@ -48,7 +48,8 @@ class Status:
         self._path = Path(logdir) / FILE_NAME if logdir and rank == 0 else None
         self._step = 0 if self._path is None else read(self._path.parent).step
         self._has_begun = has_begun
-        self._lock = threading.Lock()  # The watchdog's thread sets it, too.
+        self._has_failed = False
+        self._lock = threading.Lock()  # Threads of the watchdog and of a save set it, too.
 
     def _is_finished(self) -> bool:
         """Returns whether an earlier start of the run has finished it."""
@@ -58,6 +59,8 @@ class Status:
 
     def set(self, state: str, *, step: int | None = None, reason: str | None = None) -> None:
         """Replaces the status. Where it can't be written, the run goes on.
+
+        A process that has failed ends: a save that is done meanwhile does not make it run again.
 
         Args:
           state: running, finished, preempted or failed.
@@ -70,7 +73,8 @@ class Status:
                 return  # A start that is refused changes nothing of a run that is complete.
             if step is not None:
                 self._step = step
-            if self._path is None:
+            self._has_failed = self._has_failed or state == "failed"
+            if self._path is None or (self._has_failed and state == "running"):
                 return
             text = json.dumps({"state": state, "step": self._step, "reason": reason})
             try:

@@ -228,6 +228,7 @@ EVAL_LOSS = "eval/loss"
 EVAL_EMA_TOP1 = "eval/ema_top1"
 EVAL_EMA_LOSS = "eval/ema_loss"
 CHECKPOINT_MS = "perf/checkpoint_ms"
+CHECKPOINT_WRITE_MS = "perf/checkpoint_write_ms"
 EVALUATION_MS = "perf/evaluation_ms"
 REPORT_MS = "perf/report_ms"
 HISTOGRAMS_MS = "perf/histograms_ms"
@@ -263,6 +264,10 @@ OCCASIONAL = (
         (Chart.LOSS,),
     ),
     OccasionalTag(CHECKPOINT_MS, "pause for a checkpoint"),
+    OccasionalTag(
+        CHECKPOINT_WRITE_MS,
+        "time from the pause for a checkpoint to its being on disk; at the step in which that was",
+    ),
     OccasionalTag(EVALUATION_MS, "pause for an evaluation"),
     OccasionalTag(REPORT_MS, "pause for the exchange of the workers' times"),
     OccasionalTag(HISTOGRAMS_MS, "pause for the histograms of the weights"),
