@@ -4,9 +4,10 @@
   scripts/soak.py --kills 20 --out DIR -- horovodrun -np 2 python -m trainer --steps=2000 [flags]
 
 The command is run twice, with --deterministic and a --logdir in DIR: once undisturbed, once by
-supervise.py while its workers and its launcher are killed (SIGKILL) at random times. In the end the
-weights of both must be bit-identical, each step must be in TensorBoard's events and metrics.jsonl
-once, and no process and no half-written file may be left. The run must be longer than the kills.
+supervise.py while its workers and its launcher are killed (SIGKILL) at random times, some of them
+(--in_saves) while worker 0 saves a checkpoint. In the end the weights of both must be
+bit-identical, each step must be in TensorBoard's events and metrics.jsonl once, and no process and
+no half-written file may be left. The run must be longer than the kills.
 """
 
 import argparse
@@ -26,7 +27,11 @@ from shared import process_tree, program
 from trainer.checkpoints import layout
 from trainer.config import flag_file
 from trainer.errors import UserError
+from trainer.process import files
 
+_LAUNCHER = "the launcher"
+# Within this time from its beginning, a save of a small network ends.
+_SAVE_SEC = 0.05
 _SUPERVISE = Path(__file__).resolve().parent / "supervise.py"
 
 
@@ -45,9 +50,24 @@ def run_straight(command: Sequence[str], logdir: Path) -> None:
 
 
 def run_with_kills(
-    command: Sequence[str], logdir: Path, *, kills: int, longest_sec: float, dice: random.Random
+    command: Sequence[str],
+    logdir: Path,
+    *,
+    kills: int,
+    longest_sec: float,
+    in_saves: float,
+    dice: random.Random,
 ) -> int:
-    """Runs the command by supervise.py, and kills what it starts; returns how often."""
+    """Runs the command by supervise.py, and kills what it starts; returns how often.
+
+    Args:
+      command: the command, without --logdir.
+      logdir: folder of the run.
+      kills: how often to kill.
+      longest_sec: longest time between two kills; the shortest is 1 s.
+      in_saves: share of the kills that hit worker 0 while it saves.
+      dice: source of what is random.
+    """
     supervise = [str(_SUPERVISE), "--max_restarts=50", "--first_pause_sec=0.5", "--"]
     with open(logdir.with_suffix(".log"), "w", encoding="utf-8") as log:
         process = subprocess.Popen(
@@ -61,7 +81,11 @@ def run_with_kills(
             try:  # A command that ends is not waited for.
                 process.wait(timeout=dice.uniform(1.0, longest_sec))
             except subprocess.TimeoutExpired:
-                killed += _kill_one(process.pid, dice)
+                if dice.random() >= in_saves:
+                    killed += _kill_one(process.pid, dice)
+                elif _wait_for_save(process, logdir):
+                    time.sleep(dice.uniform(0.0, _SAVE_SEC))
+                    killed += _kill(process.pid, "worker 0")
         process.wait()
     except BaseException:
         process.terminate()
@@ -72,14 +96,33 @@ def run_with_kills(
     return killed
 
 
+def _wait_for_save(process: subprocess.Popen[bytes], logdir: Path) -> bool:
+    """Waits until worker 0 begins a save; returns False where the run ends without another."""
+    while process.poll() is None:
+        saver = process_tree.workers_below(process.pid).get(0)
+        end_sec = time.monotonic() + 1.0  # Another worker may have ended it.
+        while saver is not None and time.monotonic() < end_sec:
+            if any(logdir.glob(f".saving.{saver}-*{files.SUFFIX}")):
+                return True
+            time.sleep(0.001)
+        time.sleep(0.001)
+    return False
+
+
 def _kill_one(pid: int, dice: random.Random) -> bool:
     """Kills a worker, or the launcher, below `pid`; False where there is none just now."""
     workers = process_tree.workers_below(pid)
     if not workers:
         return False
-    names = {f"worker {rank}": worker for rank, worker in workers.items()}
-    names["the launcher"] = process_tree.children_of(pid)[0]
-    name = dice.choice(sorted(names))
+    return _kill(pid, dice.choice([*(f"worker {rank}" for rank in sorted(workers)), _LAUNCHER]))
+
+
+def _kill(pid: int, name: str) -> bool:
+    """Kills a worker below `pid`, or the launcher, by its name; False where it is gone."""
+    names = {f"worker {rank}": worker for rank, worker in process_tree.workers_below(pid).items()}
+    names[_LAUNCHER] = next(iter(process_tree.children_of(pid)), 0)
+    if not names.get(name):
+        return False
     try:
         os.kill(names[name], signal.SIGKILL)
     except ProcessLookupError:
@@ -150,6 +193,12 @@ def main() -> int:
         default=60.0,
         help="between two kills; %(default)s",
     )
+    parser.add_argument(
+        "--in_saves",
+        type=program.at_least(0, float),
+        default=0.0,
+        help="share of the kills that hit worker 0 while it saves; %(default)s",
+    )
     parser.add_argument("--out", type=program.path, required=True, help="folder for both runs; new")
     parser.add_argument("command", nargs="+", help="what to run, after --; without --logdir")
     arguments = parser.parse_args()
@@ -168,6 +217,7 @@ def main() -> int:
         soaked,
         kills=arguments.kills,
         longest_sec=arguments.longest_sec,
+        in_saves=arguments.in_saves,
         dice=random.Random(arguments.seed),
     )
     faults = find_faults(straight, soaked)
