@@ -34,9 +34,11 @@ from trainer.errors import UserError
 from trainer.process import streams
 from trainer.safety import lock_holder, status
 
-# Ends of a launcher that nobody has asked for. Its workers save then, and call it a preemption.
+# Ends of a launcher, or of ssh to a host, that nobody has asked for. Workers that are left save
+# then, and call it a preemption.
 _CRASHES = ("SIGKILL", "SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL")
-_CRASH_CODES = tuple(128 + signal.Signals[name] for name in _CRASHES)
+_LOST_BY_SSH = 255
+_CRASH_CODES = (_LOST_BY_SSH, *(128 + signal.Signals[name] for name in _CRASHES))
 # A worker that has lost its launcher ends by itself within 15 s.
 _LEFT_BEHIND_SEC = 16.0
 _LONGEST_PAUSE_SEC = 300.0

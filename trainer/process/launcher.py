@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainer.errors import ConfigError
-from trainer.process import identity
+from trainer.process import identity, network
 
 
 class Launched(NamedTuple):
@@ -40,6 +40,7 @@ _LOCAL_SIZES = ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNR
 # Flags of horovodrun by which it writes more than what its workers write, or elsewhere.
 _CHANGES_OUTPUT = ("--output-filename", "--prefix-output-with-timestamp", "-prefix-timestamp")
 _RENDEZVOUS = "HOROVOD_GLOO_RENDEZVOUS_ADDR"
+_INTERFACE = "HOROVOD_GLOO_IFACE"
 _PMIX_RANK = "PMIX_RANK"
 
 
@@ -97,8 +98,28 @@ def check(environ: Mapping[str, str] = os.environ) -> None:
             f"{launched.rank}. Unset it and HOROVOD_SIZE, or start the workers by horovodrun",
             known_to_all=False,
         )
-    if by_horovodrun:
+    if by_horovodrun and environ.get(_INTERFACE):
+        _check_interface(environ[_INTERFACE])
+    elif by_horovodrun:
         _check_own_name()
+
+
+def _check_interface(name: str) -> None:
+    """Checks that this host has the interface over which the workers are to be connected.
+
+    Gloo listens at its address, whatever the host's own name leads to; or it ends the process.
+
+    Raises:
+      ConfigError: there is none of this name, or it has no IPv4 address.
+    """
+    found = network.find_interfaces()
+    if name not in found:
+        raise ConfigError(
+            f"host {socket.gethostname()}: must have the network interface {name!r}, with an IPv4 "
+            f"address, as all hosts of the run, got {', '.join(found)}. Name one that all have: "
+            "horovodrun --network-interface",
+            known_to_all=False,
+        )
 
 
 def _check_own_name() -> None:
