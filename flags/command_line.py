@@ -68,6 +68,7 @@ def _define_field(field: dataclasses.Field[Any], group: str, values: absl_flags.
         statement.help + choices,
         flag_values=values,
         module_name=group,
+        short_name=statement.short_name,
     )
 
 

@@ -193,7 +193,7 @@ def test_predict_takes_files():
 def test_help_lists_every_flag_with_its_default_and_its_choices(flag):
     with pytest.raises(command_line.HelpRequested) as caught:
         parse(flag)
-    line = re.compile(r"^  (?:-h,)?--(?:\[no\])?(\w+): ", re.MULTILINE)
+    line = re.compile(r"^  (?:-\w,)?--(?:\[no\])?(\w+): ", re.MULTILINE)
     names_and_helps = line.split(str(caught.value))[1:]
     helps = dict(zip(names_and_helps[::2], names_and_helps[1::2], strict=True))
     for group in command_line.GROUPS.values():

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from trainer.config.benchmark import BenchmarkConfig
 from trainer.config.data import DataConfig
 from trainer.config.fine_tuning import FineTuningConfig
+from trainer.config.hosts import HostsConfig
 from trainer.config.network import ModelConfig
 from trainer.config.prediction import PredictionConfig
 from trainer.config.run import RunConfig, TelemetryConfig
@@ -26,6 +27,7 @@ __all__ = [
     "DataConfig",
     "FineTuningConfig",
     "Flag",
+    "HostsConfig",
     "ModelConfig",
     "OptimizerConfig",
     "PredictionConfig",
@@ -53,6 +55,7 @@ class Config:
       telemetry: flags of what a run reports beyond its scalars.
       benchmark: flags of --benchmark.
       prediction: flags of what a trained network says of single examples.
+      hosts: flags of the hosts that --mode=doctor looks at.
     """
 
     mode: str = "train"
@@ -67,6 +70,7 @@ class Config:
     telemetry: TelemetryConfig = dataclasses.field(default_factory=TelemetryConfig)
     benchmark: BenchmarkConfig = dataclasses.field(default_factory=BenchmarkConfig)
     prediction: PredictionConfig = dataclasses.field(default_factory=PredictionConfig)
+    hosts: HostsConfig = dataclasses.field(default_factory=HostsConfig)
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:

@@ -45,6 +45,7 @@ class Statement(NamedTuple):
       modes: modes that use the flag, and others refuse; None: all.
       before: value of runs that were made before there was the flag; None: the default.
       elsewhere: names that other programs have for the flag, which are suggested from.
+      short_name: name of one letter, which the flag has besides; None: it has none.
     """
 
     help: str
@@ -61,6 +62,7 @@ class Statement(NamedTuple):
     modes: Sequence[str] | None
     before: Any
     elsewhere: Sequence[str]
+    short_name: str | None
 
 
 def flag(
@@ -80,13 +82,14 @@ def flag(
     modes: Sequence[str] | None = None,
     before: Any = None,
     elsewhere: Sequence[str] = (),
+    short_name: str | None = None,
 ) -> T:
     """Returns a dataclass field that is also a flag.
 
     Args:
       default: value where the flag is not given. None: the help says what happens then.
       help, minimum, above, maximum, below, choices, is_hparam, changes_training, belongs_to_model,
-        path, read_by, modes, before, elsewhere: see `Statement`.
+        path, read_by, modes, before, elsewhere, short_name: see `Statement`.
     """
     statement = Statement(
         help,
@@ -103,6 +106,7 @@ def flag(
         modes,
         before,
         elsewhere,
+        short_name,
     )
     return dataclasses.field(default=default, metadata={_KEY: statement})
 

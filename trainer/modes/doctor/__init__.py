@@ -3,7 +3,8 @@
 setup.sh ends with this report. Everything that a broken installation can bring down runs in
 processes of its own: a crash while a library is loaded is then a finding. The all-reduce is started
 by `horovodrun` itself. Starting the workers directly would be a second faster, but would leave out
-launcher and rendezvous, where many faults of a new machine show.
+launcher and rendezvous, where many faults of a new machine show. With --hosts it looks at these
+instead.
 """
 
 import json
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Iterator
 
 from trainer.config import Config
+from trainer.modes.doctor import hosts
 from trainer.modes.doctor.allreduce import check_allreduce
 from trainer.modes.doctor.children import how_ended, run_python
 from trainer.modes.doctor.cuda import check_cuda
@@ -29,9 +31,9 @@ _CHECKS = {
 
 def run(config: Config | None = None) -> int:
     """Prints the report; returns the exit status: 1 where something is broken."""
-    del config  # Flags have no effect in this mode.
     broken = False
-    for finding in examine():
+    of_hosts = config is not None and config.hosts.hosts is not None and hosts.examine(config)
+    for finding in of_hosts or examine():
         if finding.remedy is None:
             print(f"{finding.title:<13} {finding.text}", flush=True)
         else:
