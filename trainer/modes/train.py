@@ -11,8 +11,9 @@ from trainer.config import Config
 from trainer.distributed import Group
 from trainer.graph import learning_rate
 from trainer.process import streams, texts
-from trainer.run import outputs, summary
+from trainer.run import first_allreduce, outputs, summary
 from trainer.run.evaluation import Evaluation, Interrupted, evaluate, write_scalars
+from trainer.run.first_allreduce import FirstAllreduce
 from trainer.run.guard import LoopGuard
 from trainer.run.monitor import Monitor, create_monitor, metering_gpu
 from trainer.run.setup import Setup, set_up, set_up_again
@@ -22,7 +23,7 @@ from trainer.safety.protection import Protection, protect
 from trainer.safety.shortage import explain_shortage
 from trainer.safety.status import Status
 from trainer.telemetry import tags
-from trainer.telemetry.console import create_console, tell_phase
+from trainer.telemetry.console import Console, create_console, tell_phase
 from trainer.telemetry.pages import run_page
 from trainer.telemetry.step import measure_step
 from trainer.telemetry.writers.run_writer import create_writer
@@ -185,6 +186,7 @@ def _train(
         )
         for line in (*messages, start):
             console.say(line)
+        allreduce = None if is_complete else _time_allreduce(config, group, setup, console)
         guard = stack.enter_context(
             contextlib.closing(
                 LoopGuard(group, setup, console, writer, status, protection, done=done)
@@ -207,7 +209,19 @@ def _train(
             monitor.mllog.end()
     if outcome.ending is Ending.FINISHED:
         status.set("finished", step=steps)
+    result |= {} if allreduce is None else {"allreduce_ms": 1000 * allreduce.duration_sec}
     return outcome, {**result, "skipped_steps": setup.policy.skipped}
+
+
+def _time_allreduce(
+    config: Config, group: Group, setup: Setup, console: Console
+) -> FirstAllreduce | None:
+    """Times the averaging of gradients over several hosts, and tells it; None on one host."""
+    names = setup.train.gradient_names
+    found = first_allreduce.measure(config, group, setup.session.graph, names)
+    if found is not None:
+        console.say(found.describe())
+    return found
 
 
 def _loop(

@@ -116,8 +116,15 @@ def describe_end(config: Config, result: dict[str, Any]) -> str:
     if "images_per_sec" in result:
         parts.append(
             f"{result['images_per_sec']:.1f} images/s over all workers "
-            f"({result['step_time_ms']['mean']:.1f} ms/step)"
+            f"({result['step_time_ms']['mean']:.1f} ms/step{_describe_allreduce(result)})"
         )
     if config.run.logdir is not None:
         parts.append(f"logs: {config.run.logdir}")
     return "; ".join(parts)
+
+
+def _describe_allreduce(result: dict[str, Any]) -> str:
+    """Returns how much of a step the averaging alone was, where it was timed at the start."""
+    if "allreduce_ms" not in result:
+        return ""
+    return f"; averaging alone took {result['allreduce_ms']:.1f} ms"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from trainer.checkpoints import layout
 from trainer.distributed import Group
-from trainer.process import files, streams
+from trainer.process import files, streams, texts
+from trainer.safety import lock_holder
 from trainer.safety.run_lock import create_run_lock
 from trainer.safety.sudden_exit import within
 from trainer.telemetry import step_profiler
@@ -40,7 +41,29 @@ def hold(logdir: str | None, group: Group) -> Iterator[tuple[str, ...]]:
             stack.enter_context(contextlib.closing(lock))
         if logdir is not None and group.worker.rank == 0:
             _sweep(Path(logdir))
-        yield messages
+        yield (*messages, *_describe_sharing(logdir, group))
+
+
+def _describe_sharing(logdir: str | None, group: Group) -> tuple[str, ...]:
+    """Returns a line where hosts do not see the folder that worker 0 has locked. A collective."""
+    worker = group.worker
+    if logdir is None or worker.local_size == worker.size:
+        return ()
+    path = Path(logdir, lock_holder.FILE_NAME)
+    try:
+        holder, _ = lock_holder.read(path)
+    except OSError:
+        holder = None
+    seen = group.gather((os.uname().nodename, None if holder is None else str(holder)))
+    host, first = seen[0]
+    others = sorted({name for name, each in seen if name != host and each != first})
+    if not others:
+        return ()
+    return (
+        f"--logdir: {texts.printable(logdir)} is not shared: {', '.join(others)} do not see what "
+        f"worker 0 writes there on {host}. Only worker 0 writes and reads it, so that nothing is "
+        f"lost; but whoever goes on with the run must start worker 0 on {host} again",
+    )
 
 
 def _sweep(logdir: Path) -> None:
