@@ -24,6 +24,7 @@ WITH_WORKERS = {
     "test_keeper",
     "test_mllog",
     "test_monitoring",
+    "test_network_hosts",
     "test_tensorboard",
     "test_train",
 }
