@@ -11,6 +11,7 @@ import tensorflow.compat.v1 as tf1
 import tiny
 import two_workers
 from processes import horovodrun
+from test_reduction import adasum_of
 
 from trainer import distributed
 from trainer.config import Config
@@ -174,6 +175,33 @@ def test_accumulated_batches_make_the_update_of_large_ones_with_one_allreduce(fo
         assert large["collectives"] == {"update": trained + 1}
         for ours, theirs in zip(small["metrics"], large["metrics"], strict=True):
             assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("compression", ["none", "float16", "bfloat16"])
+@pytest.mark.parametrize("reduction", ["average", "adasum"])
+def test_reduced_gradients_are_numpys_and_the_same_on_both_workers(folder, reduction, compression):
+    first, second = load(folder, f"{reduction}_{compression}")
+    gradients = zip(*(two_workers.gradients_of(rank) for rank in (0, 1)), strict=True)
+    # What is sent is rounded, and so is what comes back: of each, half a unit in the last place.
+    tolerance = {"none": 1e-6, "float16": 2**-10, "bfloat16": 2**-7}[compression]
+    for number, pair in enumerate(gradients):
+        name = f"arr_{number}"
+        expected = np.mean(pair, axis=0) if reduction == "average" else adasum_of(*pair)
+        np.testing.assert_array_equal(first[name], second[name])
+        assert first[name].dtype == np.float32
+        largest = np.max(np.abs(pair))
+        np.testing.assert_allclose(first[name], expected, rtol=0, atol=tolerance * largest)
+        if compression == "bfloat16":  # It has no more digits than that type.
+            np.testing.assert_array_equal(first[name].view(np.uint32) & 0xFFFF, 0)
+
+
+def test_bfloat16_averages_are_rounded_sums_of_rounded_gradients(folder):
+    """Bit for bit: sums are of float32, in the order of ranks."""
+    first = load(folder, "average_bfloat16")[0]
+    for number, pair in enumerate(zip(*map(two_workers.gradients_of, (0, 1)), strict=True)):
+        sent = [each.astype(tf.bfloat16.as_numpy_dtype).astype(np.float32) for each in pair]
+        mean = ((sent[0] + sent[1]) / 2).astype(tf.bfloat16.as_numpy_dtype)
+        np.testing.assert_array_equal(first[f"arr_{number}"], mean.astype(np.float32))
 
 
 def test_all_workers_see_a_request_at_the_same_step(folder):

@@ -67,6 +67,26 @@ class Group:
         del name
         return tensor
 
+    def all_to_all(self, rows: tf.Tensor, name: str) -> tf.Tensor:
+        """Sends row k to worker k; returns what this worker got, in order of rank.
+
+        Args:
+          rows: [size, ...], of one shape on all workers.
+          name: name of the collective; see `URGENT`.
+        """
+        del name
+        return rows
+
+    def all_gather(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
+        """Returns every worker's `tensor`, [size, ...], in order of rank.
+
+        Args:
+          tensor: of one shape on all workers.
+          name: name of the collective; see `URGENT`.
+        """
+        del name
+        return tensor[tf.newaxis]
+
     def build_broadcast(self, variables: Sequence[tf.Variable]) -> tf.Operation:
         """Builds an operation that gives every worker rank 0's values of `variables`."""
         del variables
@@ -131,6 +151,13 @@ class HorovodGroup(Group):
     def average(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
         # A slash at its end makes a name of an operation that of no name scope.
         return self._hvd.allreduce(tensor, op=self._hvd.Average, name=f"{name}/")
+
+    def all_to_all(self, rows: tf.Tensor, name: str) -> tf.Tensor:
+        return tf.ensure_shape(self._hvd.alltoall(rows, name=f"{name}/"), rows.shape)
+
+    def all_gather(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
+        gathered = self._hvd.allgather(tensor[tf.newaxis], name=f"{name}/")
+        return tf.ensure_shape(gathered, [self.worker.size, *tensor.shape])
 
     def build_broadcast(self, variables: Sequence[tf.Variable]) -> tf.Operation:
         return tf.group(

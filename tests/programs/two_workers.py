@@ -4,6 +4,7 @@ usage: two_workers.py FOLDER
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -18,10 +19,11 @@ import test_update
 import tiny
 
 from trainer import distributed
-from trainer.config import Config
+from trainer.config import CommunicationConfig, Config
 from trainer.errors import UserError
 from trainer.graph import train_step
 from trainer.graph.evaluation import build_evaluation_graph
+from trainer.graph.reduction import reduce_gradients
 from trainer.inputs.dataset import open_dataset
 from trainer.machine import session
 from trainer.run.evaluation import evaluate
@@ -144,6 +146,38 @@ def update_together(group, folder):
     return report
 
 
+SHAPES = ((3, 5), (7,), (1,), (4, 2, 2))
+
+
+def gradients_of(rank):
+    """Gradients of one worker: unlike each other in all but the third, which is the same."""
+    rng = np.random.default_rng(rank)
+    made = [rng.normal(0, 10.0 ** (number - 1), shape) for number, shape in enumerate(SHAPES)]
+    made[2][:] = 1.5
+    return [each.astype(np.float32) for each in made]
+
+
+def reduce_together(group, folder):
+    """Reduces gradients in each way; writes what came out, and those of a worker with a NaN."""
+    for reduction, compression in itertools.product(
+        ("average", "adasum"), ("none", "float16", "bfloat16")
+    ):
+        config = Config(
+            communication=CommunicationConfig(
+                gradient_reduction=reduction,
+                gradient_compression=compression,
+                fusion_threshold_mb=0,  # As many buckets as gradients.
+            )
+        )
+        mine = gradients_of(group.worker.rank)
+        with tf.Graph().as_default(), tf1.Session() as run:
+            fed = [tf1.placeholder(tf.float32, shape) for shape in SHAPES]
+            names = [f"{reduction}/{compression}/{number}" for number in range(len(SHAPES))]
+            reduced = reduce_gradients(config, group, fed, names)
+            values = run.run(reduced, dict(zip(fed, mine, strict=True)))
+        np.savez(folder / f"{reduction}_{compression}_{group.worker.rank}.npz", *values)
+
+
 def fail_on(group, rank, message):
     """What a worker hears when another one fails."""
     try:
@@ -166,6 +200,7 @@ def main():
     }
     train(WithoutAveraging(group), folder, "alone")
     report["updates"] = update_together(group, folder)
+    reduce_together(group, folder)
     report["cores"] = []
     for thread in os.listdir("/proc/self/task"):
         with contextlib.suppress(ProcessLookupError):  # It has ended since.

@@ -97,3 +97,13 @@ class Config:
     def flags(self) -> Iterator[Flag]:
         """Yields every flag but --mode, with its value and what is stated of it."""
         return list_flags(self)
+
+    def rate_batch_size(self, workers: int) -> int:
+        """Returns the number of examples with which the learning rate is scaled.
+
+        That of an update; with Adasum, which adds up what is orthogonal, one worker's part of it
+        (arXiv:2006.02924, section 4: no rate is scaled with the number of workers).
+        """
+        of_worker = self.data.batch_size * self.optimizer.accumulate_steps
+        is_adasum = self.communication.gradient_reduction == "adasum"
+        return of_worker * (1 if is_adasum else workers)

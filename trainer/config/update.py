@@ -170,11 +170,20 @@ class OptimizerConfig(Checked):
 class CommunicationConfig(Checked):
     """The averaging of gradients by Horovod. HOROVOD_... variables of the user have precedence."""
 
+    gradient_reduction: str = flag(
+        "average",
+        "What all workers' gradients become: average, or adasum (arXiv:2006.02924: the sum of what "
+        "is orthogonal, the average of what is equal). With adasum the number of workers must be a "
+        "power of two, and the learning rate is scaled with one worker's batch, not with all.",
+        choices=("average", "adasum"),
+        is_hparam=True,
+    )
     gradient_compression: str = flag(
         "none",
-        "Type in which gradients travel: none (as they are, float32) or float16. Pays between "
-        "hosts on a slow network; within a host, and on CPUs, converting costs more than it saves.",
-        choices=("none", "float16"),
+        "Type in which gradients travel: none (as they are, float32), float16, or bfloat16 (sums "
+        "in float32). Pays between hosts on a slow network; within a host, and on CPUs, converting "
+        "costs more than it saves.",
+        choices=("none", "float16", "bfloat16"),
         is_hparam=True,
         elsewhere=("fp16_allreduce",),
     )

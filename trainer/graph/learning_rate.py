@@ -22,7 +22,8 @@ def create_schedule(
 
     Args:
       config: the peak rate (for a global batch of 256), the warm-up and the schedule.
-      global_batch_size: examples per update, over all workers; the peak scales linearly with it.
+      global_batch_size: examples per update, over all workers (of one, with Adasum); the peak
+        scales linearly with it.
       total_steps: number of updates in the run.
       steps_per_epoch: number of updates in one pass over the data; need not be whole.
 

@@ -10,7 +10,7 @@ import tensorflow.compat.v1 as tf1
 from models.slim_compat import BatchNormChanges
 from trainer.config import Config
 from trainer.distributed import Group
-from trainer.graph import accuracy, images, optimizers, scopes
+from trainer.graph import accuracy, images, optimizers, reduction, scopes
 from trainer.graph.accumulation import Accumulator
 from trainer.graph.averages import Averages, create_averages
 from trainer.graph.loss_scale import LossScale
@@ -137,9 +137,10 @@ def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> Trai
     local, scalars = accumulator.means[: len(gradients)], accumulator.means[len(gradients) :]
     with tf.name_scope(scopes.GRADIENTS), tf.control_dependencies(local):
         gradients_ready_sec = _build_now(config)
+    names = [variable.op.name for variable in variables]
     averaged = [
-        loss_scale.divide(_average_gradient(config, group, gradient, variable.op.name))
-        for gradient, variable in zip(local, variables, strict=True)
+        loss_scale.divide(gradient)
+        for gradient in reduction.reduce_gradients(config, group, local, names)
     ]
     with tf.name_scope(scopes.GRADIENTS):
         update_ops = tf.group(*tf1.get_collection(tf1.GraphKeys.UPDATE_OPS))
@@ -192,7 +193,7 @@ def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> Trai
         batches_per_update=batches,
         learning_rate=learning_rate,
         request=request,
-        gradient_names=tuple(variable.op.name for variable in variables),
+        gradient_names=tuple(names),
         averages=averages,
         global_step=global_step,
         stream=stream,
@@ -252,14 +253,6 @@ def _compute_gradients(
     pairs = zip(gradients, variables, strict=True)
     found = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
     return [gradient for gradient, _ in found], [variable for _, variable in found]
-
-
-def _average_gradient(config: Config, group: Group, gradient: tf.Tensor, name: str) -> tf.Tensor:
-    """Averages a gradient over all workers, sent in the type of --gradient_compression."""
-    compression = config.communication.gradient_compression
-    with tf.name_scope(scopes.GRADIENTS):
-        sent = gradient if compression == "none" else tf.cast(gradient, compression)
-        return tf.cast(group.average(sent, f"gradient/{name}"), tf.float32)
 
 
 def _find_nonfinite(gradients: Sequence[tf.Tensor]) -> tf.Tensor:

@@ -237,7 +237,7 @@ def _loop(
     session, plan, stream = setup.session, setup.plan, setup.train.stream
     schedule = learning_rate.create_schedule(
         config.optimizer,
-        global_batch_size=plan.global_batch_size,
+        global_batch_size=config.rate_batch_size(group.worker.size),
         total_steps=plan.total_steps,
         steps_per_epoch=plan.steps_per_epoch,
     )

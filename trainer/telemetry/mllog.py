@@ -167,7 +167,9 @@ def _describe(config: Config, plan: Plan) -> dict[str, Any]:
         "gradient_accumulation_steps": optimizer.accumulate_steps,
         "seed": config.run.seed,
         "opt_name": "sgd" if optimizer.optimizer == "momentum" else optimizer.optimizer,
-        "opt_base_learning_rate": optimizer.base_learning_rate * plan.global_batch_size / 256,
+        "opt_base_learning_rate": optimizer.base_learning_rate
+        * config.rate_batch_size(workers)
+        / 256,
         "opt_learning_rate_warmup_epochs": optimizer.warmup_epochs,
         "opt_weight_decay": config.model.weight_decay,
         f"{rule}_opt_momentum": optimizer.momentum,
