@@ -3,6 +3,7 @@
 import collections
 import csv
 import json
+import math
 import os
 import pathlib
 import re
@@ -270,8 +271,16 @@ def test_the_allreduce_of_two_workers(tmp_path):
     assert row["algorithm_gb_per_sec"] == pytest.approx(row["bytes"] / row["mean_sec"] / 1e9)
     assert row["bus_gb_per_sec"] == row["algorithm_gb_per_sec"]  # 2 (n - 1) / n is 1.
     assert [buffer["bytes"] for buffer in row["buffers"]] == [
-        2**20 * size for size in (1, 4, 16, 64)
+        2**12,
+        *(2**20 * size for size in (1, 4, 16, 64)),
     ]
+    assert 0 < row["cpu_sec"] < 60
+    # The last layer's gradient is ready first, and the first convolution's with the last operation.
+    order = row["order"]
+    assert [order[0]["name"].split("/")[0], order[-1]["name"]] == ["logits", "conv1/weights"]
+    assert sum(4 * math.prod(each["shape"]) for each in order) == row["bytes"]
+    assert [each["ready"] for each in order] == sorted(each["ready"] for each in order)
+    assert 1 / 3 < order[0]["ready"] < order[-1]["ready"] == 1
     assert "Allreduce of gradients across 5 steps" in done.stdout
     # Horovod has averaged every tensor in each run: a first one, one of burn-in, five timed ones.
     events = json.loads((tmp_path / "timeline.json").read_text().rstrip(",]\n") + "]")

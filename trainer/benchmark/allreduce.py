@@ -3,27 +3,27 @@
 import contextlib
 import dataclasses
 import itertools
+import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-import models
-from models.slim_compat import slim
 from trainer import timing
-from trainer.benchmark import transport
+from trainer.benchmark import gradient_order, transport
+from trainer.benchmark.gradient_order import GradientOrder
 from trainer.benchmark.runs import Say, time_runs
 from trainer.config import Config
 from trainer.distributed import URGENT, Group
-from trainer.inputs.synthetic import DEFAULT_CLASSES
 from trainer.machine import session
 from trainer.safety.protection import watch
 from trainer.safety.watchdog import Watchdog
 
 # Sizes of single buffers, bytes, which are timed besides the gradients: Horovod fuses small tensors
-# into buffers, and the rate depends on how large these are.
-BUFFER_BYTES = tuple(2**20 * size for size in (1, 4, 16, 64))
+# into buffers, and the rate depends on how large these are. The first tells the latency.
+BUFFER_BYTES = (2**12, *(2**20 * size for size in (1, 4, 16, 64)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Row:
       bus_gb_per_sec: 2 (n - 1) / n times `algorithm_gb_per_sec`, the rate at which each of n
         workers sends in a ring: it does not depend on n where the links are the limit.
       durations_sec: duration of each timed run.
+      cpu_sec: processor time of this process in a run; None where it was not measured.
     """
 
     bytes: int
@@ -49,6 +50,7 @@ class Row:
     algorithm_gb_per_sec: float
     bus_gb_per_sec: float
     durations_sec: tuple[float, ...]
+    cpu_sec: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,7 @@ class AllreduceResult:
       transport: what NCCL moves them over, in words; None without NCCL.
       gradients: row of the gradients of all variables of the network.
       buffers: rows of the sizes in `BUFFER_BYTES`.
+      order: gradients of the network, in the order in which they become ready.
     """
 
     workers: int
@@ -70,6 +73,7 @@ class AllreduceResult:
     transport: str | None
     gradients: Row
     buffers: tuple[Row, ...]
+    order: tuple[GradientOrder, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns the gradients' row, with the buffers' rows under `buffers`."""
@@ -88,33 +92,26 @@ class AllreduceResult:
         for label, row in zip(labels, (self.gradients, *self.buffers), strict=True):
             times = row.step_time_ms
             lines.append(
-                f"{label:>14}{row.bytes / 2**20:9.1f}{times['mean']:10.2f}{times['sd']:9.2f}"
+                f"{label:>14}{row.bytes / 2**20:9.4g}{times['mean']:10.2f}{times['sd']:9.2f}"
                 f"{times['p50']:10.2f}{times['p90']:10.2f}{times['p99']:10.2f}"
                 f"{row.algorithm_gb_per_sec:16.3f}{row.bus_gb_per_sec:10.3f}"
             )
         return "\n".join(lines)
 
 
-def _gradient_shapes(config: Config) -> list[tf.TensorShape]:
-    """Returns the shapes of all gradients of the network."""
-    network = models.get(config.model.model)
-    size = config.data.image_size
-    with tf.Graph().as_default(), slim.arg_scope(network.arg_scope_fn()):
-        images = tf1.placeholder(tf.float32, [1, size, size, 3])
-        classes = config.model.num_classes or DEFAULT_CLASSES
-        network.fn(images, num_classes=classes, is_training=True)
-        return [variable.shape for variable in tf1.trainable_variables()]
-
-
 def _time_averages(
     config: Config,
     group: Group,
-    shapes: Sequence[tf.TensorShape],
+    shapes: Sequence[tuple[int, ...]],
     name: str,
     say: Say,
     watchdog: Watchdog,
-) -> tuple[float, ...]:
-    """Times the averaging of tensors of some shapes; returns the seconds of each timed run."""
+) -> tuple[tuple[float, ...], float]:
+    """Times the averaging of tensors of some shapes.
+
+    Returns:
+      (seconds of each timed run, processor seconds of a run).
+    """
     worker = group.worker
     with tf.Graph().as_default():
         tensors = [tf.Variable(tf.random.normal(shape)) for shape in shapes]
@@ -145,16 +142,22 @@ def _time_averages(
             with watchdog.long_phase(f"the first all-reduce of {name}"):
                 run_averages()
                 group.gather(None)  # All workers begin together.
-            return time_runs(
+            burn_in = config.benchmark.benchmark_burn_in
+            began_sec = time.process_time()
+            durations_sec = time_runs(
                 run_watched,
                 f"Allreduce of {name}",
-                burn_in=config.benchmark.benchmark_burn_in,
+                burn_in=burn_in,
                 steps=config.benchmark.benchmark_steps,
                 say=say,
             )
+            cpu_sec = time.process_time() - began_sec
+            return durations_sec, cpu_sec / (burn_in + len(durations_sec))
 
 
-def create_row(durations_sec: Sequence[float], *, size_bytes: int, workers: int) -> Row:
+def create_row(
+    durations_sec: Sequence[float], *, size_bytes: int, workers: int, cpu_sec: float | None = None
+) -> Row:
     """Returns the row of runs in each of which `workers` workers averaged `size_bytes` bytes."""
     statistics = timing.summarize(durations_sec)
     algorithm = size_bytes / (statistics.mean / 1000) / 1e9
@@ -167,6 +170,7 @@ def create_row(durations_sec: Sequence[float], *, size_bytes: int, workers: int)
         algorithm_gb_per_sec=algorithm,
         bus_gb_per_sec=algorithm * 2 * (workers - 1) / workers,
         durations_sec=tuple(durations_sec),
+        cpu_sec=cpu_sec,
     )
 
 
@@ -178,16 +182,22 @@ def measure(config: Config, group: Group, say: Say) -> AllreduceResult:
       group: the workers, all of which call this.
       say: function that prints a line.
     """
-    shapes = {"gradients": _gradient_shapes(config)}
-    shapes |= {f"buffer_{size // 2**20}MiB": [tf.TensorShape([size // 4])] for size in BUFFER_BYTES}
+    order = gradient_order.list_gradients(config)
+    shapes = {"gradients": [each.shape for each in order]}
+    shapes |= {f"buffer_{size // 2**10}KiB": [(size // 4,)] for size in BUFFER_BYTES}
     rows: list[Row] = []
     with contextlib.ExitStack() as stack:
         stack.callback(transport.read_log)  # Removes it, whatever ends this.
         watchdog = stack.enter_context(watch(config.run, group.worker))
         for name, tensors in shapes.items():
-            durations_sec = _time_averages(config, group, tensors, name, say, watchdog)
-            size_bytes = 4 * sum(shape.num_elements() for shape in tensors)
-            rows.append(create_row(durations_sec, size_bytes=size_bytes, workers=group.worker.size))
+            durations_sec, cpu_sec = _time_averages(config, group, tensors, name, say, watchdog)
+            row = create_row(
+                durations_sec,
+                size_bytes=4 * sum(map(math.prod, tensors)),
+                workers=group.worker.size,
+                cpu_sec=cpu_sec,
+            )
+            rows.append(row)
             if rows[-1].steps < config.benchmark.benchmark_steps:
                 break
         way = transport.describe(transport.read_log())
@@ -198,4 +208,5 @@ def measure(config: Config, group: Group, say: Say) -> AllreduceResult:
         transport=way,
         gradients=rows[0],
         buffers=tuple(rows[1:]),
+        order=tuple(order),
     )

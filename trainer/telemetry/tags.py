@@ -6,6 +6,7 @@ Custom Scalars page shows the charts that the rows name. To add a scalar to ever
 """
 
 import enum
+import statistics
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -207,6 +208,11 @@ EVERY_STEP = (
         "shortest time, of any worker, until its gradients are ready",
         lambda run: 1000 * min(run.own_sec),
         (Chart.WORKERS,),
+    ),
+    StepTag(
+        "perf/median_worker_step_ms",
+        "median of the workers' times until their gradients are ready",
+        lambda run: 1000 * statistics.median(run.own_sec),
     ),
     StepTag(
         "perf/slowest_worker",

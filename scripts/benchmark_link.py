@@ -1,0 +1,201 @@
+#!/usr/bin/env python3
+r"""Times steps of two workers over a slow link, in turns, beside what the model of scale says.
+
+Each worker is a host of its own, a network namespace with a core; a process carries the packets
+between them at the rate and with the delay that are given. It needs root. A round trains with each
+choice of flags, in a new order; once before, and once at the end, two processes without Horovod
+train at the same time, and the all-reduce is timed: these go into the model, the steps do not.
+
+  scripts/benchmark_link.py --mbit 100 --delay_ms 1 --try= --try=--gradient_compression=float16 \
+    --out link-100 -- --precision=bfloat16 --image_size=64 --batch_size=16
+"""
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shared import program, run_logs, scale_inputs, scale_model, two_hosts
+from shared.scale_model import Knobs, Work
+
+from trainer import timing
+from trainer.errors import UserError
+from trainer.process.keeper import unless_nohup
+
+_TRAINER = ("-m", "trainer", "--dataset=synthetic", "--checkpoint_every=0", "--log_every=5")
+_CPU_CYCLE_MS = 100.0  # What the trainer sets without a GPU.
+
+
+class Contest:
+    """Measures, and keeps what comes out in a folder."""
+
+    def __init__(self, options: argparse.Namespace, hosts: Sequence[two_hosts.Host]) -> None:
+        self._options = options
+        self._hosts = hosts
+        self._made = 0
+
+    def _place(self) -> Path:
+        self._made += 1
+        place: Path = self._options.out / f"{self._made:03}"
+        place.mkdir()
+        return place
+
+    def train_alone(self) -> list[Path]:
+        """Trains in two processes at the same time, each on its core, without Horovod."""
+        cores = sorted(os.sched_getaffinity(0))
+        places = [self._place() for _ in self._hosts]
+        steps = f"--steps={self._options.alone_steps}"
+        command = [sys.executable, *_TRAINER, steps, *self._options.flags]
+        running = [
+            subprocess.Popen(
+                ["taskset", "-c", str(cores[number % len(cores)]), *command, f"--logdir={place}"],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for number, place in enumerate(places)
+        ]
+        try:
+            for each in running:
+                _, errors = each.communicate()
+                if each.returncode:
+                    raise UserError(f"{' '.join(command)}: status {each.returncode}\n{errors}")
+        finally:
+            for each in running:
+                each.kill()
+        return places
+
+    def time_allreduce(self) -> dict[str, Any]:
+        """Times the all-reduce over the link; returns the result."""
+        place = self._place()
+        path = place / "result.json"
+        flags = ("--benchmark", "--benchmark_passes=allreduce", f"--result_json={path}")
+        runs = ("--benchmark_burn_in=1", f"--benchmark_steps={self._options.allreduce_steps}")
+        self._run(place, ["-m", "trainer", *flags, *runs, *self._options.flags])
+        return json.loads(path.read_text(encoding="utf-8"))["result"]
+
+    def train(self, choice: str) -> Path:
+        """Trains on both hosts with a choice of flags; returns the folder of the logs."""
+        place = self._place()
+        steps = f"--steps={self._options.steps}"
+        arguments = [*_TRAINER, steps, f"--logdir={place}", *self._options.flags, *choice.split()]
+        self._run(place, arguments)
+        return place
+
+    def _run(self, place: Path, arguments: list[str]) -> None:
+        log = place / "said.txt"
+        two_hosts.run_workers(self._hosts, arguments, variables={}, log=log)
+
+
+def knobs_of(choice: str, cycle_ms: float = _CPU_CYCLE_MS) -> Knobs:
+    """Returns what a choice of flags means for the model."""
+    words = dict(word.lstrip("-").partition("=")[::2] for word in choice.split())
+    in_parts = words.get("gradient_compression") == "bfloat16" or "gradient_reduction" in words
+    threshold_mb = float(words.get("fusion_threshold_mb", 32 if in_parts else 128))
+    return Knobs(
+        fusion_bytes=threshold_mb * 2**20,
+        cycle_sec=cycle_ms / 1000,
+        sent_share=0.5 if words.get("gradient_compression", "none") != "none" else 1.0,
+        accumulate_steps=int(words.get("accumulate_steps", 1)),
+    )
+
+
+def median_step_sec(place: Path) -> float:
+    """Returns the median time of the steps of a run, without those to warm up."""
+    steps_ms = run_logs.read_curves(place)["perf/step_time_ms"].values
+    return statistics.median(steps_ms[timing.warmup_steps(len(steps_ms)) :]) / 1000
+
+
+def compare(
+    work: Work, measured: scale_inputs.Measured, steps_sec: dict[str, list[float]]
+) -> list[dict[str, Any]]:
+    """Returns a row for each choice of flags: what was measured, and what the model says."""
+    rows = []
+    for choice, each in steps_sec.items():
+        knobs = knobs_of(choice)
+        predicted = scale_model.step_sec(work, 2, measured.cost, measured.busy, knobs)
+        median = statistics.median(each)
+        rows.append(
+            {
+                "flags": choice,
+                "measured_sec": median,
+                "of_rounds_sec": each,
+                "batches_per_sec": knobs.accumulate_steps / median,
+                "predicted_sec": predicted,
+                "error": predicted / median - 1,
+            }
+        )
+    return rows
+
+
+def _leave(number: int, frame: object) -> None:
+    del frame
+    sys.exit(128 + number)
+
+
+def main() -> None:
+    """Measures in turns, and prints a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    some = program.at_least(0, float)
+    parser.add_argument("--mbit", type=program.at_least(1, float), required=True, help="each way")
+    parser.add_argument("--delay_ms", type=some, default=0.0, help="each way; %(default)s")
+    parser.add_argument(
+        "--try", dest="choices", action="append", metavar="FLAGS", help="flags to try; repeated"
+    )
+    for name, default, meaning in (
+        ("rounds", 2, "of all choices"),
+        ("steps", 10, "of a run"),
+        ("alone_steps", 20, "of a run without others"),
+        ("allreduce_steps", 4, "timed runs of each size"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=program.at_least(1), default=default, help=f"{meaning}; %(default)s"
+        )
+    parser.add_argument("--out", type=program.path, required=True, help="a new folder")
+    parser.add_argument("flags", nargs="*", help="of the trainer, after --")
+    options = parser.parse_args()
+    for number in unless_nohup((signal.SIGTERM, signal.SIGHUP)):
+        signal.signal(number, _leave)  # So that the namespaces are removed.
+    options.out.mkdir(parents=True)
+    choices = options.choices or [""]
+    steps_sec: dict[str, list[float]] = {choice: [] for choice in choices}
+    alone: list[Path] = []
+    timed = []
+    with two_hosts.two_hosts(mbit_per_sec=options.mbit, delay_ms=options.delay_ms) as hosts:
+        contest = Contest(options, hosts)
+        for turn in range(options.rounds + 1):
+            if turn in (0, options.rounds):
+                alone += contest.train_alone()
+                timed.append(contest.time_allreduce())
+            if turn < options.rounds:
+                for choice in choices if turn % 2 == 0 else choices[::-1]:
+                    steps_sec[choice].append(median_step_sec(contest.train(choice)))
+                    print(f"{choice or 'as it is'}: {steps_sec[choice][-1]:.3f} s", flush=True)
+    measured = scale_inputs.read_allreduces(timed)
+    work = scale_inputs.read_alone(
+        [run_logs.read_curves(each) for each in alone], measured.gradients
+    )
+    rows = compare(work, measured, steps_sec)
+    print(
+        f"{options.mbit:g} Mbit/s, {options.delay_ms:g} ms; alone {work.compute_sec:.3f} s and "
+        f"{work.update_sec:.3f} s for the update; all-reduce {1000 * measured.cost.start_sec:.1f} "
+        f"ms + {1e-6 / measured.cost.sec_per_byte:.2f} MB/s"
+    )
+    print(f"{'flags':40}{'measured s':>12}{'predicted s':>12}{'error':>8}{'batches/s':>11}")
+    for row in rows:
+        print(
+            f"{row['flags'] or 'as it is':40}{row['measured_sec']:12.3f}"
+            f"{row['predicted_sec']:12.3f}{100 * row['error']:7.1f}%{row['batches_per_sec']:11.3f}"
+        )
+    content = {"mbit": options.mbit, "delay_ms": options.delay_ms, "rows": rows}
+    (options.out / "result.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,57 @@
+"""Draws how runs scale: images per second, efficiency, parts of a step. For scaling.py."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from shared.scaling_runs import Row
+
+from trainer.errors import UserError
+
+_PARTS = ("data", "compute", "communication")
+
+
+def draw(series: Mapping[str, Sequence[Row]], path: Path) -> None:
+    """Draws all series into a picture: a row of three plots for each.
+
+    Args:
+      series: rows by title.
+      path: of a PNG.
+
+    Raises:
+      UserError: matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError(f"{error}. Install it: pip install matplotlib") from error
+    figure = Figure(figsize=(13, 3.4 * len(series)), layout="constrained")
+    plots = figure.subplots(len(series), 3, squeeze=False)
+    for (title, rows), (rates, shares, parts) in zip(series.items(), plots, strict=True):
+        workers = [row.workers for row in rows]
+        rates.plot(workers, [row.images_per_sec for row in rows], "o-", label="measured")
+        ideal = rows[0].images_per_sec / rows[0].workers
+        rates.plot(workers, [ideal * each for each in workers], "--", color="grey", label="ideal")
+        rates.set_title(f"{title}: images/s", fontsize=10)
+        rates.legend(fontsize=8)
+        shares.plot(workers, [100 * row.efficiency for row in rows], "o-")
+        shares.axhline(100, linestyle="--", color="grey")
+        shares.set_title("efficiency, %", fontsize=10)
+        timed = [row for row in rows if row.parts is not None]
+        places = [str(row.workers) for row in timed]
+        bottom = [0.0] * len(timed)
+        for part in _PARTS:
+            heights = [100 * getattr(row.parts, part) for row in timed]
+            parts.bar(places, heights, bottom=bottom, label=part, width=0.6)
+            bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+        parts.set_title("parts of a step, %", fontsize=10)
+        if timed:
+            parts.legend(fontsize=8)
+        for axes in (rates, shares):
+            axes.set_ylim(bottom=0)
+            axes.set_xticks(workers)
+            axes.grid(alpha=0.3)
+        for axes in (rates, shares, parts):
+            axes.set_xlabel("workers", fontsize=8)
+            axes.tick_params(labelsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
