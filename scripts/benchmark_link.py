@@ -17,7 +17,7 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,26 +81,32 @@ class Contest:
         return json.loads(path.read_text(encoding="utf-8"))["result"]
 
     def train(self, choice: str) -> Path:
-        """Trains on both hosts with a choice of flags; returns the folder of the logs."""
+        """Trains on both hosts with a choice; returns the folder of the logs."""
         place = self._place()
         steps = f"--steps={self._options.steps}"
-        arguments = [*_TRAINER, steps, f"--logdir={place}", *self._options.flags, *choice.split()]
-        self._run(place, arguments)
+        flags = [word for word in choice.split() if word.startswith("-")]
+        variables = dict(word.split("=", 1) for word in choice.split() if word not in flags)
+        arguments = [*_TRAINER, steps, f"--logdir={place}", *self._options.flags, *flags]
+        self._run(place, arguments, variables)
         return place
 
-    def _run(self, place: Path, arguments: list[str]) -> None:
+    def _run(
+        self, place: Path, arguments: list[str], variables: Mapping[str, str] | None = None
+    ) -> None:
         log = place / "said.txt"
-        two_hosts.run_workers(self._hosts, arguments, variables={}, log=log)
+        two_hosts.run_workers(self._hosts, arguments, variables=variables or {}, log=log)
+        for path in place.glob("model.ckpt-*"):  # Of each run, hundreds of MB.
+            path.unlink()
 
 
-def knobs_of(choice: str, cycle_ms: float = _CPU_CYCLE_MS) -> Knobs:
-    """Returns what a choice of flags means for the model."""
+def knobs_of(choice: str) -> Knobs:
+    """Returns what a choice of flags and variables means for the model."""
     words = dict(word.lstrip("-").partition("=")[::2] for word in choice.split())
     in_parts = words.get("gradient_compression") == "bfloat16" or "gradient_reduction" in words
     threshold_mb = float(words.get("fusion_threshold_mb", 32 if in_parts else 128))
     return Knobs(
         fusion_bytes=threshold_mb * 2**20,
-        cycle_sec=cycle_ms / 1000,
+        cycle_sec=float(words.get("HOROVOD_CYCLE_TIME", _CPU_CYCLE_MS)) / 1000,
         sent_share=0.5 if words.get("gradient_compression", "none") != "none" else 1.0,
         accumulate_steps=int(words.get("accumulate_steps", 1)),
     )
@@ -146,7 +152,11 @@ def main() -> None:
     parser.add_argument("--mbit", type=program.at_least(1, float), required=True, help="each way")
     parser.add_argument("--delay_ms", type=some, default=0.0, help="each way; %(default)s")
     parser.add_argument(
-        "--try", dest="choices", action="append", metavar="FLAGS", help="flags to try; repeated"
+        "--try",
+        dest="choices",
+        action="append",
+        metavar="CHOICE",
+        help="flags to try, and variables as NAME=VALUE; may be repeated",
     )
     for name, default, meaning in (
         ("rounds", 2, "of all choices"),

@@ -81,17 +81,13 @@ def plan_runs(workers: Sequence[int], batch_size: int) -> list[tuple[int, int]]:
 
 def run(options: argparse.Namespace) -> list[Path]:
     """Trains with each number of workers, in turns; returns the folders of the logs."""
-    from trainer.machine import cores
-
     planned = plan_runs(options.workers, options.batch_size)
     most = options.workers[-1]
     available = sorted(os.sched_getaffinity(0))
     has_gpu = settings.has_gpu()
-    if not has_gpu and most > cores.available_cores():
-        raise UserError(
-            f"--workers: must be at most {cores.available_cores()}, a core for each, got {most}"
-        )
     each = len(available) // most
+    if not has_gpu and each == 0:
+        raise UserError(f"--workers: must be at most {len(available)}, a core for each, got {most}")
     options.out.mkdir(parents=True, exist_ok=True)
     folders = []
     process_tree.adopt_orphans()

@@ -178,6 +178,7 @@ def test_flags_mean_what_the_model_takes():
     words = "--gradient_compression=bfloat16 --accumulate_steps=4"
     assert benchmark_link.knobs_of(words) == Knobs(32 * 2**20, 0.1, 0.5, 4)
     assert benchmark_link.knobs_of("--fusion_threshold_mb=1").fusion_bytes == 2**20
+    assert benchmark_link.knobs_of("HOROVOD_CYCLE_TIME=5").cycle_sec == 0.005
 
 
 def test_the_gradients_of_vgg16_are_its_138_million():

@@ -25,7 +25,8 @@ class Parts:
     Attributes:
       data: rank 0 waits for its input.
       compute: from then on until its gradients are ready.
-      communication: the rest: the wait for the slowest, the all-reduce, and the update.
+      communication: the rest: the wait for the slowest, the all-reduce, and the update, which one
+        worker has, too.
       fastest_ms, middle_ms, slowest_ms: time of the fastest, the median and the slowest worker
         before it waits for the others; medians over the steps.
     """
@@ -193,7 +194,8 @@ def format_series(series: Mapping[str, Sequence[Row]]) -> str:
         lines += [
             title,
             f"{'workers':>8}{'runs':>5}{'images/s':>10}{'speed-up':>9}{'efficiency':>11}"
-            f"{'data':>7}{'compute':>8}{'comm.':>7}{'worker ms: min':>16}{'median':>9}{'max':>9}",
+            f"{'data':>7}{'compute':>8}{'comm.+update':>13}{'worker ms: min':>16}{'median':>9}"
+            f"{'max':>9}",
         ]
         for row in rows:
             line = (
@@ -205,7 +207,7 @@ def format_series(series: Mapping[str, Sequence[Row]]) -> str:
                 shares = (parts.data, parts.compute, parts.communication)
                 line += "".join(
                     f"{100 * share:{width}.1f}%"
-                    for share, width in zip(shares, (6, 7, 6), strict=True)
+                    for share, width in zip(shares, (6, 7, 12), strict=True)
                 )
                 line += f"{parts.fastest_ms:16.1f}{parts.middle_ms:9.1f}{parts.slowest_ms:9.1f}"
             lines.append(line)

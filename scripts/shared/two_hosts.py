@@ -85,6 +85,7 @@ def _namespace(host: Host, hosts: Sequence[Host]) -> Iterator[int]:
     """Makes a namespace with a TUN device; yields the device's other end."""
     _run("ip", "netns", "add", host.namespace)
     names = Path("/etc/netns") / host.namespace
+    device = None
     try:
         names.mkdir(parents=True)
         lines = ["127.0.0.1 localhost", *(f"{each.address} {each.name}" for each in hosts)]
@@ -99,8 +100,9 @@ def _namespace(host: Host, hosts: Sequence[Host]) -> Iterator[int]:
         _run(*within, "link", "set", "dev", _DEVICE, "mtu", str(_MTU), "up")
         _run(*within, "link", "set", "lo", "up")
         yield device
-        os.close(device)
     finally:
+        if device is not None:
+            os.close(device)
         subprocess.run(["ip", "netns", "delete", host.namespace], check=False)
         shutil.rmtree(names, ignore_errors=True)
 
