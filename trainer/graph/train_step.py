@@ -138,10 +138,8 @@ def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> Trai
     with tf.name_scope(scopes.GRADIENTS), tf.control_dependencies(local):
         gradients_ready_sec = _build_now(config)
     names = [variable.op.name for variable in variables]
-    averaged = [
-        loss_scale.divide(gradient)
-        for gradient in reduction.reduce_gradients(config, group, local, names)
-    ]
+    reduced = reduction.reduce_gradients(config, group, local, names)
+    averaged = [loss_scale.divide(gradient) for gradient in reduced]
     with tf.name_scope(scopes.GRADIENTS):
         update_ops = tf.group(*tf1.get_collection(tf1.GraphKeys.UPDATE_OPS))
         accumulate_op = tf.group(accumulator.add_op, update_ops)
