@@ -1,9 +1,14 @@
 """A program starts without libraries that it does not use, and ends without taking others apart."""
 
+import ast
+import contextlib
+import gc
 import sys
 
 import pytest
 from processes import run
+
+from trainer.process import start_up
 
 # What a training worker loads; then what a plug-in may use of the libraries that were left out.
 START = """
@@ -49,6 +54,20 @@ ENDS = {
     "an exception": ("1 / 0", 1, ["taken apart"], "ZeroDivisionError: division by zero"),
     "another exit": ("sys.exit(4)", 4, ["taken apart"], ""),
 }
+# Stands for a launcher: it takes a while, then starts a worker, which leaves its keeper behind.
+LAUNCHER = """#!/bin/sh
+sleep 0.7
+{python} -c '
+import os, time
+from trainer.process import start_up
+
+if os.fork():
+    os.wait()
+    os._exit(0)
+time.sleep(0.3)
+print(start_up.times_up_to_now())
+'
+"""
 
 
 def run_code(code):
@@ -76,3 +95,34 @@ def test_an_output_that_nobody_reads_any_more_is_told():
     done = run_code(f"{code}print('lost'); end.exit(0)")
     assert done.returncode != 0
     assert "BrokenPipeError" in done.stderr
+
+
+@pytest.mark.processes
+def test_the_time_before_the_first_line_is_told_from_the_launchers_start_on(tmp_path):
+    launcher = tmp_path / "mpirun"
+    launcher.write_text(LAUNCHER.format(python=sys.executable))
+    launcher.chmod(0o755)
+    done = run([launcher])
+    told = ast.literal_eval(done.stdout)
+    assert list(told) == ["launcher", "imports"]
+    assert told["launcher"] >= 0.65  # The kernel counts in ticks.
+    assert told["imports"] >= 0.25
+
+
+@pytest.mark.processes
+def test_without_a_launcher_the_time_since_the_start_of_the_process_is_told():
+    done = run_code(
+        "import time; from trainer.process import start_up; time.sleep(0.3);"
+        "print(start_up.times_up_to_now())"
+    )
+    told = ast.literal_eval(done.stdout)
+    assert list(told) == ["imports"]
+    assert told["imports"] >= 0.25
+
+
+def test_garbage_is_collected_again_after_what_stays_was_made():
+    assert gc.isenabled()
+    with contextlib.suppress(ZeroDivisionError), start_up.without_collection():
+        assert not gc.isenabled()
+        raise ZeroDivisionError
+    assert gc.isenabled()

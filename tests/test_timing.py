@@ -83,3 +83,16 @@ def test_no_steps_have_no_statistics():
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (2, 1), (5, 2), (20, 10), (1000, 10)])
 def test_warmup_leaves_something_to_count(steps, warmup):
     assert timing.warmup_steps(steps) == warmup < steps
+
+
+def test_phases_are_told_once_with_what_came_before_them():
+    phases = timing.PhaseTimes({"imports": 2.5}, FakeClock(10.0, 11.0, 11.5, 15.5))
+    phases.finish("graph")
+    phases.finish("broadcast")
+    assert phases.end("first step") == (
+        "first step after 8.0 s: imports 2.5, graph 1.0, broadcast 0.5, first step 4.0"
+    )
+    phases.finish("graph")  # Of another size of images.
+    assert phases.end("first step") is None  # After going back to a checkpoint.
+    expected = {"imports": 2.5, "graph": 1.0, "broadcast": 0.5, "first step": 4.0}
+    assert phases.durations_sec == expected

@@ -4,7 +4,7 @@ import contextlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -55,6 +55,46 @@ class StepClock:
             self.paused_sec += paused
             if self._step_began is not None:
                 self._step_began += paused
+
+
+class PhaseTimes:
+    """The times of what a process does one after the other before its first step.
+
+    Attributes:
+      durations_sec: duration of each phase that has ended, seconds, by its name.
+    """
+
+    def __init__(
+        self, earlier: Mapping[str, float], clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        """Begins the next phase.
+
+        Args:
+          earlier: durations of the phases up to now, seconds.
+          clock: a clock, in seconds.
+        """
+        self.durations_sec = dict(earlier)
+        self._clock = clock
+        self._began = clock()
+        self._has_ended = False
+
+    def finish(self, phase: str) -> None:
+        """Ends a phase, which began at the end of the one before; nothing after the last one."""
+        if self._has_ended:
+            return
+        now = self._clock()
+        self.durations_sec[phase] = self.durations_sec.get(phase, 0.0) + now - self._began
+        self._began = now
+
+    def end(self, phase: str) -> str | None:
+        """Ends the last phase; returns a line about all, and None from the second call on."""
+        if self._has_ended:
+            return None
+        self.finish(phase)
+        self._has_ended = True
+        total = math.fsum(self.durations_sec.values())
+        parts = ", ".join(f"{name} {sec:.1f}" for name, sec in self.durations_sec.items())
+        return f"first step after {total:.1f} s: {parts}"
 
 
 class StepTimeStatistics(NamedTuple):

@@ -15,6 +15,7 @@ def load_tensorflow(config: Config) -> None:
       config: the configuration of this run, on which some settings depend.
     """
     with contextlib.ExitStack() as contexts:
+        contexts.enter_context(start_up.without_collection())
         if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
             contexts.enter_context(start_up.without_notes())
         settings.apply(settings.Moment.TENSORFLOW, config, has_gpu=settings.has_gpu())

@@ -10,7 +10,7 @@ from trainer.checkpoints import layout
 from trainer.config import Config
 from trainer.distributed import Group
 from trainer.graph import learning_rate
-from trainer.process import streams, texts
+from trainer.process import start_up, streams, texts
 from trainer.run import first_allreduce, outputs, summary
 from trainer.run.evaluation import Evaluation, Interrupted, evaluate, write_scalars
 from trainer.run.first_allreduce import FirstAllreduce
@@ -27,6 +27,7 @@ from trainer.telemetry.console import Console, create_console, tell_phase
 from trainer.telemetry.pages import run_page
 from trainer.telemetry.step import measure_step
 from trainer.telemetry.writers.run_writer import create_writer
+from trainer.timing import PhaseTimes
 
 
 class Ending(enum.Enum):
@@ -57,7 +58,9 @@ class Outcome(NamedTuple):
 def run(config: Config) -> int:
     """Trains; evaluates now and then and at the end. All workers of a run call it."""
     streams.never_wait()
+    phases = PhaseTimes(start_up.times_up_to_now())
     group = distributed.connect(config)
+    phases.finish("connect")
     status = Status(config.run.logdir, rank=group.worker.rank)
     with (
         run_folder.hold(config.run.logdir, group) as lock_messages,
@@ -70,11 +73,13 @@ def run(config: Config) -> int:
         agreement.check_program(group, config)
         config, remarks = outputs.as_begun(config, group)
         first_step = _find_first_step(config, group)
+        phases.finish("checks")
         with group.fail_together(), explain_shortage(config, trains=True):
-            setup = set_up(config, group, first_step=first_step)
+            setup = set_up(config, group, phases, first_step=first_step)
         stack.callback(lambda: setup.session.close())  # noqa: PLW0108 (of the last setup)
         agreement.check_data(group, setup.info)
         setup.session.run(setup.train.broadcast_op)
+        phases.finish("broadcast")
         messages, times = (*lock_messages, *remarks, *setup.messages), RunTimes()
         outcome = None
         while outcome is None or outcome.ending in (Ending.ROLLED_BACK, Ending.RESIZED):
@@ -114,6 +119,7 @@ def _at_size(config: Config, group: Group, setup: Setup) -> Setup:
     tell_phase(f"building the graph for images of {image_size} px", rank=group.worker.rank)
     setup = set_up_again(config, group, setup, done=done)
     setup.session.run(setup.train.broadcast_op)
+    setup.phases.finish("broadcast")
     return setup
 
 
@@ -210,7 +216,11 @@ def _train(
     if outcome.ending is Ending.FINISHED:
         status.set("finished", step=steps)
     result |= {} if allreduce is None else {"allreduce_ms": 1000 * allreduce.duration_sec}
-    return outcome, {**result, "skipped_steps": setup.policy.skipped}
+    result |= {
+        "skipped_steps": setup.policy.skipped,
+        "start_sec": setup.phases.durations_sec,
+    }
+    return outcome, result
 
 
 def _time_allreduce(
@@ -264,6 +274,7 @@ def _loop(
             metrics, histograms = run_next(rate, guard.request())
         step = measure_step(number, monitor.clock.finish_step(), rate, metrics)
         guard.finish_step(number)
+        _tell_start(setup, monitor)
         times.add(step)
         monitor.log.add(step)
         monitor.after_step(session, number, histograms)
@@ -297,6 +308,13 @@ def _loop(
             message = f"step {number}: from here on, training images have {image_size} px"
             return Outcome(Ending.RESIZED, evaluation, (message,))
     return Outcome(Ending.FINISHED, evaluation)
+
+
+def _tell_start(setup: Setup, monitor: Monitor) -> None:
+    """Prints, once, how long it took to the end of the run's first step, by phase."""
+    line = setup.phases.end("first step")
+    if line is not None:
+        monitor.console.say(line)
 
 
 def _reaches(target: float | None, top1: float | None) -> bool:

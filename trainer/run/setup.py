@@ -21,12 +21,13 @@ from trainer.inputs.dataset import AnyDataset, DatasetInfo, open_dataset
 from trainer.machine import environment
 from trainer.machine.session import create_config
 from trainer.plan import Plan, create_plan
-from trainer.process import texts
+from trainer.process import start_up, texts
 from trainer.run import outputs
 from trainer.safety import nonfinite
 from trainer.telemetry.console import tell_phase
 from trainer.telemetry.mllog import MLPerfLog, create_mllog
 from trainer.telemetry.pages import input_samples
+from trainer.timing import PhaseTimes
 
 
 class Setup(NamedTuple):
@@ -45,6 +46,7 @@ class Setup(NamedTuple):
       policy: policy of --on_nonfinite.
       session: session that has the variables.
       mllog: log of --mllog.
+      phases: times of the phases before the first step.
     """
 
     dataset: AnyDataset
@@ -59,6 +61,7 @@ class Setup(NamedTuple):
     policy: nonfinite.Policy
     session: tf1.Session
     mllog: MLPerfLog
+    phases: PhaseTimes
 
     @property
     def info(self) -> DatasetInfo:
@@ -66,12 +69,13 @@ class Setup(NamedTuple):
         return self.dataset.info
 
 
-def set_up(config: Config, group: Group, *, first_step: int = 0) -> Setup:
+def set_up(config: Config, group: Group, phases: PhaseTimes, *, first_step: int = 0) -> Setup:
     """Opens the data, builds the graph and, on rank 0, restores the checkpoint. No collectives.
 
     Args:
       config: configuration of the run.
       group: the workers.
+      phases: times of the phases before the first step.
       first_step: step at which the run is thought to begin, for --progressive_image_size.
     """
     outputs.check_places(config, group.worker)
@@ -94,8 +98,9 @@ def set_up(config: Config, group: Group, *, first_step: int = 0) -> Setup:
         is_synthetic=info.name == synthetic.NAME,
     )
     find_network(config.model, min(size for _, size in config.data.sizes_by_epoch))
+    phases.finish("data")
     tell_phase("building the graph of the network and of its training step", rank=rank)
-    setup = _build(config, group, dataset, plan, mllog, done=first_step)
+    setup = _build(config, group, dataset, plan, mllog, phases, done=first_step)
     names = [variable.op.name for variable in setup.variables]
     setup.store.check_room()
     messages = (
@@ -109,6 +114,7 @@ def set_up(config: Config, group: Group, *, first_step: int = 0) -> Setup:
         *setup.store.restore(setup.session),
         *(model_file.describe_start(config) if rank == 0 else ()),
     )
+    phases.finish("restore")
     return setup._replace(messages=messages)
 
 
@@ -123,13 +129,24 @@ def set_up_again(config: Config, group: Group, before: Setup, *, done: int) -> S
     """
     values = before.session.run(list(before.variables))
     before.session.close()
-    setup = _build(config, group, before.dataset, before.plan, before.mllog, done=done)
+    before.phases.finish("restore")
+    setup = _build(
+        config, group, before.dataset, before.plan, before.mllog, before.phases, done=done
+    )
     restore.assign(setup.session, list(zip(setup.variables, values, strict=True)))
+    before.phases.finish("restore")
     return setup._replace(policy=before.policy)
 
 
 def _build(
-    config: Config, group: Group, dataset: AnyDataset, plan: Plan, mllog: MLPerfLog, *, done: int
+    config: Config,
+    group: Group,
+    dataset: AnyDataset,
+    plan: Plan,
+    mllog: MLPerfLog,
+    phases: PhaseTimes,
+    *,
+    done: int,
 ) -> Setup:
     """Builds the graph for the size of training images after `done` steps; starts its session."""
     image_size = plan.value_at(done, config.data.sizes_by_epoch)
@@ -142,7 +159,7 @@ def _build(
     )
     built = dataclasses.replace(config, data=data)
     rank = group.worker.rank
-    with tf.Graph().as_default() as main_graph:
+    with start_up.without_collection(), tf.Graph().as_default() as main_graph:
         tf1.set_random_seed(config.run.seed)
         train = train_step.build_train_graph(built, group, sized)
         evaluation = None
@@ -164,6 +181,7 @@ def _build(
         with tf.name_scope(scopes.START):
             initializer = tf1.global_variables_initializer()
         main_graph.finalize()
+    phases.finish("graph")
     tell_phase("setting the variables", rank=rank)
     session = tf1.Session(
         graph=main_graph,
@@ -187,6 +205,7 @@ def _build(
         policy=nonfinite.Policy(config.run.on_nonfinite),
         session=session,
         mllog=mllog,
+        phases=phases,
     )
 
 
