@@ -1,11 +1,14 @@
 """tf-slim's own layers and networks work on this TensorFlow once models.slim_compat is imported."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from tf_slim.nets import resnet_utils as slim_resnet_utils
 from tf_slim.nets import resnet_v2 as slim_resnet_v2
 
+from models import slim_compat
 from models.slim_compat import slim
 
 tf1 = tf.compat.v1
@@ -40,3 +43,20 @@ def test_slim_tells_a_tensor_from_a_python_value():
     with tf.Graph().as_default():
         assert bool(slim.utils.constant_value(tf.constant(True))) is True
         assert slim.utils.constant_value(tf1.placeholder(tf.bool)) is None
+
+
+def test_a_graph_is_the_same_where_tensors_are_compared_as_objects():
+    """Also that comparisons of a user's own code mean the same: in a graph none is an operation."""
+    graphs = []
+    for context in (contextlib.nullcontext, slim_compat.compared_as_objects):
+        with context(), tf.Graph().as_default() as graph:
+            tf1.set_random_seed(1)
+            net = slim.conv2d(tf1.placeholder(tf.float32, [2, 8, 8, 3]), 4, 3, scope="conv")
+            net = slim.batch_norm(net, scope="norm")
+            assert (net == net.op.inputs[0], net == net.op.outputs[0]) == (False, True)
+            loss = tf.cond(tf.reduce_sum(net) > 0, lambda net=net: tf.reduce_sum(net), lambda: 0.0)
+            assert len(set(tf1.trainable_variables())) == 3
+            tf1.train.AdamOptimizer().minimize(loss)
+            graphs.append([(each.name, each.type) for each in graph.get_operations()])
+    assert graphs[0] == graphs[1]
+    assert bool((tf.constant([1, 2]) == tf.constant([1, 2])).numpy().all())  # As before.

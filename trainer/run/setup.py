@@ -7,6 +7,7 @@ from typing import NamedTuple
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
+from models import slim_compat
 from trainer.checkpoints import model_file, restore
 from trainer.checkpoints.manifest import RunFacts
 from trainer.checkpoints.store import Store, create_store
@@ -159,7 +160,11 @@ def _build(
     )
     built = dataclasses.replace(config, data=data)
     rank = group.worker.rank
-    with start_up.without_collection(), tf.Graph().as_default() as main_graph:
+    with (
+        start_up.without_collection(),
+        slim_compat.compared_as_objects(),
+        tf.Graph().as_default() as main_graph,
+    ):
         tf1.set_random_seed(config.run.seed)
         train = train_step.build_train_graph(built, group, sized)
         evaluation = None
