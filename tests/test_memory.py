@@ -2,9 +2,11 @@
 
 import mmap
 import resource
+import sys
 
 import psutil
 import pytest
+from processes import run
 
 from trainer.machine import memory
 
@@ -39,3 +41,18 @@ def test_the_peak_has_what_was_freed_until_it_is_reset():
     assert memory.peak_bytes() > with_block - 0.1 * size
     memory.reset_peak()
     assert memory.peak_bytes() < with_block - 0.5 * size
+
+
+@pytest.mark.processes
+def test_a_batch_that_does_not_fit_in_memory_is_one_line():
+    """Under a limit, as a GPU has one: without it the kernel would grant whatever is asked for."""
+    flags = ["--dataset=synthetic", "--model=tiny:network", "--steps=1"]
+    flags += ["--batch_size=10000000", "--image_size=512"]  # 7.8 TB
+    done = run(["prlimit", "--data=8000000000", sys.executable, "-m", "trainer", *flags])
+    assert done.returncode == 81, done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        "slim-horovod: --batch_size: 10000000 images of 512 px do not fit in memory. Try a smaller "
+        "--batch_size and --accumulate_steps to have as many images per update and "
+        "--precision=bfloat16"
+    )
+    assert "Traceback" not in done.stderr

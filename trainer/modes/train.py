@@ -6,26 +6,26 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from trainer import distributed, exit_status
-from trainer.checkpoints import layout
 from trainer.config import Config
 from trainer.distributed import Group
 from trainer.graph import learning_rate
+from trainer.machine.gpu import UseMeter
 from trainer.process import start_up, streams, texts
 from trainer.run import first_allreduce, outputs, summary
 from trainer.run.evaluation import Evaluation, Interrupted, evaluate, write_scalars
-from trainer.run.first_allreduce import FirstAllreduce
 from trainer.run.guard import LoopGuard
 from trainer.run.monitor import Monitor, create_monitor, metering_gpu
-from trainer.run.setup import Setup, set_up, set_up_again
+from trainer.run.setup import Setup, at_size, find_first_step, set_up
 from trainer.run.summary import RunTimes
 from trainer.safety import agreement, run_folder
 from trainer.safety.protection import Protection, protect
 from trainer.safety.shortage import explain_shortage
 from trainer.safety.status import Status
 from trainer.telemetry import tags
-from trainer.telemetry.console import Console, create_console, tell_phase
+from trainer.telemetry.console import Console, create_console
 from trainer.telemetry.pages import run_page
 from trainer.telemetry.step import measure_step
+from trainer.telemetry.writers.protocol import Writer
 from trainer.telemetry.writers.run_writer import create_writer
 from trainer.timing import PhaseTimes
 
@@ -72,7 +72,7 @@ def run(config: Config) -> int:
     ):
         agreement.check_program(group, config)
         config, remarks = outputs.as_begun(config, group)
-        first_step = _find_first_step(config, group)
+        first_step = find_first_step(config, group)
         phases.finish("checks")
         with group.fail_together(), explain_shortage(config, trains=True):
             setup = set_up(config, group, phases, first_step=first_step)
@@ -84,7 +84,7 @@ def run(config: Config) -> int:
         outcome = None
         while outcome is None or outcome.ending in (Ending.ROLLED_BACK, Ending.RESIZED):
             with protection.watchdog.long_phase("building the graph for another size of images"):
-                setup = _at_size(config, group, setup)
+                setup = at_size(config, group, setup)
             outcome, result = _train(config, group, setup, status, protection, messages, times)
             messages = outcome.messages
     if outcome.ending is Ending.FINISHED:
@@ -92,35 +92,6 @@ def run(config: Config) -> int:
         outputs.report(config, group.worker, result, text=text)
     group.shutdown()
     return exit_status.PREEMPTED if outcome.ending is Ending.PREEMPTED else 0
-
-
-def _find_first_step(config: Config, group: Group) -> int:
-    """Returns the step at which the run probably begins, where its graph depends on that.
-
-    Where it is another one, since the newest checkpoint is damaged or of other workers, the graph
-    is built again. A collective.
-    """
-    if config.data.progressive_image_size is None or config.run.logdir is None:
-        return 0
-    is_first = group.worker.rank == 0
-    steps = layout.steps_in(config.run.logdir) if is_first else ()
-    return int(group.gather(max(steps, default=0))[0])
-
-
-def _at_size(config: Config, group: Group, setup: Setup) -> Setup:
-    """Returns what the next step needs: built anew where its images have another size.
-
-    All workers call it together.
-    """
-    done = int(setup.session.run(setup.train.global_step))
-    image_size = setup.plan.value_at(done, config.data.sizes_by_epoch)
-    if image_size == setup.image_size:
-        return setup
-    tell_phase(f"building the graph for images of {image_size} px", rank=group.worker.rank)
-    setup = set_up_again(config, group, setup, done=done)
-    setup.session.run(setup.train.broadcast_op)
-    setup.phases.finish("broadcast")
-    return setup
 
 
 @contextlib.contextmanager
@@ -169,30 +140,15 @@ def _train(
         metering_gpu(group) as gpu_meter,
         contextlib.ExitStack() as stack,
     ):
-        monitor = create_monitor(
-            config,
-            group,
-            plan,
-            setup.train,
-            logdir=logdir,
-            class_names=setup.info.names_of_classes,
-            writer=writer,
-            console=console,
-            mllog=setup.mllog,
-            gpu_meter=gpu_meter,
-        )
-        monitor.mllog.begin(
-            plan,
-            done=done,
-            train_examples=setup.info.num_train_examples,
-            eval_examples=setup.info.num_validation_examples,
+        monitor = _begin_monitor(
+            config, group, setup, logdir, writer, console, gpu_meter, done=done
         )
         start = summary.describe_start(
             config, group, setup.info, plan, done=done, is_complete=is_complete
         )
         for line in (*messages, start):
             console.say(line)
-        allreduce = None if is_complete else _time_allreduce(config, group, setup, console)
+        allreduce = None if is_complete else first_allreduce.measure(config, group, setup, console)
         guard = stack.enter_context(
             contextlib.closing(
                 LoopGuard(group, setup, console, writer, status, protection, done=done)
@@ -223,15 +179,37 @@ def _train(
     return outcome, result
 
 
-def _time_allreduce(
-    config: Config, group: Group, setup: Setup, console: Console
-) -> FirstAllreduce | None:
-    """Times the averaging of gradients over several hosts, and tells it; None on one host."""
-    names = setup.train.gradient_names
-    found = first_allreduce.measure(config, group, setup.session.graph, names)
-    if found is not None:
-        console.say(found.describe())
-    return found
+def _begin_monitor(
+    config: Config,
+    group: Group,
+    setup: Setup,
+    logdir: str | None,
+    writer: Writer,
+    console: Console,
+    gpu_meter: UseMeter | None,
+    *,
+    done: int,
+) -> Monitor:
+    """Returns the monitor of the steps after `done`. A collective."""
+    monitor = create_monitor(
+        config,
+        group,
+        setup.plan,
+        setup.train,
+        logdir=logdir,
+        class_names=setup.info.names_of_classes,
+        writer=writer,
+        console=console,
+        mllog=setup.mllog,
+        gpu_meter=gpu_meter,
+    )
+    monitor.mllog.begin(
+        setup.plan,
+        done=done,
+        train_examples=setup.info.num_train_examples,
+        eval_examples=setup.info.num_validation_examples,
+    )
+    return monitor
 
 
 def _loop(

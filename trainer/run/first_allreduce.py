@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -11,6 +11,8 @@ import tensorflow.compat.v1 as tf1
 from trainer.config import Config
 from trainer.distributed import URGENT, Group
 from trainer.machine import session
+from trainer.run.setup import Setup
+from trainer.telemetry.console import Console
 
 # It is repeated for about so long, where it is short: a single one may be one that was held up.
 _REPEATED_SEC = 1.0
@@ -37,18 +39,17 @@ class FirstAllreduce(NamedTuple):
         )
 
 
-def measure(
-    config: Config, group: Group, graph: tf.Graph, names: Sequence[str]
-) -> FirstAllreduce | None:
-    """Times the all-reduce of a step's gradients: once, if that takes long. A collective.
+def measure(config: Config, group: Group, setup: Setup, console: Console) -> FirstAllreduce | None:
+    """Times the all-reduce of a step's gradients, and tells it. A collective.
 
-    Before the one that counts, another lets Horovod agree on the tensors' names.
+    Before the one that counts, another lets Horovod agree on the tensors' names; where it takes
+    long, there is one alone.
 
     Args:
       config: configuration of the run.
       group: the workers.
-      graph: graph of the step.
-      names: names of the variables that have gradients.
+      setup: what is built for the run.
+      console: gets the line.
 
     Returns:
       what was measured; None where all workers are on one host.
@@ -56,11 +57,8 @@ def measure(
     worker = group.worker
     if worker.local_size == worker.size:
         return None
-    all_shapes = {
-        variable.op.name: variable.shape
-        for variable in graph.get_collection(tf1.GraphKeys.GLOBAL_VARIABLES)
-    }
-    shapes = [all_shapes[name] for name in names]
+    all_shapes = {variable.op.name: variable.shape for variable in setup.variables}
+    shapes = [all_shapes[name] for name in setup.train.gradient_names]
     compression = config.communication.gradient_compression
     sent_type = tf.float32 if compression == "none" else tf.as_dtype(compression)
     session_config = session.create_config(
@@ -80,7 +78,9 @@ def measure(
         more = min(_MOST_RUNS - 1, int(_REPEATED_SEC / first_sec))
         durations = [first_sec, *(_time(group, run) for _ in range(more))]
     elements = sum(shape.num_elements() for shape in shapes)
-    return FirstAllreduce(elements * sent_type.size, statistics.median(durations))
+    found = FirstAllreduce(elements * sent_type.size, statistics.median(durations))
+    console.say(found.describe())
+    return found
 
 
 def _time(group: Group, run: Callable[[float], object]) -> float:

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
 from models import slim_compat
-from trainer.checkpoints import model_file, restore
+from trainer.checkpoints import layout, model_file, restore
 from trainer.checkpoints.manifest import RunFacts
 from trainer.checkpoints.store import Store, create_store
 from trainer.config import Config
@@ -119,7 +119,36 @@ def set_up(config: Config, group: Group, phases: PhaseTimes, *, first_step: int 
     return setup._replace(messages=messages)
 
 
-def set_up_again(config: Config, group: Group, before: Setup, *, done: int) -> Setup:
+def find_first_step(config: Config, group: Group) -> int:
+    """Returns the step at which the run probably begins, where its graph depends on that.
+
+    Where it is another one, since the newest checkpoint is damaged or of other workers, the graph
+    is built again. A collective.
+    """
+    if config.data.progressive_image_size is None or config.run.logdir is None:
+        return 0
+    is_first = group.worker.rank == 0
+    steps = layout.steps_in(config.run.logdir) if is_first else ()
+    return int(group.gather(max(steps, default=0))[0])
+
+
+def at_size(config: Config, group: Group, setup: Setup) -> Setup:
+    """Returns what the next step needs: built anew where its images have another size.
+
+    All workers call it together.
+    """
+    done = int(setup.session.run(setup.train.global_step))
+    image_size = setup.plan.value_at(done, config.data.sizes_by_epoch)
+    if image_size == setup.image_size:
+        return setup
+    tell_phase(f"building the graph for images of {image_size} px", rank=group.worker.rank)
+    setup = _set_up_again(config, group, setup, done=done)
+    setup.session.run(setup.train.broadcast_op)
+    setup.phases.finish("broadcast")
+    return setup
+
+
+def _set_up_again(config: Config, group: Group, before: Setup, *, done: int) -> Setup:
     """Builds the graph for images of another size, with the variables of the one before.
 
     Args:
