@@ -2,15 +2,17 @@
 r"""Times steps of two workers over a slow link, in turns, beside what the model of scale says.
 
 Each worker is a host of its own, a network namespace with a core; a process carries the packets
-between them at the rate and with the delay that are given. It needs root. A round trains with each
-choice of flags, in a new order; once before, and once at the end, two processes without Horovod
-train at the same time, and the all-reduce is timed: these go into the model, the steps do not.
+between them at the rate and with the delay that are given. It needs root. Without --mbit both are
+of this host, without a link. A round trains with each choice of flags, in a new order; once before,
+and once at the end, two processes without Horovod train at the same time, and the all-reduce is
+timed: these go into the model, the steps do not.
 
   scripts/benchmark_link.py --mbit 100 --delay_ms 1 --try= --try=--gradient_compression=float16 \
     --out link-100 -- --precision=bfloat16 --image_size=64 --batch_size=16
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -29,6 +31,8 @@ from trainer.errors import UserError
 from trainer.process.keeper import unless_nohup
 
 _TRAINER = ("-m", "trainer", "--dataset=synthetic", "--checkpoint_every=0", "--log_every=5")
+_HOROVODRUN = str(Path(sys.executable).with_name("horovodrun"))
+_WORKERS = 2
 _CPU_CYCLE_MS = 100.0  # What the trainer sets without a GPU.
 
 
@@ -36,6 +40,7 @@ class Contest:
     """Measures, and keeps what comes out in a folder."""
 
     def __init__(self, options: argparse.Namespace, hosts: Sequence[two_hosts.Host]) -> None:
+        """Begins; without hosts the workers are of this one, and horovodrun starts them."""
         self._options = options
         self._hosts = hosts
         self._made = 0
@@ -49,7 +54,7 @@ class Contest:
     def train_alone(self) -> list[Path]:
         """Trains in two processes at the same time, each on its core, without Horovod."""
         cores = sorted(os.sched_getaffinity(0))
-        places = [self._place() for _ in self._hosts]
+        places = [self._place() for _ in range(_WORKERS)]
         steps = f"--steps={self._options.alone_steps}"
         command = [sys.executable, *_TRAINER, steps, *self._options.flags]
         running = [
@@ -94,7 +99,14 @@ class Contest:
         self, place: Path, arguments: list[str], variables: Mapping[str, str] | None = None
     ) -> None:
         log = place / "said.txt"
-        two_hosts.run_workers(self._hosts, arguments, variables=variables or {}, log=log)
+        variables = variables or {}
+        if self._hosts:
+            two_hosts.run_workers(self._hosts, arguments, variables=variables, log=log)
+        else:
+            command = [_HOROVODRUN, "-np", str(_WORKERS), sys.executable, *arguments]
+            with log.open("w", encoding="utf-8") as said:
+                environment = {**os.environ, **variables}
+                subprocess.run(command, stdout=said, stderr=said, env=environment, check=True)
         for path in place.glob("model.ckpt-*"):  # Of each run, hundreds of MB.
             path.unlink()
 
@@ -125,7 +137,7 @@ def compare(
     rows = []
     for choice, each in steps_sec.items():
         knobs = knobs_of(choice)
-        predicted = scale_model.step_sec(work, 2, measured.cost, measured.busy, knobs)
+        predicted = scale_model.step_sec(work, _WORKERS, measured.cost, measured.busy, knobs)
         median = statistics.median(each)
         rows.append(
             {
@@ -149,7 +161,9 @@ def main() -> None:
     """Measures in turns, and prints a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     some = program.at_least(0, float)
-    parser.add_argument("--mbit", type=program.at_least(1, float), required=True, help="each way")
+    parser.add_argument(
+        "--mbit", type=program.at_least(1, float), help="each way; none: both are of this host"
+    )
     parser.add_argument("--delay_ms", type=some, default=0.0, help="each way; %(default)s")
     parser.add_argument(
         "--try",
@@ -177,7 +191,11 @@ def main() -> None:
     steps_sec: dict[str, list[float]] = {choice: [] for choice in choices}
     alone: list[Path] = []
     timed = []
-    with two_hosts.two_hosts(mbit_per_sec=options.mbit, delay_ms=options.delay_ms) as hosts:
+    with contextlib.ExitStack() as stack:
+        hosts: Sequence[two_hosts.Host] = ()
+        if options.mbit is not None:
+            link = two_hosts.two_hosts(mbit_per_sec=options.mbit, delay_ms=options.delay_ms)
+            hosts = stack.enter_context(link)
         contest = Contest(options, hosts)
         for turn in range(options.rounds + 1):
             if turn in (0, options.rounds):
@@ -192,8 +210,9 @@ def main() -> None:
         [run_logs.read_curves(each) for each in alone], measured.gradients
     )
     rows = compare(work, measured, steps_sec)
+    where = f"{options.mbit:g} Mbit/s, {options.delay_ms:g} ms" if hosts else "one host"
     print(
-        f"{options.mbit:g} Mbit/s, {options.delay_ms:g} ms; alone {work.compute_sec:.3f} s and "
+        f"{where}; alone {work.compute_sec:.3f} s and "
         f"{work.update_sec:.3f} s for the update; all-reduce {1000 * measured.cost.start_sec:.1f} "
         f"ms + {1e-6 / measured.cost.sec_per_byte:.2f} MB/s"
     )
