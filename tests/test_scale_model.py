@@ -55,6 +55,15 @@ def test_the_slowest_of_some_draws_is_the_mean_over_all_of_them(workers):
     assert scale_model.expected_maximum(samples, workers) == pytest.approx(expected)
 
 
+def test_over_several_batches_fast_ones_make_up_for_slow_ones():
+    work = Work((), compute_sec=2.0, samples_sec=(1.0, 3.0))
+    assert work.slowest_sec(2) == pytest.approx(2.5)
+    # The mean of two is 1, 2 or 3, with probabilities of 1/4, 1/2, 1/4.
+    draws = itertools.product([1.0, 2.0, 2.0, 3.0], repeat=2)
+    expected = np.mean([max(draw) for draw in draws])
+    assert work.slowest_sec(2, 2) == pytest.approx(expected, rel=0.01)
+
+
 def test_a_line_is_found_where_there_is_one_and_never_falls_below_zero():
     line = scale_model.fit_line([1e3, 1e6, 1e8], [2e-3 + size / 5e8 for size in (1e3, 1e6, 1e8)])
     assert (line.start_sec, line.sec_per_byte) == pytest.approx((2e-3, 2e-9))

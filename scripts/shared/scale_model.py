@@ -14,6 +14,7 @@ import numpy as np
 # Seconds that an all-reduce of some bytes takes.
 Cost = Callable[[float], float]
 
+_DRAWS = 20_000
 _RESOLUTION = 1e-12  # Of shares and bytes: sums of floating-point numbers are not exact.
 
 
@@ -78,11 +79,17 @@ class Work:
     update_sec: float = 0.0
     samples_sec: tuple[float, ...] = ()
 
-    def slowest_sec(self, workers: int) -> float:
-        """Returns the mean time of the slowest of some workers."""
+    def slowest_sec(self, workers: int, batches: int = 1) -> float:
+        """Returns the mean time per batch of the slowest of some workers, which meet after some.
+
+        Sums over several batches are drawn from the samples: fast ones make up for slow ones.
+        """
         if not self.samples_sec:
             return self.compute_sec
-        return expected_maximum(self.samples_sec, workers)
+        if batches == 1:
+            return expected_maximum(self.samples_sec, workers)
+        drawn = np.random.default_rng(0).choice(self.samples_sec, (_DRAWS, batches))
+        return expected_maximum(drawn.mean(axis=1).tolist(), workers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +227,7 @@ def reduced_after_sec(
 
 def step_sec(work: Work, workers: int, cost: Cost, busy: Cost, knobs: Knobs) -> float:
     """Returns the time of an update of `knobs.accumulate_steps` batches."""
-    slowest_sec = work.slowest_sec(workers)
+    slowest_sec = work.slowest_sec(workers, knobs.accumulate_steps)
     batches_before = knobs.accumulate_steps - 1
     reduced_sec = reduced_after_sec(work.gradients, slowest_sec, cost, busy, knobs)
     return batches_before * slowest_sec + reduced_sec + work.update_sec
