@@ -168,3 +168,17 @@ def test_what_needs_a_folder_says_so():
     for fields in ({"profile_steps": "7:9"}, {"histogram_every": 5}):
         with pytest.raises(ConfigError, match=f"--logdir: must be given with --{min(fields)}"):
             Config(telemetry=TelemetryConfig(**fields))
+
+
+@pytest.mark.processes
+def test_the_time_to_the_first_step_is_told_by_phase(run):
+    lines = (run / "console.txt").read_text(encoding="utf-8").splitlines()
+    (line,) = [line for line in lines if "first step after" in line]
+    start_sec = json.loads((run / "result.json").read_text())["result"]["start_sec"]
+    before_it = ["launcher", "imports", "connect", "checks", "data", "graph", "restore"]
+    assert list(start_sec) == [*before_it, "broadcast", "first step"]
+    told = ", ".join(f"{name} {sec:.1f}" for name, sec in start_sec.items())
+    assert line.endswith(f"first step after {sum(start_sec.values()):.1f} s: {told}")
+    # What has begun by then, and what comes after.
+    before = next(i for i, each in enumerate(lines) if "optimizes the graph" in each)
+    assert before < lines.index(line) < next(i for i, x in enumerate(lines) if "step 7/" in x)

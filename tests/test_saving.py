@@ -1,7 +1,5 @@
 """Saves in the background: what they write, what waits for them, and what a kill leaves."""
 
-import contextlib
-import dataclasses
 import json
 import sys
 import threading
@@ -17,7 +15,7 @@ from test_checkpoints import create_store
 from trainer.checkpoints import bundle, layout, restore, search
 from trainer.checkpoints import manifest as checkpoint_manifest
 from trainer.checkpoints.bundle import BundleWriter
-from trainer.checkpoints.snapshot import Copied, Shortage
+from trainer.checkpoints.snapshot import Shortage
 from trainer.machine import memory
 from trainer.process import files
 from trainer.run import saving
@@ -243,92 +241,6 @@ def test_what_the_disk_has_changed_is_not_kept(tmp_path, network, monkeypatch, e
     saver.settle()
     assert "step 2: no checkpoint was saved (it reads back damaged: " in lines_of(saver)[-1]
     assert layout.steps_in(str(tmp_path)) == [1]
-
-
-@dataclasses.dataclass
-class SlowStore:
-    """A store whose saves end when they are told to. Two at a time are an error."""
-
-    keeps = True
-    release: threading.Semaphore = dataclasses.field(default_factory=lambda: threading.Semaphore(0))
-    turn: threading.Lock = dataclasses.field(default_factory=threading.Lock)
-    copied: list = dataclasses.field(default_factory=list)
-    saved: list = dataclasses.field(default_factory=list)
-
-    def copy(self, session, step):
-        del session
-        self.copied.append(step)
-
-        def save():
-            assert self.turn.acquire(blocking=False)
-            assert self.release.acquire(timeout=60)
-            self.saved.append(step)
-            self.turn.release()
-
-        return Copied(8_000_000, save)
-
-
-@contextlib.contextmanager
-def released_soon(store):
-    """Ends the save that is under way while the next one waits for it."""
-    timer = threading.Timer(0.2, store.release.release)
-    timer.start()
-    yield
-    timer.join()
-
-
-def test_a_disk_slower_than_the_saves_makes_them_rarer_and_never_two_at_once(monkeypatch):
-    monkeypatch.setattr(saving, "_LONG_SEC", 0.1)
-    store = SlowStore()
-    saver = create_saving(store)
-    saver.begin(1)
-    for step in (2, 3):
-        assert len(store.copied) == step - 1
-        with released_soon(store):
-            saver.begin(step)
-        assert store.saved == list(range(1, step))
-    waits = [line for line in lines_of(saver) if "waited" in line]
-    assert [line.split(":")[0] for line in waits] == ["step 2", "step 3"]
-    assert "the disk is slower than the saves" not in waits[0]
-    assert "the disk is slower than the saves" in waits[1]
-    saver.begin(4)  # Left out, without waiting.
-    saver.begin(5)
-    assert store.copied == [1, 2, 3]
-    store.release.release()
-    saver.settle()
-    assert saver.saved == 3
-    saver.begin(6)
-    store.release.release()
-    saver.close()
-    assert store.saved == [1, 2, 3, 6]
-    assert lines_of(saver)[-1] == "2 checkpoints were left out: the disk is too slow"
-
-
-def test_what_is_no_fault_of_the_disk_ends_the_run():
-    store = SlowStore()
-    saver = create_saving(store)
-    store.copy = lambda session, step: Copied(0, lambda: 1 / 0)
-    saver.begin(1)
-    saver._background._thread.join()
-    with pytest.raises(ZeroDivisionError):
-        saver.finish_step(2)
-
-
-def test_the_clock_asks_for_a_save_once_it_is_time_and_none_is_under_way(monkeypatch):
-    now = [1000.0]
-    monkeypatch.setattr(saving.time, "monotonic", lambda: now[0])
-    store = SlowStore()
-    saver = create_saving(store, every_minutes=2.0)
-    assert not saver.is_due_by_time()
-    now[0] += 120
-    assert saver.is_due_by_time()
-    saver.begin(5)
-    now[0] += 500
-    assert not saver.is_due_by_time()  # One is under way.
-    store.release.release()
-    saver.settle()
-    assert saver.is_due_by_time()
-    assert not create_saving(store).is_due_by_time()
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 7, 8, 1000, 4096])

@@ -80,18 +80,6 @@ class TestRun:
         assert "[1]<stdout>" not in console
         assert len(list(run.glob("events.out.tfevents.*"))) == 1
 
-    def test_the_time_to_the_first_step_is_told_by_phase(self, run):
-        lines = (run / "console.txt").read_text(encoding="utf-8").splitlines()
-        (line,) = [line for line in lines if "first step after" in line]
-        start_sec = read_json(run / "result.json")["result"]["start_sec"]
-        before_it = ["launcher", "imports", "connect", "checks", "data", "graph", "restore"]
-        assert list(start_sec) == [*before_it, "broadcast", "first step"]
-        told = ", ".join(f"{name} {sec:.1f}" for name, sec in start_sec.items())
-        assert line.endswith(f"first step after {sum(start_sec.values()):.1f} s: {told}")
-        # What has begun by then, and what comes after.
-        before = next(i for i, each in enumerate(lines) if "optimizes the graph" in each)
-        assert before < lines.index(line) < next(i for i, x in enumerate(lines) if "step 7/" in x)
-
     def test_status_and_checkpoints(self, run):
         assert read_json(run / "status.json") == {"state": "finished", "step": 60, "reason": None}
         assert tf.train.latest_checkpoint(str(run)) == f"{run}/model.ckpt-60"

@@ -149,11 +149,8 @@ def _train(
         for line in (*messages, start):
             console.say(line)
         allreduce = None if is_complete else first_allreduce.measure(config, group, setup, console)
-        guard = stack.enter_context(
-            contextlib.closing(
-                LoopGuard(group, setup, console, writer, status, protection, done=done)
-            )
-        )
+        guard = LoopGuard(group, setup, console, writer, status, protection, done=done)
+        stack.enter_context(contextlib.closing(guard))
         if is_complete or (lacks_evaluation and plan.evaluates_at(done)):
             evaluation, ending = _evaluate(group, setup, done, monitor, guard)
             outcome = outcome._replace(ending=ending, evaluation=evaluation)
@@ -172,10 +169,7 @@ def _train(
     if outcome.ending is Ending.FINISHED:
         status.set("finished", step=steps)
     result |= {} if allreduce is None else {"allreduce_ms": 1000 * allreduce.duration_sec}
-    result |= {
-        "skipped_steps": setup.policy.skipped,
-        "start_sec": setup.phases.durations_sec,
-    }
+    result |= {"skipped_steps": setup.policy.skipped, "start_sec": setup.phases.durations_sec}
     return outcome, result
 
 
