@@ -154,7 +154,7 @@ def test_run_prints_the_table_and_writes_it(capsys, tmp_path):
     assert trace.split() in [line.split() for line in lines]
     *table, total, memory, length = lines
     assert len({len(line) for line in table}) == 1
-    assert total.startswith("resnet_v2_50 at 64 px with 10 classes: ")
+    assert total.startswith("resnet_v2_50 at 64 px with 10 classes (--num_classes): ")
     # Of 32 images, as of the flags' defaults: weights, gradients, and momentum's slots.
     size = f"{4 * result['parameters'] / 2**20:,.0f}"
     assert f"gradients {size} + slots of momentum {size};" in memory
@@ -204,9 +204,9 @@ def test_what_cannot_be_described_is_one_line(model, image_size, message):
         describe.run(configuration(model, image_size=image_size))
 
 
-def memory_of(*, batch_size=8, precision="float32", tuning=FineTuningConfig(), **optimizer):  # noqa: B008
+def memory_of(*, batch_size=8, tuning=FineTuningConfig(), model={}, **optimizer):  # noqa: B006, B008
     groups = tiny.config_groups()
-    groups["model"] = dataclasses.replace(groups["model"], precision=precision)
+    groups["model"] = dataclasses.replace(groups["model"], **model)
     groups["data"] = dataclasses.replace(groups["data"], batch_size=batch_size)
     config = Config(**groups, optimizer=OptimizerConfig(**optimizer), fine_tuning=tuning)
     return memory_estimate.estimate(config, tiny.NUM_CLASSES)
@@ -238,8 +238,38 @@ def test_activations_are_those_that_the_backward_pass_reads():
     assert least <= memory.activations / 8 <= 1.2 * least
     twice = memory_of(batch_size=16).activations
     assert twice == pytest.approx(2 * memory.activations, rel=0.01)
-    assert memory_of(precision="bfloat16").activations < 0.6 * memory.activations
+    assert memory_of(model={"precision": "bfloat16"}).activations < 0.6 * memory.activations
     tuning = FineTuningConfig(trainable_scopes="logits", freeze_batch_norm=True)
     of_head = memory_of(tuning=tuning)
     assert of_head.activations < 0.02 * memory.activations
     assert of_head.gradients == 4 * (8 * 4 + 4)
+
+
+def test_sums_of_accumulated_gradients_are_counted():
+    assert memory_of().sums == 0
+    assert memory_of(accumulate_steps=3).sums == TRAINED
+
+
+def test_with_recompute_the_ends_of_units_are_kept():
+    """The first part begins at the images; random numbers of dropout are not of the batch."""
+    model = {"model": "tiny:residual_network"}
+    kept = memory_of(model=model)
+    blocks = memory_of(model=model | {"recompute": "blocks"})
+    # Per image, float32: the image, the first two units' results, the ReLU behind the last one.
+    maps = 16 * 16 * 3 + 3 * 16 * 16 * 32
+    assert 4 * maps <= blocks.activations / 8 <= 1.05 * 4 * maps
+    assert kept.recomputed == 0
+    # A unit has BN with ReLU twice, and the convolution between them, at least.
+    assert blocks.recomputed >= 8 * 4 * 5 * 16 * 16 * 32
+    assert kept.activations > 2 * blocks.activations
+    assert (kept.variables, kept.gradients) == (blocks.variables, blocks.gradients)
+
+
+def test_the_number_of_classes_is_the_datas_where_there_are_some(capsys):
+    config = Config(mode="describe", **tiny.config_groups())
+    assert describe.run(config) == 0
+    assert f"with {tiny.NUM_CLASSES} classes (as many as " in capsys.readouterr().out
+    config = dataclasses.replace(config, data=DataConfig(image_size=16))
+    assert describe.run(config) == 0
+    told = "with 1000 classes (assumed: neither --num_classes nor data are given): "
+    assert told in capsys.readouterr().out

@@ -63,6 +63,24 @@ def deep_network(images, num_classes, is_training):
     return slim.fully_connected(net, num_classes, activation_fn=None, scope="logits"), {}
 
 
+def residual_network(images, num_classes, is_training):
+    """Three residual units of 32 channels with BN, the second with dropout; a linear layer."""
+    net = slim.conv2d(images, 32, 3, normalizer_fn=None, scope="conv")
+    normalized = {"normalizer_params": {"is_training": is_training}}
+    for number in range(3):
+        with tf.compat.v1.variable_scope(f"unit_{number}"):
+            preact = slim.batch_norm(
+                net, activation_fn=tf.nn.relu, is_training=is_training, scope="preact"
+            )
+            branch = slim.conv2d(preact, 32, 3, scope="conv1", **normalized)
+            if number == 1:
+                branch = slim.dropout(branch, 0.8, is_training=is_training)
+            branch = slim.conv2d(branch, 32, 1, activation_fn=None, normalizer_fn=None)
+            net = net + branch
+    net = tf.cast(tf.reduce_mean(tf.nn.relu(net), [1, 2]), tf.float32)
+    return slim.fully_connected(net, num_classes, activation_fn=None, scope="logits"), {}
+
+
 def poisoned_network(images, num_classes, is_training):
     """`network`, whose input is multiplied by what `poison:0` is fed, by default 1."""
     poison = tf.cast(tf.compat.v1.placeholder_with_default(1.0, [], name="poison"), images.dtype)

@@ -8,7 +8,7 @@ import tensorflow as tf
 from models.slim_compat import BatchNormChanges
 from trainer.config import Config
 from trainer.distributed import Group
-from trainer.graph import flops, train_step
+from trainer.graph import flops, recompute, train_step
 from trainer.graph.losses import build_losses
 from trainer.graph.network import classify
 from trainer.graph.selection import Selection
@@ -30,6 +30,7 @@ class Target(NamedTuple):
       label: name in the closing line.
       fetch: float32 []: the scalar that a run fetches.
       flops: floating-point operations of convolutions and matrix products, per run.
+      flops_again: those of what --recompute runs again, which are not among them.
       feeds: values of placeholders.
       stream: the input, to be initialized once.
       begin: operation to be run once, when the variables have their values.
@@ -38,6 +39,7 @@ class Target(NamedTuple):
     label: str
     fetch: tf.Tensor
     flops: int
+    flops_again: int
     feeds: dict[tf.Tensor, float]
     stream: Stream
     begin: tf.Operation
@@ -50,8 +52,16 @@ def _create_target(
     feeds: dict[tf.Tensor, float] | None = None,
     begin: tf.Operation | None = None,
 ) -> Target:
-    work = flops.count_flops(flops.list_needed_operations([fetch.op]))
-    return Target(label, fetch, work, feeds or {}, stream, begin or tf.no_op())
+    needed = flops.list_needed_operations([fetch.op])
+    return Target(
+        label,
+        fetch,
+        flops.count_flops(needed),
+        flops.count_flops_again(needed),
+        feeds or {},
+        stream,
+        begin or tf.no_op(),
+    )
 
 
 def build_forward(config: Config, group: Group, dataset: AnyDataset) -> Target:
@@ -66,16 +76,23 @@ def build_forward_backward(config: Config, group: Group, dataset: AnyDataset) ->
     stream = dataset.build_train(group.worker, seed=config.run.seed)
     classes = dataset.info.num_classes
     selection = Selection(config.fine_tuning)
+    pixels = stream.batch.images
     logits = classify(
         config,
-        stream.batch.images,
+        pixels,
         num_classes=classes,
         is_training=True,
         batch_norm=BatchNormChanges(selection.is_frozen_norm),
     )
     variables = selection.trained_variables()
     losses = build_losses(config, logits, stream.batch, variables)
-    gradients = tf.gradients(losses.total, variables)
+    gradients, _ = recompute.compute_gradients(
+        losses.total,
+        variables,
+        inputs=pixels,
+        kind=config.model.recompute,
+        gate_gradients=False,
+    )
     return _create_target("Forward-backward", tf.linalg.global_norm(gradients), stream)
 
 

@@ -119,7 +119,8 @@ def create_result(
       durations_sec: duration of each timed run; fewer than `steps` where it was interrupted.
       label: name of the pass in an error.
       flops: number of floating-point operations per run, by definition.
-      flops_left_out: number of those that were not made; None: it is not known.
+      flops_left_out: number of those that were not made, less those that were made in addition;
+        None: it is not known.
       steps: number of runs that were to be timed.
 
     Raises:
@@ -231,6 +232,8 @@ def _describe_left_out(row: PassResult) -> list[str]:
     if row.made_gflops is None or row.made_gflops == row.achieved_gflops:
         return []
     per_image = row.made_gflops / row.images_per_sec
+    if per_image > row.gflops_per_image:
+        return [f"{per_image:.4g} are made, with what --recompute runs again: `of peak` is theirs"]
     return [f"{per_image:.4g} of them are made (3 x 3 convolutions by tiles): `of peak` is theirs"]
 
 

@@ -62,6 +62,15 @@ class ModelConfig(Checked):
         is_hparam=True,
         elsewhere=("dtype", "amp", "fp16", "use_fp16"),
     )
+    recompute: str = flag(
+        "none",
+        "Activations that the backward pass computes again instead of the forward pass keeping "
+        "them, for larger batches; the same bits. norms: BN and activation functions; blocks: all "
+        "within residual units.",
+        choices=("none", "norms", "blocks"),
+        changes_training=False,
+        elsewhere=("checkpoint_activations", "grad_checkpointing", "gradient_checkpointing"),
+    )
     tf32: bool = flag(
         True,
         "On GPUs, multiply float32 in TensorFloat-32 (10 bits of mantissa), as TensorFlow does by "
@@ -92,3 +101,8 @@ class ModelConfig(Checked):
         super().__post_init__()
         if self.xla_scope != "graph" and not self.xla:
             raise ConfigError(f"--xla_scope: must be given with --xla, got {self.xla_scope!r}")
+        if self.recompute != "none" and self.xla:
+            raise ConfigError(
+                "--recompute: must be none with --xla, which may merge the copies, got "
+                f"{self.recompute!r}"
+            )

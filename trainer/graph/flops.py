@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 import tensorflow as tf
 
+from trainer.graph import scopes
+
 
 def _elements(shape: tf.TensorShape, op: tf.Operation) -> int:
     if not shape.is_fully_defined():
@@ -55,11 +57,22 @@ def count_op_flops(op: tf.Operation) -> int:
 def count_flops(operations: Iterable[tf.Operation]) -> int:
     """Counts the FLOP of running each of the operations once, for the whole batch.
 
+    What --recompute runs again is left out: no definition of a network has it twice.
+
     Args:
       operations: `graph.get_operations()` for all that was built, `list_needed_operations(...)` for
         what a step runs.
     """
-    return sum(count_op_flops(op) for op in operations)
+    return sum(count_op_flops(op) for op in operations if not _runs_again(op))
+
+
+def count_flops_again(operations: Iterable[tf.Operation]) -> int:
+    """Counts, likewise, the FLOP of what --recompute runs again."""
+    return sum(count_op_flops(op) for op in operations if _runs_again(op))
+
+
+def _runs_again(op: tf.Operation) -> bool:
+    return op.name.startswith(scopes.RECOMPUTED)
 
 
 def list_needed_operations(targets: Iterable[tf.Operation]) -> list[tf.Operation]:

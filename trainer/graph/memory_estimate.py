@@ -8,7 +8,7 @@ import tensorflow.compat.v1 as tf1
 
 from models.slim_compat import BatchNormChanges
 from trainer.config import Config
-from trainer.graph import losses, optimizers
+from trainer.graph import losses, optimizers, recompute
 from trainer.graph.averages import create_averages
 from trainer.graph.network import build_logits
 from trainer.graph.selection import Selection
@@ -20,17 +20,21 @@ class TrainingMemory:
 
     Attributes:
       activations: what the forward pass leaves for the backward pass, of one batch.
+      recomputed: activations of the largest part that --recompute computes again at a time.
       variables: the network's variables, float32.
       gradients: one for each variable that is trained, float32.
       slots: variables of the update rule.
       averages: averages of --ema_decay.
+      sums: sums of gradients over the batches of an update, with --accumulate_steps.
     """
 
     activations: int
+    recomputed: int
     variables: int
     gradients: int
     slots: int
     averages: int
+    sums: int
 
     @property
     def total(self) -> int:
@@ -64,7 +68,10 @@ def estimate(config: Config, num_classes: int) -> TrainingMemory:
         trained = selection.trained_variables()
         each = losses.build_cross_entropy(logits, labels, loss=config.optimizer.loss)
         forward = graph.get_operations()
-        found = zip(tf.gradients(tf.reduce_mean(each), trained), trained, strict=True)
+        of_all, recomputed = recompute.compute_gradients(
+            tf.reduce_mean(each), trained, inputs=images, kind=config.model.recompute
+        )
+        found = zip(of_all, trained, strict=True)
         # A variable that the loss does not use has none.
         pairs = [(gradient, variable) for gradient, variable in found if gradient is not None]
         gradients, trained = [g for g, _ in pairs], [variable for _, variable in pairs]
@@ -78,10 +85,12 @@ def estimate(config: Config, num_classes: int) -> TrainingMemory:
         averaged = [*trained, *moving] if averages is not None else []
     return TrainingMemory(
         activations=activations,
+        recomputed=recomputed.most_bytes,
         variables=_bytes_of(network),
         gradients=_bytes_of(trained),
         slots=_bytes_of(slots),
         averages=_bytes_of(averaged),
+        sums=_bytes_of(trained) if config.optimizer.accumulate_steps > 1 else 0,
     )
 
 
@@ -93,9 +102,10 @@ def _bytes_between(
     for operation in forward:  # In the order of building: inputs come first.
         if any(tensor.ref() in of_batch for tensor in operation.inputs):
             of_batch |= {tensor.ref() for tensor in operation.outputs}
-    kept = {tensor.ref() for operation in backward for tensor in operation.inputs}
+    readers = (op for op in backward if op.type not in recompute.SHAPE_READERS)
+    kept = {tensor.ref() for op in readers for tensor in op.inputs}
     tensors = [ref.deref() for ref in kept & of_batch]
-    return sum((t.shape.num_elements() or 0) * t.dtype.size for t in tensors)
+    return recompute.count_bytes(tensors)
 
 
 def _bytes_of(variables: Sequence[tf.Variable]) -> int:

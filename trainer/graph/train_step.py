@@ -10,7 +10,7 @@ import tensorflow.compat.v1 as tf1
 from models.slim_compat import BatchNormChanges
 from trainer.config import Config
 from trainer.distributed import Group
-from trainer.graph import accuracy, images, optimizers, reduction, scopes
+from trainer.graph import accuracy, images, optimizers, recompute, reduction, scopes
 from trainer.graph.accumulation import Accumulator
 from trainer.graph.averages import Averages, create_averages
 from trainer.graph.loss_scale import LossScale
@@ -81,6 +81,7 @@ class TrainGraph(NamedTuple):
       broadcast_op: operation that gives every worker rank 0's variables; to be run before the first
         step.
       histograms: histograms of gradients and weights.
+      recomputed: what --recompute did.
     """
 
     train_op: tf.Operation
@@ -96,6 +97,7 @@ class TrainGraph(NamedTuple):
     stream: Stream
     broadcast_op: tf.Operation
     histograms: HistogramGraph
+    recomputed: recompute.Recomputed
 
     def create_step(
         self, session: tf1.Session, *, also: Any = ()
@@ -123,13 +125,14 @@ def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> Trai
     """Adds the training step to the default graph, the same on every worker."""
     stream, batch, wait_sec = _build_timed_input(config, group, dataset)
     selection = Selection(config.fine_tuning)
-    losses, top1 = _build_forward(config, group, batch, dataset.info.num_classes, selection)
+    inputs, losses, top1 = _build_forward(config, group, batch, dataset.info.num_classes, selection)
     with tf.name_scope(scopes.UPDATE):
         learning_rate = tf1.placeholder(tf.float32, [], name="learning_rate")
         request = tf1.placeholder_with_default(0.0, [], name="request")
     update_rule = optimizers.UpdateRule(config, learning_rate)
     loss_scale = LossScale(config.model.precision)
-    gradients, variables = _compute_gradients(loss_scale.multiply(losses.total), selection)
+    scaled = loss_scale.multiply(losses.total)
+    gradients, variables, recomputed = _compute_gradients(config, scaled, selection, inputs)
     scalars = [losses.total, losses.cross_entropy, top1]
     batches = config.optimizer.accumulate_steps
     with tf.name_scope(scopes.GRADIENTS):
@@ -167,10 +170,7 @@ def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> Trai
         train_op = tf.group(
             *updates, loss_scale.build_update(is_finite), accumulator.build_reset(), counted
         )
-    with tf.name_scope(scopes.START):
-        broadcast_op = group.build_broadcast(tf1.global_variables())
-        with tf.control_dependencies([broadcast_op]):
-            begin_op = tf.group(statistics.build_begin(), accumulator.build_reset())
+    begin_op = _build_start(group, statistics, accumulator)
     return TrainGraph(
         train_op=train_op,
         metrics=StepMetrics(
@@ -197,6 +197,7 @@ def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> Trai
         stream=stream,
         broadcast_op=begin_op,
         histograms=build_histograms(config.telemetry, averaged, variables),
+        recomputed=recomputed,
     )
 
 
@@ -219,8 +220,12 @@ def _build_timed_input(
 
 def _build_forward(
     config: Config, group: Group, batch: Batch, num_classes: int, selection: Selection
-) -> tuple[Losses, tf.Tensor]:
-    """Adds the network and its losses; returns these, and the share of images that are right."""
+) -> tuple[tf.Tensor, Losses, tf.Tensor]:
+    """Adds the network and its losses.
+
+    Returns:
+      the network's input; the losses; the share of images that are right.
+    """
     with tf.name_scope(scopes.INPUTS):
         network_input = images.network_input(batch, config.data)
     joined = SyncBatchNorm(group)
@@ -239,18 +244,23 @@ def _build_forward(
     variables = selection.trained_variables()
     with tf.name_scope(scopes.LOSSES):
         losses = build_losses(config, logits, batch, variables)
-        return losses, tf.reduce_mean(accuracy.are_right(logits, batch.labels))
+        return network_input, losses, tf.reduce_mean(accuracy.are_right(logits, batch.labels))
 
 
 def _compute_gradients(
-    loss: tf.Tensor, selection: Selection
-) -> tuple[list[tf.Tensor], list[tf.Variable]]:
-    """Returns the gradients of the loss, and the trained variables that they belong to."""
+    config: Config, loss: tf.Tensor, selection: Selection, inputs: tf.Tensor
+) -> tuple[list[tf.Tensor], list[tf.Variable], recompute.Recomputed]:
+    """Returns the gradients of the loss, and the trained variables that they belong to.
+
+    Last comes what --recompute did.
+    """
     variables = selection.trained_variables()
-    gradients = tf.gradients(loss, variables, gate_gradients=True)
+    gradients, recomputed = recompute.compute_gradients(
+        loss, variables, inputs=inputs, kind=config.model.recompute
+    )
     pairs = zip(gradients, variables, strict=True)
     found = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
-    return [gradient for gradient, _ in found], [variable for _, variable in found]
+    return [gradient for gradient, _ in found], [variable for _, variable in found], recomputed
 
 
 def _find_nonfinite(gradients: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -258,6 +268,14 @@ def _find_nonfinite(gradients: Sequence[tf.Tensor]) -> tf.Tensor:
     bad = tf.stack([tf.reduce_any(~tf.math.is_finite(gradient)) for gradient in gradients])
     first = tf.argmax(tf.cast(bad, tf.int32), output_type=tf.int32)
     return tf.where(tf.reduce_any(bad), first, -1)
+
+
+def _build_start(group: Group, statistics: Statistics, accumulator: Accumulator) -> tf.Operation:
+    """Adds the operation that gives every worker rank 0's variables."""
+    with tf.name_scope(scopes.START):
+        broadcast_op = group.build_broadcast(tf1.global_variables())
+        with tf.control_dependencies([broadcast_op]):
+            return tf.group(statistics.build_begin(), accumulator.build_reset())
 
 
 def _build_now(config: Config) -> tf.Tensor:

@@ -196,7 +196,7 @@ def _measure(
         others_share = load.others_share()
         peak_memory_bytes = memory.peak_bytes()
     is_on_cpu = name == "input" or session.step_device() == "/cpu:0"
-    flops_left_out = 2 * left_out if is_on_cpu else None
+    flops_left_out = 2 * left_out - target.flops_again if is_on_cpu else None
     made = achieved_gflops(target.flops - (flops_left_out or 0), durations_sec)
     return create_result(
         durations_sec,

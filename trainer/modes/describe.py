@@ -14,7 +14,7 @@ from trainer.graph import flops, memory_estimate
 from trainer.graph.memory_estimate import TrainingMemory
 from trainer.graph.network import find_network
 from trainer.inputs import synthetic
-from trainer.inputs.dataset import open_dataset
+from trainer.inputs.dataset import DatasetInfo, open_dataset
 from trainer.plan import Plan, create_plan
 from trainer.run import outputs
 
@@ -190,10 +190,12 @@ def _describe_memory(config: Config, memory: TrainingMemory) -> str:
             f"activations of {data.batch_size} images in {config.model.precision}",
             memory.activations,
         ),
+        (f"what --recompute={config.model.recompute} has at a time", memory.recomputed),
         ("variables", memory.variables),
         ("gradients", memory.gradients),
         (f"slots of {update.optimizer}", memory.slots),
         ("averages", memory.averages),
+        ("sums of --accumulate_steps", memory.sums),
     ]
     told = " + ".join(f"{name} {size / 2**20:,.0f}" for name, size in parts if size)
     return (
@@ -202,12 +204,27 @@ def _describe_memory(config: Config, memory: TrainingMemory) -> str:
     )
 
 
-def _create_plan(config: Config) -> tuple[Plan, str]:
+def _open_data(config: Config) -> DatasetInfo | None:
+    """Returns what the flags' data are; None where they name none."""
+    if config.data.data_dir is None and config.data.dataset in (None, synthetic.NAME):
+        return None
+    return open_dataset(config.data, num_classes=config.model.num_classes).info
+
+
+def _find_classes(config: Config, info: DatasetInfo | None) -> tuple[int, str]:
+    """Returns the network's number of classes, and where it is from."""
+    if config.model.num_classes is not None:
+        return config.model.num_classes, "--num_classes"
+    if info is not None:
+        return info.num_classes, f"as many as {info.name} has"
+    return synthetic.DEFAULT_CLASSES, "assumed: neither --num_classes nor data are given"
+
+
+def _create_plan(config: Config, info: DatasetInfo | None) -> tuple[Plan, str]:
     """Returns the plan of a run of one worker, and what its data are called."""
     batch_size = config.data.batch_size * config.optimizer.accumulate_steps
     examples, name = _IMAGENET_EXAMPLES, "ImageNet"
-    if config.data.data_dir is not None or config.data.dataset not in (None, synthetic.NAME):
-        info = open_dataset(config.data, num_classes=config.model.num_classes).info
+    if info is not None:
         examples, name = info.num_train_examples, info.name
     plan = create_plan(
         config.run,
@@ -221,21 +238,21 @@ def _create_plan(config: Config) -> tuple[Plan, str]:
 def run(config: Config) -> int:
     """Prints the table of the configured network, and writes it to --result_json.
 
-    The result there has `model`, `image_size`, `num_classes` (1000 where none are given), `layers`
-    (the rows), `parameters`, `gflops_per_image`, `training_bytes` (what training with these flags
-    keeps in memory, by kind), `steps` and `epochs` of a run of one worker.
+    The result there has `model`, `image_size`, `num_classes` (the data's where none are given, 1000
+    without data), `layers` (the rows), `parameters`, `gflops_per_image`, `training_bytes` (what
+    training with these flags keeps in memory, by kind), `steps` and `epochs` of a run of one
+    worker.
 
     Raises:
       ConfigError: there is no such network, or its images must be larger.
     """
     outputs.check_places(config, Worker())
-    description = describe(
-        find_network(config.model, config.data.image_size),
-        image_size=config.data.image_size,
-        num_classes=config.model.num_classes or 1000,
-    )
+    network = find_network(config.model, config.data.image_size)
+    info = _open_data(config)
+    num_classes, origin = _find_classes(config, info)
+    description = describe(network, image_size=config.data.image_size, num_classes=num_classes)
     memory = memory_estimate.estimate(config, description.num_classes)
-    plan, data = _create_plan(config)
+    plan, data = _create_plan(config, info)
     steps, epochs = plan.total_steps, plan.epoch_at(plan.total_steps)
     length = (
         f"a run of one worker has {steps:,} steps of {plan.global_batch_size} images: {epochs:.1f} "
@@ -243,7 +260,7 @@ def run(config: Config) -> int:
     )
     total = (
         f"{description.model} at {description.image_size} px with {description.num_classes} "
-        f"classes: {description.parameters:,} parameters, "
+        f"classes ({origin}): {description.parameters:,} parameters, "
         f"{description.gflops_per_image:.2f} GFLOP per image forward (2 x multiply-adds)"
     )
     result = {

@@ -111,6 +111,7 @@ def set_up(config: Config, group: Group, phases: PhaseTimes, *, first_step: int 
         *_describe_statistics(config, info, plan, names),
         *_describe_norms(config, group, names),
         *_describe_goal(config, info),
+        *setup.train.recomputed.describe(config.model.recompute),
         *_describe_image_sizes(config, plan),
         *setup.store.restore(setup.session),
         *(model_file.describe_start(config) if rank == 0 else ()),

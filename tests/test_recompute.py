@@ -1,0 +1,219 @@
+"""--recompute: the same bits as without, less memory, and nothing that happens twice."""
+
+import collections
+import functools
+
+import golden_losses
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow.compat.v1 as tf1
+import tiny
+
+from models.slim_compat import BatchNormChanges
+from trainer.config import (
+    Config,
+    DataConfig,
+    FineTuningConfig,
+    ModelConfig,
+    OptimizerConfig,
+)
+from trainer.distributed import Group, Worker
+from trainer.errors import ConfigError
+from trainer.graph import flops, recompute, train_step
+from trainer.graph.network import build_logits
+from trainer.graph.sync_batch_norm import SyncBatchNorm
+from trainer.inputs.dataset import open_dataset
+from trainer.machine import session
+
+STEPS = 20
+KERNELS = golden_losses.kernel_settings()[-1]  # On, where this machine has them.
+# Kind, precision, compiled kernels, --accumulate_steps, --freeze_batch_norm.
+CASES = [
+    ("blocks", "float32", KERNELS, 2, False),
+    ("norms", "bfloat16", KERNELS, 1, False),
+    ("blocks", "bfloat16", KERNELS, 1, False),
+    ("blocks", "bfloat16", "off", 1, True),
+    ("norms", "float16", "off", 1, False),
+]
+
+
+def configuration(kind, precision="float32", accumulate_steps=1, freezes=False, **data):
+    data = {
+        "dataset": "tiny:dataset",
+        "image_size": 16,
+        "batch_size": 8,
+        "augment": "none",
+    } | data
+    return Config(
+        model=ModelConfig(
+            model="tiny:residual_network",
+            precision=precision,
+            recompute=kind,
+            batch_norm_decay=0.9,
+        ),
+        data=DataConfig(**data),
+        optimizer=OptimizerConfig(accumulate_steps=accumulate_steps),
+        fine_tuning=FineTuningConfig(freeze_batch_norm=freezes),
+    )
+
+
+@functools.cache
+def train(kind, precision, kernels, batches, freezes):
+    """The losses of some steps, the final values of all variables, and what was recomputed."""
+    config = configuration(kind, precision, batches, freezes)
+    with golden_losses.kernels(kernels), tf.Graph().as_default():
+        tf1.set_random_seed(1)
+        graph = train_step.build_train_graph(config, Group(), open_dataset(config.data))
+        variables = tf1.global_variables()
+        initializer = tf1.global_variables_initializer()
+        with tf1.Session(config=session.create_config()) as run:
+            run.run(initializer)
+            run.run(graph.broadcast_op)
+            run.run(graph.stream.initializer, {graph.stream.start_step: 0})
+            step = graph.create_step(run)
+            losses = [step(0.05, 0.0)[0].loss for _ in range(STEPS)]
+            values = run.run(variables)
+    names = [variable.op.name for variable in variables]
+    return losses, dict(zip(names, values, strict=True)), graph.recomputed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "precision", "kernels", "batches", "freezes"), CASES)
+def test_losses_and_all_variables_are_those_without_it(kind, precision, kernels, batches, freezes):
+    kept, expected, _ = train("none", precision, kernels, batches, freezes)
+    losses, values, recomputed = train(kind, precision, kernels, batches, freezes)
+    assert losses == kept
+    assert len(set(losses)) == STEPS
+    # With BN's moving statistics: they are moved once.
+    assert all(np.array_equal(values[name], value) for name, value in expected.items())
+    moved = [np.any(value) for name, value in values.items() if name.endswith("moving_mean")]
+    assert len(moved) == 6
+    assert all(moved) != freezes
+    assert recomputed.parts == (3 if kind == "blocks" else 6)
+
+
+class _TwoWorkers(Group):
+    """A group of two of which each sends the same, and which counts what it sends."""
+
+    def __init__(self):
+        super().__init__(Worker(size=2))
+        self.sent = collections.Counter()
+
+    def average(self, tensor, name):
+        def count(value):
+            self.sent[name] += 1
+            return value
+
+        return tf.ensure_shape(tf.numpy_function(count, [tensor], tensor.dtype), tensor.shape)
+
+
+def gradients_of_joined_batch(kind):
+    """The gradients with --sync_batch_norm, and how often each collective ran in a step."""
+    config = configuration(kind)
+    group = _TwoWorkers()
+    rng = np.random.default_rng(0)
+    with tf.Graph().as_default(), tf1.Session(config=session.create_config()) as run:
+        tf1.set_random_seed(1)
+        images = tf.constant(rng.normal(size=(8, 16, 16, 3)), tf.float32) * tf1.Variable(1.0)
+        logits = build_logits(
+            config.model,
+            images,
+            num_classes=tiny.NUM_CLASSES,
+            is_training=True,
+            batch_norm=BatchNormChanges(lambda scope: False, SyncBatchNorm(group).normalize),
+        )
+        gradients, recomputed = recompute.compute_gradients(
+            tf.reduce_mean(tf.square(logits)),
+            tf1.trainable_variables()[1:],
+            inputs=images,
+            kind=kind,
+        )
+        run.run(tf1.global_variables_initializer())
+        group.sent.clear()
+        return run.run(gradients), group.sent, recomputed
+
+
+def test_collectives_of_sync_batch_norm_run_once():
+    expected, sent, _ = gradients_of_joined_batch("none")
+    gradients, sent_too, recomputed = gradients_of_joined_batch("blocks")
+    assert recomputed.parts == 3
+    assert sent == sent_too
+    assert set(sent.values()) == {1}
+    assert all(map(np.array_equal, gradients, expected))
+
+
+def live_bytes(kind):
+    """The most bytes that tensors of a step have at a time, by TensorFlow's allocator."""
+    config = configuration(kind)
+    with tf.Graph().as_default(), tf1.Session(config=session.create_config()) as run:
+        images = tf1.Variable(tf.zeros([64, 32, 32, 3]))
+        logits = build_logits(
+            config.model, images * 2, num_classes=tiny.NUM_CLASSES, is_training=True
+        )
+        found, _ = recompute.compute_gradients(
+            tf.reduce_mean(tf.square(logits)),
+            tf1.trainable_variables()[1:],
+            inputs=images,
+            kind=kind,
+        )
+        run.run(tf1.global_variables_initializer())
+        fetch = tf.linalg.global_norm(found)
+        run.run(fetch)
+        options = tf1.RunOptions(trace_level=tf1.RunOptions.FULL_TRACE)
+        trace = tf1.RunMetadata()
+        run.run(fetch, options=options, run_metadata=trace)
+    records = sorted(
+        (record.alloc_micros, record.alloc_bytes)
+        for device in trace.step_stats.dev_stats
+        for node in device.node_stats
+        for memory in node.memory
+        for record in memory.allocation_records
+    )
+    return max(np.cumsum([size for _, size in records]))
+
+
+def test_less_is_in_memory_at_a_time():
+    kept, norms, blocks = map(live_bytes, ("none", "norms", "blocks"))
+    assert norms < 0.8 * kept
+    assert blocks < 0.65 * kept
+
+
+def test_flops_are_those_of_the_definition():
+    def count(kind):
+        config = configuration(kind, dataset="synthetic", augment="standard")
+        with tf.Graph().as_default():
+            graph = train_step.build_train_graph(config, Group(), open_dataset(config.data))
+            needed = flops.list_needed_operations([graph.train_op])
+        return flops.count_flops(needed), flops.count_flops_again(needed)
+
+    # The first convolution, of three channels, and the first of each of three units.
+    again = 2 * 8 * 16 * 16 * 32 * 9 * (3 + 3 * 32)
+    assert count("blocks") == (count("none")[0], again)
+    assert count("none")[1] == count("norms")[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "expected"),
+    [
+        ("tiny:network", "none", ()),
+        (
+            "tiny:network",
+            "blocks",
+            ("--recompute=blocks changes nothing: the network has no residual units",),
+        ),
+    ],
+)
+def test_a_network_without_residual_units_is_told(model, kind, expected):
+    config = Config(
+        model=ModelConfig(model=model, recompute=kind),
+        data=DataConfig(dataset="synthetic", image_size=16, batch_size=8),
+    )
+    with tf.Graph().as_default():
+        graph = train_step.build_train_graph(config, Group(), open_dataset(config.data))
+    assert graph.recomputed.describe(kind) == expected
+
+
+def test_xla_is_refused():
+    with pytest.raises(ConfigError, match="--recompute: must be none with --xla"):
+        ModelConfig(recompute="blocks", xla=True)
