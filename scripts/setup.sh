@@ -64,7 +64,9 @@ newest_python() {
   local name exe
   for name in python3.13 python3.12 python3.11 python3.10 python3 python; do
     while read -r exe; do
-      if python_version "$exe" >/dev/null; then
+      # Not the environment's own, where that is active: it is to be cleared.
+      if python_version "$exe" >/dev/null &&
+        [[ $("$exe" -c 'import sys; print(sys.prefix)') != "$venv" ]]; then
         echo "$exe"
         return
       fi

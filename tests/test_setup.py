@@ -70,3 +70,22 @@ def test_a_stand_in_for_a_python_is_passed_over(tmp_path):
     assert said.returncode == 1
     assert said.stderr.startswith("build_horovod: a C++ compiler (no-such-compiler) is needed")
     assert said.stderr.count("\n") == 1
+
+
+def test_an_environment_that_is_active_is_not_made_by_its_own_python(tmp_path):
+    """It would be gone before it made the new one."""
+    venv, called = tmp_path / "venv", tmp_path / "called"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    (venv / "bin" / "python3.13").symlink_to("python")  # The first that is looked for.
+    (venv / ".slim-horovod").mkdir()
+    (packages,) = venv.glob("lib/python3*/site-packages")
+    lines = f"import sys\nprint(sys.argv, file=open({str(called)!r}, 'a'))\n"
+    (packages / "sitecustomize.py").write_text(lines)
+    path = os.pathsep.join(
+        [str(venv / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
+    )
+    said = run_setup("--cpu", "--venv", str(venv), PATH=path, CXX="no-such-compiler")
+    assert said.returncode == 1
+    assert "a C++ compiler" in said.stderr
+    assert "-c" in called.read_text()  # It was looked at.
+    assert "build.py" not in called.read_text()

@@ -302,7 +302,10 @@ def test_wrong_input_is_one_line(tmp_path):
         ("--num_classes=3",): "--num_classes: must be at least 4, ",
         ("--dataset=folder", f"--data_dir={tmp_path}/empty"): f"{tmp_path}/empty",
         (f"--logdir={tmp_path}/file",): "--logdir: must be writable, got ",
-        (f"--logdir={tmp_path}/other", "--optimizer=adam"): "is of another network or optimizer: ",
+        (f"--logdir={tmp_path}/other", "--optimizer=adam"): (
+            "another --logdir or --init_checkpoint. Flags that have changed since: "
+            "optimizer momentum -> adam"
+        ),
         (f"--logdir={tmp_path}/other", "--resume=never"): "--resume: must not be never where ",
         ("--mode=evaluate", f"--logdir={tmp_path}/other", "--num_classes=7"): (
             "logits/weights is [8, 4] in the checkpoint, [8, 7] in this network"

@@ -23,10 +23,7 @@ def describe(before: RunFacts, now: RunFacts) -> list[str]:
       now: the facts of this run.
     """
     lines = []
-    config = _flatten(now.config)
-    # A checkpoint of an earlier version lacks newer flags.
-    earlier = {name: _BEFORE.get(name) for name in config} | _flatten(before.config)
-    flags = [*_changed(earlier, config, skip=_SILENT)]
+    flags = list_flags(before, now)
     if flags:
         lines.append(f"flags that have changed since: {', '.join(flags)}")
     versions = [*_changed(before.versions, now.versions)]
@@ -40,6 +37,14 @@ def describe(before: RunFacts, now: RunFacts) -> list[str]:
     if before.fingerprint != now.fingerprint:
         lines.append("the data has changed since: the run goes on with another order of examples")
     return lines
+
+
+def list_flags(before: RunFacts, now: RunFacts) -> list[str]:
+    """Returns the flags that have other values now, of those that affect what is computed."""
+    config = _flatten(now.config)
+    # A checkpoint of an earlier version lacks newer flags.
+    earlier = {name: _BEFORE.get(name) for name in config} | _flatten(before.config)
+    return [*_changed(earlier, config, skip=_SILENT)]
 
 
 def is_as_long(before: RunFacts, now: RunFacts) -> bool:

@@ -94,7 +94,15 @@ class FolderStore:
         return self._load(session, found, found.prefix)
 
     def _load(self, session: tf1.Session, found: Found, prefix: str) -> tuple[str, ...]:
-        restore.restore(session, prefix, self._variables)
+        try:
+            restore.restore(session, prefix, self._variables)
+        except UserError as error:
+            flags = changes.list_flags(found.entry.run, self._facts) if found.entry else []
+            if not flags:
+                raise
+            # They say better than names of variables what to do.
+            text = f"{error}. Flags that have changed since: {', '.join(flags)}"
+            raise UserError(text, status=error.status) from error
         messages = [*found.skipped, f"resumed from {prefix}"]
         if found.entry is not None:
             before = found.entry.run
