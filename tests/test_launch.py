@@ -38,7 +38,8 @@ def stand_ins(tmp_path):
     folder.mkdir()
     ends = {
         "mpirun": "[ $# -gt 1 ] || echo 'mpirun (Open MPI) 4.1.4'",
-        "ldd": "echo libmpi.so.40 '=>' /lib/libmpi.so.40",
+        # TensorFlow's own is loaded before, and ldd does not find it.
+        "ldd": "echo 'libmpi.so.40 => /lib/libmpi.so.40\nlibtensorflow.so => not found'",
         "ssh": "",
         "getent": "",
         "horovodrun": "",
