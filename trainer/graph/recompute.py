@@ -26,7 +26,7 @@ from trainer.graph import scopes
 _SUMS = ("Add", "AddV2", "AddN")
 _NORM = "FusedBatchNormV3"
 # What may follow on BN and takes little time beside a convolution: memory limits it.
-_CHEAP = frozenset(("Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Mul", "Cast", "Pad", "PadV2"))
+_CHEAP = frozenset(("Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Mul", "Cast"))
 # What reads a shape, not numbers.
 SHAPE_READERS = frozenset(("Shape", "ShapeN", "Size", "Rank"))
 
@@ -232,8 +232,10 @@ class _Part:
         tensor = reader.op.inputs[reader.position]
         if reader.op.type in SHAPE_READERS or (tensor.shape.rank or 0) < 2:
             return False
-        # Without another reader of its input, BN by moving averages would become a part of the
-        # convolution before it, and round otherwise.
+        # Without another reader of their results, padding would become a part of the convolution
+        # behind it, and a convolution one of BN by moving averages behind it: both round otherwise.
+        if tensor.op.type in ("Pad", "PadV2"):
+            return False
         others = [op for op in tensor.consumers() if op in self._of_batch]
         return not all(op.type == _NORM and not op.get_attr("is_training") for op in others)
 
