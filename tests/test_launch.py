@@ -128,7 +128,7 @@ def test_mpirun_gets_its_options_and_the_trainer_its_flags(stand_ins):
 
 @pytest.mark.parametrize("number", ["TERM", "INT", "HUP"])
 def test_what_asks_mpirun_to_end_asks_its_workers_to_save(stand_ins, number):
-    workers = f"trap 'exit 75' USR1; kill -{number} $PPID; while :; do :; done"
+    workers = f"trap 'exit 75' USR1; kill -{number} $PPID; while :; do sleep 0.05; done"
     ends = {"mpirun": f"[ $# -gt 1 ] || {{ echo Open MPI; exit; }}; {workers}"}
     done, _ = stand_ins("mpirun.sh", "--", "--steps=3", said=ends)
     assert (done.returncode, done.stderr) == (75, "")
