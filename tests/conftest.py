@@ -61,6 +61,16 @@ def environment_stays():
     assert _environment() == before
 
 
+@pytest.fixture(autouse=True)
+def signals_stay():
+    """Gives signals their handlers back: what a test ignores, all that later tests start would."""
+    signals = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = [(each, signal.getsignal(each)) for each in signals]
+    yield
+    for each, handler in before:
+        signal.signal(each, handler)
+
+
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
     """A finished run of 60 steps on two workers, by scripts/train.sh, with everything logged."""
