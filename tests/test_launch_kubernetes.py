@@ -7,6 +7,7 @@ own, too (docs/launching.md).
 import os
 
 import yaml
+from absl import flags as absl_flags
 from processes import ROOT
 
 from flags import command_line
@@ -90,7 +91,7 @@ def test_the_manifest_starts_the_trainer_on_all_slots():
     slots = job["spec"]["slotsPerWorker"]
     assert options == ["-np", str(slots * worker["replicas"])]
     assert work["resources"]["limits"]["nvidia.com/gpu"] == str(slots)
-    config = command_line.parse(["trainer", *flags])
+    config = command_line.parse(["trainer", *flags], absl_flags.FlagValues())
     mounts = {each["mountPath"]: each["name"] for each in work["volumeMounts"]}
     assert {config.data.data_dir, os.path.dirname(config.run.logdir), "/dev/shm"} == set(mounts)
     assert set(mounts.values()) == {each["name"] for each in worker["template"]["spec"]["volumes"]}
