@@ -21,9 +21,10 @@ from flags import command_line
 from trainer.benchmark import passes as benchmark_passes
 from trainer.benchmark import peak, sweep
 from trainer.benchmark.result import Sweep, create_result
-from trainer.benchmark.sweep import to_flags
 from trainer.config import BenchmarkConfig, Config, DataConfig, ModelConfig, RunConfig
 from trainer.config import benchmark as benchmark_config
+from trainer.process import alone
+from trainer.process.alone import to_flags
 
 NETWORK = ("--model=tiny:network", "--image_size=16", "--batch_size=4")
 PASSES = ("forward", "forward_backward", "train_step")
@@ -99,7 +100,7 @@ def test_processes_of_a_sweep_measure_the_peak_once_and_again_where_one_was_fast
             device_peak = peak.DevicePeak("float32")
         device_peak.measure()
         if size == 2:  # After the peak was measured.
-            return sweep._Ended(-signal.SIGKILL, "", False)
+            return alone.Ended(-signal.SIGKILL, "", False)
         achieved = {3: 100.0, 4: 270.0, 5: 160.0}[size]
         row = create_result(
             [0.1],
@@ -117,9 +118,9 @@ def test_processes_of_a_sweep_measure_the_peak_once_and_again_where_one_was_fast
         )
         result = {"result": {"passes": {"forward": Sweep((row,)).to_json()}}}
         pathlib.Path(given["result_json"]).write_text(json.dumps(result))
-        return sweep._Ended(0, "", False)
+        return alone.Ended(0, "", False)
 
-    monkeypatch.setattr(sweep, "_run_alone", run_alone)
+    monkeypatch.setattr(sweep, "run_alone", run_alone)
     config = Config(mode="benchmark", benchmark=BenchmarkConfig(benchmark_batch_sizes="2,3,4,5"))
     device_peak = peak.DevicePeak("float32")
     result = sweep.measure(config, "forward", device_peak, lines.append)

@@ -27,7 +27,7 @@ from trainer.inputs.conversion import convert
 from trainer.inputs.images import reader
 from trainer.inputs.source import Source
 from trainer.inputs.sources import listing, storage
-from trainer.machine import memory
+from trainer.machine import free_memory
 
 
 def open_dataset(path=None, **fields):
@@ -268,7 +268,7 @@ def test_a_cache_changes_nothing_but_the_reads(tmp_path, cache):
 
 def test_a_cache_that_does_not_fit_is_refused(tmp_path, monkeypatch):
     write_folder(tmp_path, {"a": 10})
-    monkeypatch.setattr(memory, "available_bytes", lambda: 20_000)
+    monkeypatch.setattr(free_memory, "available_bytes", lambda: 20_000)
     data = open_dataset(tmp_path, cache="decoded")
     assert 24 * 20 * 3 * 10 < 20_000 < 2 * 24 * 20 * 3 * 10
     with tf.Graph().as_default():

@@ -8,11 +8,11 @@ import psutil
 import pytest
 from processes import run
 
-from trainer.machine import memory
+from trainer.machine import free_memory, memory
 
 
 def test_an_allocation_that_memory_has_no_room_for_fails():
-    size = 2 * memory.available_bytes()
+    size = 2 * free_memory.available_bytes()
     with memory.limited_to_available(), pytest.raises(OSError, match="Cannot allocate memory"):
         mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 

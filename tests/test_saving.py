@@ -16,7 +16,7 @@ from trainer.checkpoints import bundle, layout, restore, search
 from trainer.checkpoints import manifest as checkpoint_manifest
 from trainer.checkpoints.bundle import BundleWriter
 from trainer.checkpoints.snapshot import Shortage
-from trainer.machine import memory
+from trainer.machine import free_memory
 from trainer.process import files
 from trainer.run import saving
 from trainer.run.guard import Requests, encode_requests, read_requests
@@ -160,7 +160,7 @@ def test_where_memory_does_not_suffice_training_waits_and_is_told_once(
     session, variables, set_to = network
     saver = create_saving(create_store(tmp_path, variables), session)
     size = create_store(tmp_path, variables).copy(session, 1).bytes
-    monkeypatch.setattr(memory, "available_bytes", lambda: 2 * size - 1)
+    monkeypatch.setattr(free_memory, "available_bytes", lambda: 2 * size - 1)
     for step in (1, 2):
         set_to(step)
         saver.begin(step)

@@ -8,14 +8,8 @@ before.
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from trainer import exit_status
 from trainer.benchmark.peak import DevicePeak
@@ -23,74 +17,12 @@ from trainer.benchmark.result import PassResult, Sweep
 from trainer.benchmark.runs import Say
 from trainer.config import Config, RunConfig, TelemetryConfig
 from trainer.errors import UserError
-from trainer.process.keeper import unless_nohup
-
-
-def to_flags(config: Config) -> list[str]:
-    """Returns the command line that gives `config`, without flags that have their default value."""
-    changed = [flag for flag in config.flags() if flag.value != flag.default]
-    return [f"--mode={config.mode}", *(f"--{flag.name}={flag.value}" for flag in changed)]
-
-
-class _Ended(NamedTuple):
-    """The end of a process: its exit status, its stderr, and whether Ctrl-C came meanwhile."""
-
-    status: int
-    errors: str
-    is_interrupted: bool
-
-
-def _leave(number: int, frame: object) -> None:
-    del frame
-    sys.exit(128 + number)
-
-
-def _run_alone(flags: Sequence[str], environ: Mapping[str, str]) -> _Ended:
-    """Runs the trainer in a process that gets Ctrl-C once, and does not outlive this process."""
-    command = [sys.executable, "-m", "trainer", *flags]
-    is_interrupted = False
-    asked = unless_nohup((signal.SIGTERM, signal.SIGHUP))
-    before = {number: signal.signal(number, _leave) for number in asked}
-    # In a session of its own the process does not get the terminal's Ctrl-C as well.
-    with subprocess.Popen(
-        command,
-        env={**os.environ, **environ},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            _, errors = process.communicate()
-        except KeyboardInterrupt:
-            is_interrupted = True
-            process.send_signal(signal.SIGINT)
-            _, errors = process.communicate()
-        finally:
-            process.kill()  # Does nothing where it has ended.
-            for number, handler in before.items():
-                signal.signal(number, handler)
-    return _Ended(process.returncode, errors, is_interrupted)
-
-
-class _Failure(NamedTuple):
-    """Why a process has no result: in one line, and as an exit status."""
-
-    reason: str
-    status: int
-
-
-def _explain(ended: _Ended) -> _Failure:
-    if ended.status < 0:
-        name = signal.Signals(-ended.status).name
-        reason = f"does not fit in memory, it seems (ended by {name})"
-        return _Failure(reason, exit_status.OUT_OF_MEMORY)
-    lines = ended.errors.strip().splitlines() or [f"exit status {ended.status}"]
-    return _Failure(lines[-1].removeprefix("slim-horovod: "), ended.status)
+from trainer.process.alone import Failure, explain, run_alone, to_flags
 
 
 def _measure_alone(
     config: Config, name: str, size: int, device_peak: DevicePeak
-) -> tuple[PassResult | _Failure, bool]:
+) -> tuple[PassResult | Failure, bool]:
     """Times a pass at a batch size in a process of its own, which shares the device's peak.
 
     Returns:
@@ -118,12 +50,12 @@ def _measure_alone(
             ),
         )
         with device_peak.shared(Path(folder)) as environ:
-            ended = _run_alone(to_flags(child), environ)
+            ended = run_alone(to_flags(child), environ)
         is_interrupted = ended.is_interrupted or ended.status == exit_status.INTERRUPTED
         if not path.exists():
             if is_interrupted:
                 raise KeyboardInterrupt
-            return _explain(ended), False
+            return explain(ended), False
         content = json.loads(path.read_text(encoding="utf-8"))
     return PassResult.from_json(content["result"]["passes"][name]), is_interrupted
 
@@ -138,13 +70,13 @@ def measure(config: Config, name: str, device_peak: DevicePeak, say: Say) -> Swe
       KeyboardInterrupt: Ctrl-C came before any batch size was timed.
     """
     rows: list[PassResult] = []
-    failures: dict[int, _Failure] = {}
+    failures: dict[int, Failure] = {}
     partial = False
     try:
         for size in config.benchmark.batch_sizes:
             say(f"{name}, batch {size}:")
             row, partial = _measure_alone(config, name, size, device_peak)
-            if isinstance(row, _Failure):
+            if isinstance(row, Failure):
                 failures[size] = row
                 say("failed; the table says why")
                 continue

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer.machine import memory
+from trainer.machine import free_memory
 from trainer.machine import session as machine_session
 
 # Of the memory that is available, a copy may take one in so many parts: steps may need more, too.
@@ -57,7 +57,7 @@ class Snapshot:
         Raises:
           Shortage: memory does not suffice.
         """
-        available = memory.available_bytes()
+        available = free_memory.available_bytes()
         if _PARTS * self.bytes > available:
             raise Shortage(self._describe(f"of {available / 1e6:.0f} MB that are available"))
         if session is not self._session:

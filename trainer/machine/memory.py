@@ -1,22 +1,12 @@
 """Measures the memory that this process has used, and limits what it may use."""
 
 import contextlib
-import re
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow as tf
 
-# Share of the free memory that this process may use: not all, since other programs grow too.
-_USABLE_SHARE = 0.95
-_CGROUP = Path("/sys/fs/cgroup")
-
-
-def _read_kilobytes(path: str, name: str) -> int:
-    """Returns a value of a file such as /proc/meminfo, bytes."""
-    text = Path(path).read_text(encoding="ascii")
-    return 1024 * int(re.findall(rf"^{name}:\s*(\d+) kB$", text, re.MULTILINE)[0])
+from trainer.machine import free_memory
 
 
 def _prepare_gpu(local_rank: int = 0) -> bool:
@@ -53,7 +43,7 @@ def peak_bytes() -> int:
 
 def resident_peak_bytes() -> int:
     """Returns the most bytes of main memory that this process has held at a time."""
-    return _read_kilobytes("/proc/self/status", "VmHWM")
+    return free_memory.read_kilobytes("/proc/self/status", "VmHWM")
 
 
 def device_peak_bytes(local_rank: int = 0) -> int | None:
@@ -61,20 +51,6 @@ def device_peak_bytes(local_rank: int = 0) -> int | None:
     if not _prepare_gpu(local_rank):
         return None
     return tf.config.experimental.get_memory_info("GPU:0")["peak"]
-
-
-def available_bytes() -> int:
-    """Returns how many bytes of main memory are free, within this container's limit."""
-    available = _read_kilobytes("/proc/meminfo", "MemAvailable")
-    try:
-        limit = int((_CGROUP / "memory.max").read_text(encoding="ascii"))
-        used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
-        statistics = (_CGROUP / "memory.stat").read_text(encoding="ascii")
-    except (OSError, ValueError):  # No such controller, or a limit of "max".
-        return available
-    # Cached files count as used memory, but give way to programs.
-    cached = int(re.findall(r"^inactive_file (\d+)$", statistics, re.MULTILINE)[0])
-    return min(available, limit - used + cached)
 
 
 @contextlib.contextmanager
@@ -87,15 +63,8 @@ def limited_to_available() -> Iterator[None]:
     if tf.config.list_physical_devices("GPU"):
         yield
         return
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    has = _read_kilobytes("/proc/self/status", "VmData")
-    wanted = has + int(_USABLE_SHARE * available_bytes())
-    limit = min([wanted, *(bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY)])
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
-    try:
+    with free_memory.limited():
         yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def is_exhausted(error: tf.errors.OpError) -> bool:

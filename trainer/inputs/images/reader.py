@@ -18,7 +18,7 @@ from trainer.inputs.images.encoded import RAW, ImageHeader, read_header
 from trainer.inputs.images.orientation import UPRIGHT
 from trainer.inputs.images.reduction import Parts
 from trainer.inputs.source import BadImageError, NotesBad, Split
-from trainer.machine import memory
+from trainer.machine import free_memory
 
 _SAMPLES = 64  # The number of images whose sizes tell how much memory a cache will need.
 
@@ -169,7 +169,7 @@ class ImageReader:
             sizes.append(len(data) if is_encoded else 3 * header.height * header.width)
         # Each worker caches every example in time, since each epoch is shuffled anew.
         needed = float(np.mean(sizes or [0])) * count * worker.local_size
-        available = memory.available_bytes()
+        available = free_memory.available_bytes()
         if needed > available:
             raise ConfigError(
                 f"--cache: {self._config.cache} images need about {needed / 2**30:.1f} GiB for "
