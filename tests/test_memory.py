@@ -43,6 +43,39 @@ def test_the_peak_has_what_was_freed_until_it_is_reset():
     assert memory.peak_bytes() < with_block - 0.5 * size
 
 
+def write_group(folder, names, *values):
+    """A memory group's files: its limit, what is used, and cached files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    limit, used, cached = names
+    for name, value in ((limit, values[0]), (used, values[1])):
+        (folder / name).write_text(f"{value}\n")
+    (folder / "memory.stat").write_text(f"cache 7\n{cached} {values[2]}\n")
+
+
+VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+VERSION_2 = ("memory.max", "memory.current", "inactive_file")
+
+
+def test_the_limit_of_any_group_that_a_process_is_in_counts(tmp_path, monkeypatch):
+    own, root = tmp_path / "cgroup", tmp_path / "groups"
+    monkeypatch.setattr(free_memory, "_OWN_GROUPS", own)
+    monkeypatch.setattr(free_memory, "_CGROUP", root)
+    unlimited = free_memory.available_bytes()
+    own.write_text("1:cpu:/a\n0::/unit.slice/run.scope\n")
+    write_group(root / "unit.slice", VERSION_2, 5000, 3000, 100)
+    write_group(root / "unit.slice" / "run.scope", VERSION_2, "max", 3000, 100)
+    assert free_memory.available_bytes() == 2100
+    write_group(root / "unit.slice" / "run.scope", VERSION_2, 3500, 3000, 0)
+    assert free_memory.available_bytes() == 500
+    own.write_text("0::/not/seen/in/a/container\n")
+    write_group(root, VERSION_2, 4000, 3000, 10)
+    assert free_memory.available_bytes() == 1010
+    own.write_text("3:hugetlb,memory:/box\n")
+    assert free_memory.available_bytes() == pytest.approx(unlimited, rel=0.5)
+    write_group(root / "memory" / "box", VERSION_1, 5000, 6000, 0)
+    assert free_memory.available_bytes() == 0
+
+
 @pytest.mark.processes
 def test_a_batch_that_does_not_fit_in_memory_is_one_line():
     """Under a limit, as a GPU has one: without it the kernel would grant whatever is asked for."""

@@ -8,10 +8,12 @@ import re
 import resource
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 # Share of the free memory that this process may use: not all, since other programs grow too.
 _USABLE_SHARE = 0.95
 _CGROUP = Path("/sys/fs/cgroup")
+_OWN_GROUPS = Path("/proc/self/cgroup")
 
 
 def read_kilobytes(path: str, name: str) -> int:
@@ -21,17 +23,61 @@ def read_kilobytes(path: str, name: str) -> int:
 
 
 def available_bytes() -> int:
-    """Returns how many bytes of main memory are free, within this container's limit."""
+    """Returns how many bytes of main memory are free, within the limits of this process's groups.
+
+    A container has such a limit, and a unit of systemd may have one; a group's counts for those
+    within it, too.
+    """
+    left = [_left_in(folder, names) for folder, names in _find_groups()]
     available = read_kilobytes("/proc/meminfo", "MemAvailable")
+    return min([available, *(bytes_left for bytes_left in left if bytes_left is not None)])
+
+
+class _Names(NamedTuple):
+    """The names that a version of cgroups has for a limit, for what is used, and for cached files.
+
+    Sources: the kernel's Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
+    """
+
+    limit: str
+    used: str
+    cached: str
+
+
+_VERSION_1 = _Names("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_VERSION_2 = _Names("memory.max", "memory.current", "inactive_file")
+
+
+def _find_groups() -> Iterator[tuple[Path, _Names]]:
+    """Yields the folder of each memory group that this process is in, and its version's names.
+
+    In a container the kernel may tell a path that is not there: its own group is the root.
+    """
     try:
-        limit = int((_CGROUP / "memory.max").read_text(encoding="ascii"))
-        used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
-        statistics = (_CGROUP / "memory.stat").read_text(encoding="ascii")
-    except (OSError, ValueError):  # No such controller, or a limit of "max".
-        return available
+        lines = _OWN_GROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, names = (_CGROUP / "memory", _VERSION_1) if controllers else (_CGROUP, _VERSION_2)
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(root):
+                yield folder, names
+
+
+def _left_in(folder: Path, names: _Names) -> int | None:
+    """Returns how many bytes a group may still take; None where it has no limit."""
+    try:
+        limit = int((folder / names.limit).read_text(encoding="ascii"))
+        used = int((folder / names.used).read_text(encoding="ascii"))
+        statistics = (folder / "memory.stat").read_text(encoding="ascii")
+    except (OSError, ValueError):  # No such group, or a limit of "max".
+        return None
     # Cached files count as used memory, but give way to programs.
-    cached = int(re.findall(r"^inactive_file (\d+)$", statistics, re.MULTILINE)[0])
-    return min(available, limit - used + cached)
+    cached = re.search(rf"^{names.cached} (\d+)$", statistics, re.MULTILINE)
+    return max(0, limit - used + (int(cached[1]) if cached else 0))
 
 
 @contextlib.contextmanager
