@@ -5,6 +5,7 @@ fields become absl's flags, and absl's errors become one line.
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from types import UnionType
@@ -15,7 +16,7 @@ from absl import flags as absl_flags
 from flags import flag_files
 from trainer import config as config_lib
 from trainer.config import flag_file
-from trainer.config.statement import statement_of
+from trainer.config.statement import AUTO, statement_of
 from trainer.errors import ConfigError, UserError
 
 GROUPS: dict[str, Any] = {
@@ -51,6 +52,16 @@ def _value_type(annotation: Any) -> type:
     return annotation
 
 
+class _IntegerOrAuto(absl_flags.IntegerParser):
+    """Reads a whole number, or the word that has the program find it."""
+
+    syntactic_help = f"an integer, or {AUTO}"
+
+    def parse(self, argument: Any) -> Any:
+        """Returns the number, or the word."""
+        return AUTO if argument == AUTO else super().parse(argument)
+
+
 def _define_field(field: dataclasses.Field[Any], group: str, values: absl_flags.FlagValues) -> None:
     define: Any = {
         str: absl_flags.DEFINE_string,
@@ -59,6 +70,10 @@ def _define_field(field: dataclasses.Field[Any], group: str, values: absl_flags.
         bool: absl_flags.DEFINE_bool,
     }[_value_type(field.type)]
     statement = statement_of(field)
+    if statement.may_be_auto:
+        define = functools.partial(
+            absl_flags.DEFINE, _IntegerOrAuto(), serializer=absl_flags.ArgumentSerializer()
+        )
     named = statement.choices or ()
     is_listed = all(choice in statement.help for choice in named)
     choices = "" if is_listed else f" One of {', '.join(named)}."
@@ -112,6 +127,8 @@ def usage(values: absl_flags.FlagValues = absl_flags.FLAGS) -> str:
 def _value(field: dataclasses.Field[Any], values: absl_flags.FlagValues) -> Any:
     """Returns the value of a field's flag; of a path with the home folder, which shells leave."""
     value: Any = values[field.name].value
+    if statement_of(field).may_be_auto and value == AUTO:
+        return field.default
     is_path = value is not None and statement_of(field).path is not None
     return os.path.expanduser(value) if is_path else value
 
@@ -168,6 +185,8 @@ def parse(
     given = [field.name for field in all_fields if values[field.name].present]
     unused = _unused_length(given, argv)
     given = [name for name in given if name != unused]
+    automatic = [f.name for f in all_fields if statement_of(f).may_be_auto]
+    automatic = [name for name in automatic if values[name].value == AUTO]
     groups = {
         name: group_type(
             **{
@@ -178,7 +197,9 @@ def parse(
         )
         for name, group_type in GROUPS.items()
     }
-    config = config_lib.Config(mode=mode, files=tuple(rest), given=tuple(given), **groups)
+    config = config_lib.Config(
+        mode=mode, files=tuple(rest), given=tuple(given), automatic=tuple(automatic), **groups
+    )
     return _with_data_of_run(config) if mode == "evaluate" else config
 
 

@@ -1,5 +1,6 @@
 """What memory a process has, needs and may have."""
 
+import json
 import mmap
 import resource
 import sys
@@ -41,6 +42,24 @@ def test_the_peak_has_what_was_freed_until_it_is_reset():
     assert memory.peak_bytes() > with_block - 0.1 * size
     memory.reset_peak()
     assert memory.peak_bytes() < with_block - 0.5 * size
+
+
+def test_what_is_started_meanwhile_has_a_share_of_every_limit():
+    """And leaves no core file; the limits of this process are then as before."""
+    kinds = (resource.RLIMIT_DATA, resource.RLIMIT_AS, resource.RLIMIT_CORE)
+    before = [resource.getrlimit(kind) for kind in kinds]
+    tell = f"import resource; print([resource.getrlimit(kind)[0] for kind in {kinds}])"
+    hard = before[1][1]
+    resource.setrlimit(resource.RLIMIT_AS, (2**40, hard))
+    try:
+        with free_memory.limited_for_others():
+            data, addresses, core = json.loads(run([sys.executable, "-c", tell]).stdout)
+        assert resource.getrlimit(resource.RLIMIT_AS) == (2**40, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before[1])
+    assert data == pytest.approx(0.95 * free_memory.available_bytes(), rel=0.3)
+    assert (addresses, core) == (int(0.95 * 2**40), 0)
+    assert [resource.getrlimit(kind) for kind in kinds] == before
 
 
 def write_group(folder, names, *values):

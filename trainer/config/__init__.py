@@ -35,6 +35,8 @@ __all__ = [
     "TelemetryConfig",
 ]
 
+# The modes that can find out how large a batch may be.
+_FINDS_BATCH_SIZE = ("train", "benchmark", "describe")
 MODES = ("train", "evaluate", "benchmark", "export", "predict", "describe", "doctor")
 
 
@@ -46,6 +48,8 @@ class Config:
       mode: mode of the run, one of `MODES`.
       files: what --mode=predict classifies: paths of images and folders, lists, or `-`.
       given: names of the flags that the command line gives; others have their defaults.
+      automatic: names of the flags that are `auto`: they have their defaults, in whose place
+        `modes.run` puts what it finds before anything else sees the configuration.
       model: flags of the network.
       data: flags of the data.
       optimizer: flags of the update.
@@ -61,6 +65,7 @@ class Config:
     mode: str = "train"
     files: tuple[str, ...] = ()
     given: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    automatic: tuple[str, ...] = ()
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -82,6 +87,7 @@ class Config:
                     f"--{each.name}: must not be given with --mode={self.mode}, which does not use "
                     f"it (it is for {', '.join(modes)}), got {each.value!r}"
                 )
+        self._check_automatic()
         if self.run.follow and self.prediction.is_wanted:
             raise ConfigError("--follow: must not be given with a file of predictions")
         starts_anew = self.mode == "train" and self.run.init_checkpoint is None
@@ -93,6 +99,17 @@ class Config:
         for name in ("histogram_every", "profile_steps"):
             if getattr(self.telemetry, name) and self.run.logdir is None:
                 raise ConfigError(f"--logdir: must be given with --{name}, got none")
+
+    def _check_automatic(self) -> None:
+        if self.automatic and self.mode not in _FINDS_BATCH_SIZE:
+            raise ConfigError(
+                f"--batch_size: must be a number with --mode={self.mode} (auto is for "
+                f"{', '.join(_FINDS_BATCH_SIZE)}), got 'auto'"
+            )
+        if self.automatic and self.benchmark.batch_sizes:
+            raise ConfigError(
+                "--batch_size: must be a number with --benchmark_batch_sizes, got 'auto'"
+            )
 
     def flags(self) -> Iterator[Flag]:
         """Yields every flag but --mode, with its value and what is stated of it."""

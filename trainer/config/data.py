@@ -51,10 +51,12 @@ class DataConfig(Checked):
     )
     batch_size: int = flag(
         32,
-        "Examples per step and worker.",
+        "Examples per step and worker. auto: as many as fit in memory, found by trial, in training "
+        "in one process, with --benchmark and --mode=describe.",
         minimum=1,
         maximum=2**31 - 1,
         is_hparam=True,
+        may_be_auto=True,
         elsewhere=("batch", "bs", "train_batch_size"),
     )
     label_offset: int | None = flag(

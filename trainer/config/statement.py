@@ -17,6 +17,8 @@ from trainer.errors import ConfigError
 T = TypeVar("T")
 
 _KEY = "flag"
+# The word for a value that the program is to find itself.
+AUTO = "auto"
 
 
 class PathKind(enum.Enum):
@@ -45,6 +47,7 @@ class Statement(NamedTuple):
       modes: modes that use the flag, and others refuse; None: all.
       before: value of runs that were made before there was the flag; None: the default.
       elsewhere: names that other programs have for the flag, which are suggested from.
+      may_be_auto: whether the flag may be `auto`: the program then finds the value itself.
       short_name: name of one letter, which the flag has besides; None: it has none.
     """
 
@@ -62,6 +65,7 @@ class Statement(NamedTuple):
     modes: Sequence[str] | None
     before: Any
     elsewhere: Sequence[str]
+    may_be_auto: bool
     short_name: str | None
 
 
@@ -82,6 +86,7 @@ def flag(
     modes: Sequence[str] | None = None,
     before: Any = None,
     elsewhere: Sequence[str] = (),
+    may_be_auto: bool = False,
     short_name: str | None = None,
 ) -> T:
     """Returns a dataclass field that is also a flag.
@@ -89,7 +94,7 @@ def flag(
     Args:
       default: value where the flag is not given. None: the help says what happens then.
       help, minimum, above, maximum, below, choices, is_hparam, changes_training, belongs_to_model,
-        path, read_by, modes, before, elsewhere, short_name: see `Statement`.
+        path, read_by, modes, before, elsewhere, may_be_auto, short_name: see `Statement`.
     """
     statement = Statement(
         help,
@@ -106,6 +111,7 @@ def flag(
         modes,
         before,
         elsewhere,
+        may_be_auto,
         short_name,
     )
     return dataclasses.field(default=default, metadata={_KEY: statement})

@@ -80,6 +80,37 @@ def _left_in(folder: Path, names: _Names) -> int | None:
     return max(0, limit - used + (int(cached[1]) if cached else 0))
 
 
+def usable_bytes() -> int:
+    """Returns how many bytes of main memory a process that is started now may take at most."""
+    soft = [resource.getrlimit(each)[0] for each in (resource.RLIMIT_DATA, resource.RLIMIT_AS)]
+    bounds = [bound for bound in soft if bound != resource.RLIM_INFINITY]
+    return int(_USABLE_SHARE * min([available_bytes(), *bounds]))
+
+
+@contextlib.contextmanager
+def limited_for_others() -> Iterator[None]:
+    """Limits processes that are started inside to a share of all that limits this process.
+
+    These are the memory that is free, and the limits of data and of addresses (`ulimit -d`, `-v`).
+    The share is left to what such a process has less of than what it stands for. A library that
+    crashes where memory is refused leaves no core file.
+    """
+    kinds = (resource.RLIMIT_DATA, resource.RLIMIT_AS, resource.RLIMIT_CORE)
+    before = {each: resource.getrlimit(each) for each in kinds}
+    free = int(_USABLE_SHARE * available_bytes())
+    try:
+        for each, (soft, hard) in before.items():
+            bounds = {resource.RLIMIT_DATA: [free], resource.RLIMIT_CORE: [0]}.get(each, [])
+            if soft != resource.RLIM_INFINITY:
+                bounds.append(int(_USABLE_SHARE * soft))
+            if bounds:
+                resource.setrlimit(each, (min(bounds), hard))
+        yield
+    finally:
+        for each, limits in before.items():
+            resource.setrlimit(each, limits)
+
+
 @contextlib.contextmanager
 def limited() -> Iterator[None]:
     """Makes allocations inside fail where main memory has no room for them.

@@ -1,7 +1,9 @@
 """The modes of --mode: a module for each, whose `run(config)` returns the exit status."""
 
+import functools
 import importlib
 
+from trainer.benchmark import largest_batch
 from trainer.config import MODES, Config
 from trainer.machine.loading import load_tensorflow
 
@@ -13,6 +15,8 @@ _WITHOUT_TENSORFLOW = ("doctor",)
 
 def run(config: Config) -> int:
     """Loads TensorFlow and runs the mode that `config` names; returns the exit status."""
+    if config.automatic:
+        config = largest_batch.find(config, functools.partial(print, flush=True))
     if config.mode not in _WITHOUT_TENSORFLOW:
         load_tensorflow(config)
     return importlib.import_module(TABLE[config.mode]).run(config)

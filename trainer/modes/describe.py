@@ -240,8 +240,8 @@ def run(config: Config) -> int:
 
     The result there has `model`, `image_size`, `num_classes` (the data's where none are given, 1000
     without data), `layers` (the rows), `parameters`, `gflops_per_image`, `training_bytes` (what
-    training with these flags keeps in memory, by kind), `steps` and `epochs` of a run of one
-    worker.
+    training with these flags keeps in memory, by kind), `train_examples` (null without data),
+    `steps` and `epochs` of a run of one worker.
 
     Raises:
       ConfigError: there is no such network, or its images must be larger.
@@ -271,6 +271,7 @@ def run(config: Config) -> int:
         "parameters": description.parameters,
         "gflops_per_image": description.gflops_per_image,
         "training_bytes": dataclasses.asdict(memory),
+        "train_examples": None if info is None else info.num_train_examples,
         "steps": steps,
         "epochs": epochs,
     }

@@ -31,8 +31,14 @@ def _leave(number: int, frame: object) -> None:
     sys.exit(128 + number)
 
 
-def run_alone(flags: Sequence[str], environ: Mapping[str, str]) -> Ended:
-    """Runs the trainer in a process that gets Ctrl-C once, and does not outlive this process."""
+def run_alone(flags: Sequence[str], environ: Mapping[str, str], *, quiet: bool = False) -> Ended:
+    """Runs the trainer in a process that gets Ctrl-C once, and does not outlive this process.
+
+    Args:
+      flags: the command line.
+      environ: environment variables that the process has besides this process's.
+      quiet: whether what it prints on standard output is left out.
+    """
     command = [sys.executable, "-m", "trainer", *flags]
     is_interrupted = False
     asked = unless_nohup((signal.SIGTERM, signal.SIGHUP))
@@ -41,6 +47,7 @@ def run_alone(flags: Sequence[str], environ: Mapping[str, str]) -> Ended:
     with subprocess.Popen(
         command,
         env={**os.environ, **environ},
+        stdout=subprocess.DEVNULL if quiet else None,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
