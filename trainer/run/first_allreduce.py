@@ -10,6 +10,7 @@ import tensorflow.compat.v1 as tf1
 
 from trainer.config import Config
 from trainer.distributed import URGENT, Group
+from trainer.graph import reduction
 from trainer.machine import session
 from trainer.run.setup import Setup
 from trainer.telemetry.console import Console
@@ -66,9 +67,11 @@ def measure(config: Config, group: Group, setup: Setup, console: Console) -> Fir
     )
     with tf.Graph().as_default(), tf1.Session(config=session_config) as own_session:
         # It is fed, since TensorFlow would average constants once, before the first run.
-        value = tf1.placeholder(sent_type, [])
+        value = tf1.placeholder(tf.float32, [])
         sent = [tf.fill(shape, value) for shape in shapes]
-        averages = [group.average(each, f"start/gradient/{i}") for i, each in enumerate(sent)]
+        names = [f"start/{i}" for i in range(len(sent))]
+        # As a step does it: Horovod alone knows neither bfloat16 nor this Adasum.
+        averages = reduction.reduce_gradients(config, group, sent, names)
         with tf.control_dependencies(sent):  # A step ends with an urgent tensor, too.
             averages.append(group.average(tf.reshape(value, [1]), f"{URGENT}start/end"))
         fetch = tf.add_n([tf.reshape(average, [-1])[0] for average in averages])
