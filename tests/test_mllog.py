@@ -8,6 +8,10 @@ import json
 
 import pytest
 import tiny
+from test_plan import make_plan
+
+from trainer.config import Config
+from trainer.telemetry.mllog import MLPerfLogFile
 
 pytestmark = pytest.mark.processes
 
@@ -95,3 +99,26 @@ def test_the_values_are_the_runs(lines, run):
     accuracies = [line["value"] for line in lines if line["key"] == "eval_accuracy"]
     result = json.loads((run / "result.json").read_text())["result"]
     assert accuracies[-1] == result["eval"]["top1"]
+
+
+def test_a_loop_that_begins_anew_is_the_same_run(tmp_path):
+    """As with images of another size, in the middle of an epoch and at its end; then a rollback."""
+    log = MLPerfLogFile(str(tmp_path / "mlperf.log"), Config())
+    plan = make_plan(epochs=3.0)  # An epoch has 22.45 steps.
+    for begins, ends in ((0, 10), (10, 23), (23, 50), (5, plan.total_steps)):
+        log.begin(plan, done=begins, train_examples=1, eval_examples=1)
+        for step in range(begins + 1, ends + 1):
+            log.after_step(step)
+    log.end()
+    text = (tmp_path / "mlperf.log").read_text().splitlines()
+    logged = [json.loads(line.removeprefix(":::MLLOG ")) for line in text]
+    test_every_key_is_there_as_often_as_it_must_be(
+        [*logged, *({"key": name} for name in ("eval_start", "eval_stop", "eval_accuracy"))]
+    )
+    epochs = [
+        (line["key"], line["metadata"]["epoch_num"])
+        for line in logged
+        if line["key"].startswith("epoch_")
+    ]
+    expected = [1, 2, 3, 1, 2, 3]
+    assert epochs == [(f"epoch_{what}", each) for each in expected for what in ("start", "stop")]

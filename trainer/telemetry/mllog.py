@@ -31,6 +31,9 @@ class MLPerfLog(Protocol):
     def begin(self, plan: Plan, *, done: int, train_examples: int, eval_examples: int) -> None:
         """Logs the run's parameters, and that its first step comes next.
 
+        Where the loop begins anew, with images of another size or from an earlier checkpoint, the
+        same run goes on: then at most the epoch is another one.
+
         Args:
           plan: plan of the run.
           done: number of steps done before.
@@ -76,6 +79,7 @@ class MLPerfLogFile:
         """
         self._config = config
         self._is_reported = False
+        self._epoch: int | None = None  # The one that is open.
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).write_bytes(b"")
@@ -90,6 +94,12 @@ class MLPerfLogFile:
 
     def begin(self, plan: Plan, *, done: int, train_examples: int, eval_examples: int) -> None:
         self._plan = plan
+        epoch = self._epoch_of(done + 1)
+        if self._epoch is not None:
+            if epoch != self._epoch:  # It has gone back to a checkpoint.
+                self._stop_epoch(self._epoch)
+                self._start_epoch(epoch)
+            return
         parameters = {
             **_describe(self._config, plan),
             "train_samples": train_examples,
@@ -99,15 +109,22 @@ class MLPerfLogFile:
             self._log(_POINT, key, value)
         self._log(_END, "init_stop")
         self._log(_START, "run_start")
-        self._log(_START, "epoch_start", epoch_num=self._epoch_of(done + 1))
+        self._start_epoch(epoch)
 
     def after_step(self, step: int) -> None:
         epoch, following = self._epoch_of(step), self._epoch_of(step + 1)
         is_last = step == self._plan.total_steps
         if is_last or following != epoch:
-            self._log(_END, "epoch_stop", epoch_num=epoch)
+            self._stop_epoch(epoch)
         if not is_last and following != epoch:
-            self._log(_START, "epoch_start", epoch_num=following)
+            self._start_epoch(following)
+
+    def _start_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+        self._log(_START, "epoch_start", epoch_num=epoch)
+
+    def _stop_epoch(self, epoch: int) -> None:
+        self._log(_END, "epoch_stop", epoch_num=epoch)
 
     @contextlib.contextmanager
     def evaluating(self, step: int) -> Iterator[list[float]]:
