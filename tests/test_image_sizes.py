@@ -1,12 +1,13 @@
 """--progressive_image_size: training images that grow by epoch."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from processes import trainer, trainers
+from processes import ROOT, run, trainer, trainers
 from test_plan import make_plan
 
 from trainer.config import DataConfig
@@ -65,3 +66,23 @@ def test_a_run_equals_runs_of_one_size_that_go_on_from_each_other(tmp_path):
     # Parts of 12, 11 and 7 steps: each warms up.
     assert (result["warmup_steps"], result["timed_steps"]) == (6 + 5 + 3, 16)
     assert result["eval"]["count"] == tiny.VALIDATION_EXAMPLES
+
+
+@pytest.mark.processes
+def test_status_tells_no_checkpoint_where_the_size_changes_without_one(tmp_path):
+    """It changes after step 12; the run fails at its last step, before it has saved any."""
+    (tmp_path / "plan.json").write_text(
+        json.dumps(
+            {"queue": [{"phase": "last step", "rank": 0, "action": "exception"}], "fired": 0}
+        )
+    )
+    command = [sys.executable, str(ROOT / "tests" / "programs" / "faulty_trainer.py")]
+    grows = ["--progressive_image_size=0:8,1:16", "--steps=15", "--checkpoint_every=0"]
+    done = run(
+        [*command, *FLAGS, *grows, f"--logdir={tmp_path}/run"],
+        FAULT_PLAN=str(tmp_path / "plan.json"),
+        LAST_STEP="15",
+    )
+    assert "step 12: from here on, training images have 16 px" in done.stdout
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("failed", 0)

@@ -85,6 +85,8 @@ def run(config: Config) -> int:
         while outcome is None or outcome.ending in (Ending.ROLLED_BACK, Ending.RESIZED):
             with protection.watchdog.long_phase("building the graph for another size of images"):
                 setup = at_size(config, group, setup)
+            if outcome is None or outcome.ending is Ending.ROLLED_BACK:  # From a checkpoint.
+                status.set("running", step=int(setup.session.run(setup.train.global_step)))
             outcome, result = _train(config, group, setup, status, protection, messages, times)
             messages = outcome.messages
     if outcome.ending is Ending.FINISHED:
@@ -130,7 +132,6 @@ def _train(
     is_complete = any(group.gather(done >= plan.total_steps or reaches))
     lacks_evaluation = any(group.gather(setup.store.lacks_evaluation(done)))
     logdir = None if is_complete and not lacks_evaluation else config.run.logdir
-    status.set("running", step=done)
     outputs.write_model(config, group.worker, setup.info.class_names)
     outputs.write_flags(config, group.worker)
     outcome = Outcome(Ending.FINISHED)
