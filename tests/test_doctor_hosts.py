@@ -127,3 +127,16 @@ def test_the_script_refuses_before_it_sets_anything_up(flags, told):
     assert done.returncode == 1
     assert done.stderr.startswith(f"train.sh: {told}")
     assert done.stderr.count("\n") == 1
+
+
+def test_what_a_login_script_says_is_no_answer(monkeypatch):
+    said = """import sys; sys.stdin.readline(); print("{welcome}", 7, '{"a": 1}', sep="\\n")"""
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        hosts.subprocess, "Popen", lambda _, **how: popen([sys.executable, "-c", said], **how)
+    )
+    probe = hosts.Probe("host", is_here=True)
+    try:
+        assert probe.ask({}) == {"a": 1}
+    finally:
+        probe.close()

@@ -95,8 +95,9 @@ class Probe:
             self._questions.write(json.dumps(question) + "\n")
             self._questions.flush()
         for line in self._answers:
-            if line.startswith("{"):  # A login script may say something, too.
-                return json.loads(line)
+            with contextlib.suppress(ValueError):  # A login script may say something, too.
+                if isinstance(answer := json.loads(line), dict):
+                    return answer
         return None
 
     def reason(self) -> str:
