@@ -102,7 +102,9 @@ def test_a_host_tells_what_it_cannot_connect_to():
     assert abs(answer["time"] - time.time()) < 60
 
 
-@pytest.mark.parametrize("text", ["a,,b", "a:0", "a:x", "-oProxyCommand=x", "a:1:2", "a,a"])
+@pytest.mark.parametrize(
+    "text", ["a,,b", "a:0", "a:x", "a:٣", "a b:1", "-oProxyCommand=x", "a:1:2", "a,a"]
+)
 def test_a_wrong_list_of_hosts_is_refused(text):
     with pytest.raises(ConfigError, match="--hosts: must name"):
         hosts.parse(text)

@@ -149,7 +149,9 @@ def _train(
         )
         for line in (*messages, start):
             console.say(line)
-        allreduce = None if is_complete else first_allreduce.measure(config, group, setup, console)
+        if not is_complete and not times.has_begun:
+            allreduce = first_allreduce.measure(config, group, setup, console)
+            times.allreduce_sec = None if allreduce is None else allreduce.duration_sec
         guard = LoopGuard(group, setup, console, writer, status, protection, done=done)
         stack.enter_context(contextlib.closing(guard))
         if is_complete or (lacks_evaluation and plan.evaluates_at(done)):
@@ -169,7 +171,6 @@ def _train(
             monitor.mllog.end()
     if outcome.ending is Ending.FINISHED:
         status.set("finished", step=steps)
-    result |= {} if allreduce is None else {"allreduce_ms": 1000 * allreduce.duration_sec}
     result |= {"skipped_steps": setup.policy.skipped, "start_sec": setup.phases.durations_sec}
     return outcome, result
 

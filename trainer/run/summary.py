@@ -21,11 +21,19 @@ class RunTimes:
 
     Attributes:
       final_loss: loss of the last step; None before the first.
+      allreduce_sec: duration of averaging the gradients alone, as measured before the first part;
+        None where that was not measured.
     """
 
     def __init__(self) -> None:
         self.final_loss: float | None = None
+        self.allreduce_sec: float | None = None
         self._parts: list[list[tuple[float, float]]] = []
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a part has begun."""
+        return bool(self._parts)
 
     def begin_part(self) -> None:
         """Begins a part: the next steps warm up."""
@@ -69,6 +77,8 @@ def summarize(
             "data_wait_ms": 1000 * math.fsum(waits) / len(waits),
             "final_loss": times.final_loss,
         }
+    if times.allreduce_sec is not None:
+        result["allreduce_ms"] = 1000 * times.allreduce_sec
     if evaluation is not None:
         result["eval"] = evaluation.as_dict()
     return result

@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import re
 import secrets
 import shlex
 import subprocess
@@ -29,6 +30,7 @@ SSH = (
     *("-o", "ConnectTimeout=10"),
 )
 _ANSWER_SEC = 40.0
+_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _SKEW_SEC = 1.0
 _CODE = "bring the same version of this folder there: a shared one, or the same commit"
 _PASSED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
@@ -50,8 +52,8 @@ def parse(text: str) -> tuple[Slots, ...]:
     found = []
     for part in text.split(","):
         host, colon, number = part.strip().partition(":")
-        is_number = number.isdecimal() and int(number) > 0
-        if not host or host.startswith("-") or (colon and not is_number):
+        is_number = re.fullmatch("[0-9]+", number) is not None and int(number) > 0
+        if not _HOST.fullmatch(host) or (colon and not is_number):
             raise ConfigError(
                 f"--hosts: must name hosts, each with its number of workers, such as h1:8,h2:8, "
                 f"got {text!r}"
