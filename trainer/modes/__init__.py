@@ -3,7 +3,6 @@
 import functools
 import importlib
 
-from trainer.benchmark import largest_batch
 from trainer.config import MODES, Config
 from trainer.machine.loading import load_tensorflow
 
@@ -16,6 +15,8 @@ _WITHOUT_TENSORFLOW = ("doctor",)
 def run(config: Config) -> int:
     """Loads TensorFlow and runs the mode that `config` names; returns the exit status."""
     if config.automatic:
+        # Loaded where it is needed: most starts are not to wait for it.
+        largest_batch = importlib.import_module("trainer.benchmark.largest_batch")
         config = largest_batch.find(config, functools.partial(print, flush=True))
     if config.mode not in _WITHOUT_TENSORFLOW:
         load_tensorflow(config)
