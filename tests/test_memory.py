@@ -104,7 +104,7 @@ def test_a_batch_that_does_not_fit_in_memory_is_one_line():
     assert done.returncode == 81, done.stderr
     assert done.stderr.splitlines()[-1] == (
         "slim-horovod: --batch_size: 10000000 images of 512 px do not fit in memory. Try a smaller "
-        "--batch_size and --accumulate_steps to have as many images per update and "
-        "--precision=bfloat16"
+        "--batch_size and --recompute=blocks and --accumulate_steps to have as many images per "
+        "update and --precision=bfloat16"
     )
     assert "Traceback" not in done.stderr
