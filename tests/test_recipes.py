@@ -21,7 +21,7 @@ def parse(path):
 
 
 def test_the_recipes_are_those_of_the_page():
-    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     assert re.findall(r"scripts/recipes/(\w+)\.flags", page)
     assert set(re.findall(r"scripts/recipes/(\w+)\.flags", page)) == set(NAMES)
 
