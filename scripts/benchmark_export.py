@@ -22,7 +22,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from shared import program
+from shared import loaded_tensorflow, program  # noqa: F401
 
 import numpy as np
 import tensorflow as tf

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from shared import program
+from shared import loaded_tensorflow, program  # noqa: F401
 
 import numpy as np
 import tensorflow as tf

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from shared import program
+from shared import loaded_tensorflow, program  # noqa: F401
 
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1

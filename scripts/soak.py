@@ -25,8 +25,9 @@ from pathlib import Path
 from shared import process_tree, program
 
 from trainer.checkpoints import layout
-from trainer.config import flag_file
+from trainer.config import Config, flag_file
 from trainer.errors import UserError
+from trainer.machine.loading import load_tensorflow
 from trainer.process import files
 
 _LAUNCHER = "the launcher"
@@ -155,7 +156,8 @@ def find_faults(straight: Path, soaked: Path) -> list[str]:
 
 def different_variables(straight: Path, soaked: Path) -> list[str]:
     """Names of the variables that the newest checkpoints of two folders don't agree on."""
-    import tensorflow as tf  # Here, since it takes seconds.
+    load_tensorflow(Config())  # Here, since it takes seconds.
+    import tensorflow as tf
 
     newest = [tf.train.latest_checkpoint(str(folder)) for folder in (straight, soaked)]
     if None in newest:
