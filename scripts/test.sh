@@ -30,5 +30,5 @@ cd "$root"
 ruff format --check .
 ruff check .
 mypy
-# Two tests at a time: many wait for one process. tests/conftest.py says which not together.
-python -m pytest --numprocesses=2 --dist=loadfile "${selection[@]}" "$@"
+# Three tests at a time: many wait for a process, also on two cores. tests/conftest.py says which not together.
+python -m pytest --numprocesses=3 --dist=loadfile "${selection[@]}" "$@"

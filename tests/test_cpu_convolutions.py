@@ -5,7 +5,6 @@ import pytest
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 from kernels import needs_kernels, skip_without_onednn
-from processes import check_with_and_without_onednn
 
 from trainer.cpu_kernels import gradients as cpu_gradients
 from trainer.machine import cores, session
@@ -320,7 +319,7 @@ def test_what_is_not_a_number_stays_so(name, dtype):
 
 
 def check_threads():
-    """Runs in a process of its own, in which every session has threads of its own."""
+    """Runs where every session has threads of its own: see test_cpu_threads."""
     cases = [
         Convolution(dtype, **{"channels": channels, **CASES[name]})
         for dtype in DTYPES
@@ -334,9 +333,3 @@ def check_threads():
             case.check(outputs, case.outputs)
             case.check(by_inputs, case.by_inputs)
             assert kinds.count(OURS) == 2
-
-
-@needs_kernels
-@pytest.mark.processes
-def test_any_number_of_threads_shares_the_work_with_and_without_onednn():
-    check_with_and_without_onednn("import test_cpu_convolutions as tests; tests.check_threads()")

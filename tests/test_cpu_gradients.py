@@ -8,7 +8,6 @@ import pytest
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 from kernels import needs_kernels, skip_without_onednn
-from processes import check_with_and_without_onednn
 
 from models import resnet_utils, resnet_v2
 from models.slim_compat import slim
@@ -111,7 +110,7 @@ def test_gradients_of_convolutions_equal_tensorflows_own(name, dtype):
 
 
 def check_threads():
-    """Runs in a process of its own, in which every session has threads of its own."""
+    """Runs where every session has threads of its own: see test_cpu_threads."""
     for case in (
         {"maps": (5, 40, 40), "size": 3},  # Threads share bands, or bands and channels.
         {"maps": (5, 40, 40), "size": 1, "channels": (96, 32)},
@@ -126,14 +125,6 @@ def check_threads():
                 assert "SlimHorovodFilterGradient" in kinds_of(graph)
                 check(ours, expected, dtype)
             print(threads, len(os.listdir("/proc/self/task")) - before)
-
-
-@needs_kernels
-@pytest.mark.processes
-def test_any_number_of_threads_shares_the_work_with_and_without_onednn():
-    check_with_and_without_onednn(
-        "import test_cpu_gradients as tests; tests.check_threads(); tests.check_norms()"
-    )
 
 
 def test_the_work_is_counted_as_tensorflows_own():

@@ -5,7 +5,6 @@ import pytest
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 from kernels import needs_kernels, skip_without_onednn
-from processes import check_with_and_without_onednn
 
 from models import resnet_utils, resnet_v2
 from models.slim_compat import slim
@@ -196,18 +195,12 @@ def test_tensorflows_own_gradient_gets_what_it_needs():
 
 
 def check_threads():
-    """Runs in a process of its own, in which every session has threads of its own."""
+    """Runs where every session has threads of its own: see test_cpu_threads."""
     for threads in (1, 3, 8):
         cores.worker_cores = lambda local_size, threads=threads: threads
         for dtype in DTYPES:
             for shape in ((2, 1, 1, 16), (5, 7, 6, 48), (2, 40, 40, 33)):
                 assert OURS in check_norm(dtype, shape)
-
-
-@needs_kernels
-@pytest.mark.processes
-def test_any_number_of_threads_shares_the_work_with_and_without_onednn():
-    check_with_and_without_onednn("import test_cpu_norm as tests; tests.check_threads()")
 
 
 @needs_kernels

@@ -162,9 +162,10 @@ class TestRun:
 
     def test_started_again_it_says_that_it_is_complete(self, run):
         before = (run / "metrics.jsonl").read_text().count("train/loss")
-        done = trainer(*FLAGS, "--steps=60", f"--logdir={run}")
+        done = horovodrun(2, ["-m", "trainer", *FLAGS, "--steps=60", f"--logdir={run}"])
         assert done.returncode == 0, done.stderr
         assert "is complete already" in done.stdout
+        assert "exit with status code" not in done.stdout + done.stderr  # 0, on both ranks.
         assert (run / "metrics.jsonl").read_text().count("train/loss") == before
 
     def test_a_mistake_is_told_once_and_ends_all_workers(self, tmp_path):
