@@ -147,6 +147,8 @@ def test_the_word_is_for_one_process_and_for_modes_that_train_or_tell(monkeypatc
         parse("--mode=evaluate", "--batch_size=auto")
     with pytest.raises(ConfigError, match="must be a number with --benchmark_batch_sizes"):
         parse("--benchmark", "--benchmark_batch_sizes=1,2", "--batch_size=auto")
+    with pytest.raises(ConfigError, match="--accumulate_steps: must be 1 with --benchmark"):
+        parse("--benchmark", "--batch_size=auto", "--accumulate_steps=2")
     with pytest.raises(UserError, match="batch_size"):
         parse("--batch_size=automatic")
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")

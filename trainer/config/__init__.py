@@ -87,7 +87,7 @@ class Config:
                     f"--{each.name}: must not be given with --mode={self.mode}, which does not use "
                     f"it (it is for {', '.join(modes)}), got {each.value!r}"
                 )
-        self._check_automatic()
+        self._check_batches()
         if self.run.follow and self.prediction.is_wanted:
             raise ConfigError("--follow: must not be given with a file of predictions")
         starts_anew = self.mode == "train" and self.run.init_checkpoint is None
@@ -100,7 +100,12 @@ class Config:
             if getattr(self.telemetry, name) and self.run.logdir is None:
                 raise ConfigError(f"--logdir: must be given with --{name}, got none")
 
-    def _check_automatic(self) -> None:
+    def _check_batches(self) -> None:
+        if self.mode == "benchmark" and self.optimizer.accumulate_steps > 1:
+            raise ConfigError(
+                "--accumulate_steps: must be 1 with --benchmark, which times single batches, got "
+                f"{self.optimizer.accumulate_steps}"
+            )
         if self.automatic and self.mode not in _FINDS_BATCH_SIZE:
             raise ConfigError(
                 f"--batch_size: must be a number with --mode={self.mode} (auto is for "

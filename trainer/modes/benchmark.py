@@ -88,11 +88,6 @@ def _check(config: Config, group: Group) -> None:
             "--benchmark_passes: allreduce must have several workers: start it with "
             "horovodrun -np 2 python -m trainer --benchmark --benchmark_passes=allreduce"
         )
-    if config.optimizer.accumulate_steps > 1:
-        raise ConfigError(
-            "--accumulate_steps: must be 1 with --benchmark, which times single batches, got "
-            f"{config.optimizer.accumulate_steps}"
-        )
     if config.benchmark.batch_sizes and launcher.find() is not None:
         raise ConfigError("--benchmark_batch_sizes: must not be given under a launcher")
     for name, path in (
