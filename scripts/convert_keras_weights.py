@@ -21,7 +21,7 @@ from shared import keras_weights, program
 from shared.keras_weights import Kind, WeightsFile
 
 from trainer.checkpoints import layout
-from trainer.config import Config, DataConfig, ModelConfig, RunConfig
+from trainer.config import Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig
 from trainer.errors import UserError
 from trainer.machine.loading import load_tensorflow
 from trainer.process import files, texts
@@ -112,6 +112,7 @@ def main() -> None:
         arguments.out,
         with_top=not arguments.without_top,
         image_size=arguments.image_size,
+        activation=file.activation if file else None,
     )
     for line in lines:
         print(line)
@@ -126,7 +127,13 @@ def _check_place(flag: str, path: Path) -> None:
 
 
 def write_checkpoint(
-    model: Any, kind: Kind, folder: Path, *, with_top: bool = True, image_size: int = _IMAGE_SIZE
+    model: Any,
+    kind: Kind,
+    folder: Path,
+    *,
+    with_top: bool = True,
+    image_size: int = _IMAGE_SIZE,
+    activation: str | None = None,
 ) -> tuple[str, ...]:
     """Writes a checkpoint of a model of Keras, and its model.json; returns what to tell of it.
 
@@ -136,6 +143,7 @@ def write_checkpoint(
       folder: the folder to make, which is there whole or not at all.
       with_top: whether to write its last layer, where it has one.
       image_size: height and width of its images, for model.json, pixels.
+      activation: what its last layer makes of the logits, for model.json's --loss; None: not known.
 
     Raises:
       UserError: the checkpoint can't be written.
@@ -154,6 +162,9 @@ def write_checkpoint(
     )
     # `inception` is what Keras' resnet_v2.preprocess_input does.
     data = DataConfig(image_size=image_size, preprocessing="inception")
+    has_top = with_top and kind.num_classes is not None
+    is_sigmoid = has_top and activation == "sigmoid"
+    loss = OptimizerConfig(loss="sigmoid") if is_sigmoid else OptimizerConfig()
     with files.replacing(folder) as temporary:
         temporary.mkdir()
         try:
@@ -167,13 +178,14 @@ def write_checkpoint(
             reason = texts.first_line(error)
             raise UserError(f"--out: '{folder}' could not be written ({reason})") from error
         layout.write_state(temporary, [0])
-        model_file.write(temporary, Config(model=network, data=data), None)
-    has_top = with_top and kind.num_classes is not None
+        model_file.write(temporary, Config(model=network, data=data, optimizer=loss), None)
     return (
         f"{layout.prefix_of(str(folder), 0)}: {kind.architecture}, {len(values)} variables, "
         + (f"{kind.num_classes} classes" if has_top else "no last layer"),
         f"  python -m trainer --init_checkpoint={shlex.quote(str(folder))} --model={network.model} "
-        f"--batch_norm_epsilon={network.batch_norm_epsilon} --data_dir=DIR --logdir=DIR",
+        f"--batch_norm_epsilon={network.batch_norm_epsilon}"
+        + (" --loss=sigmoid" if is_sigmoid else "")
+        + " --data_dir=DIR --logdir=DIR",
     )
 
 
@@ -210,6 +222,7 @@ def write_keras(given: str, target: Path) -> tuple[str, ...]:
     model = keras_weights.create_model(
         Kind(architecture, restore.find_classes(chosen.prefix)),
         image_size=flags.get("image_size", _IMAGE_SIZE),
+        activation="sigmoid" if flags.get("loss") == "sigmoid" else "softmax",
     )
     variables = keras_weights.list_variables(model, scope)
     restore.refuse_differences(

@@ -253,14 +253,14 @@ def save_tiny(path, *, classes=tiny.NUM_CLASSES, averages=False, only=None):
         tf1.train.Saver(variables).save(session, str(path), write_meta_graph=False)
 
 
-def start_tiny(path, *, ema_decay=None, **flags):
+def start_tiny(path, *, ema_decay=None, head=None, **flags):
     """The tiny network's train graph after its start: messages and variables by name."""
     config = create_config()
     optimizer = dataclasses.replace(config.optimizer, ema_decay=ema_decay)
     config = dataclasses.replace(config, optimizer=optimizer)
     with tf.Graph().as_default(), tf1.Session() as session:
         train_step.build_train_graph(config, Group(), open_dataset(config.data))
-        start = WarmStart(str(path), FineTuningConfig(**flags))
+        start = WarmStart(str(path), FineTuningConfig(**flags), head)
         session.run(tf1.global_variables_initializer())
         messages = start.load(session)
         return messages, session.run({v.op.name: v for v in tf1.global_variables()})
@@ -273,7 +273,7 @@ def test_averaged_weights_are_taken_where_that_is_asked_for(tmp_path):
     assert np.all(plain["conv1/weights"] == 1)
     assert np.all(averaged["conv1/weights"] == 2)
     assert np.all(averaged["logits/weights"] == 1)  # It has no average there.
-    assert "loaded: conv1, conv2, logits (12 variables)" in messages
+    assert messages[1:] == ("loaded: conv1, conv2, logits (12 variables): 10 of them averages",)
     save_tiny(tmp_path / "raw")
     with pytest.raises(
         UserError, match="--init_averages: must be given with a checkpoint that has"

@@ -173,6 +173,26 @@ def test_the_way_back_is_a_file_of_keras(converted, keras, tmp_path, ending):
 
 @pytest.mark.slow
 @first_network
+def test_what_the_last_layer_makes_of_the_logits_is_the_loss(converted, keras, tmp_path):
+    file, out, back = (tmp_path / name for name in ("model.keras", "out", "back.keras"))
+    last = converted.model.layers[-1]
+    assert WeightsFile(converted.file).activation == "linear"
+    last.activation = keras.activations.sigmoid
+    save(converted.model, file)
+    last.activation = keras.activations.linear
+    read = WeightsFile(file)
+    told = convert_keras_weights.write_checkpoint(
+        converted.model, read.kind, out, activation=read.activation
+    )
+    assert " --loss=sigmoid " in told[1]
+    assert model_file.read(out).flags["loss"] == "sigmoid"
+    assert model_file.read(converted.folder).flags["loss"] == "softmax"
+    convert_keras_weights.write_keras(str(out), back)
+    assert WeightsFile(back).activation == "sigmoid"
+
+
+@pytest.mark.slow
+@first_network
 def test_nothing_is_left_where_a_file_can_not_be_written(converted, tmp_path, monkeypatch):
     def fill(*_):
         raise OSError(28, "No space left on device")

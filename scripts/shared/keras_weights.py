@@ -79,13 +79,20 @@ class Kind(NamedTuple):
     num_classes: int | None
 
 
-def create_model(kind: Kind, *, weights: str | None = None, image_size: int | None = None) -> Any:
+def create_model(
+    kind: Kind,
+    *,
+    weights: str | None = None,
+    image_size: int | None = None,
+    activation: str = "softmax",
+) -> Any:
     """Creates Keras' model of a network, with random weights or those that Keras downloads.
 
     Args:
       kind: the network.
       weights: None or `imagenet`.
       image_size: height and width of its images, pixels; None: 224, or any without a last layer.
+      activation: what its last layer makes of the logits.
 
     Raises:
       UserError: the weights can't be downloaded.
@@ -99,7 +106,7 @@ def create_model(kind: Kind, *, weights: str | None = None, image_size: int | No
     has_top = kind.num_classes is not None
     create = getattr(keras.applications, kind.architecture)
     shape = None if image_size is None else (image_size, image_size, 3)
-    extra = {"classes": kind.num_classes} if has_top else {}
+    extra = {"classes": kind.num_classes, "classifier_activation": activation} if has_top else {}
     try:
         return create(include_top=has_top, weights=weights, input_shape=shape, **extra)
     except Exception as error:
@@ -152,7 +159,13 @@ def assign(model: Any, scope: str, values: Mapping[str, Array]) -> None:
 
 
 class WeightsFile:
-    """A file of weights, of Keras 3 or of the earlier form of HDF5, and what network it is of."""
+    """A file of weights, of Keras 3 or of the earlier form of HDF5, and what network it is of.
+
+    Attributes:
+      kind: the network.
+      activation: what its last layer makes of the logits; None: the file has no such layer, or
+        does not say.
+    """
 
     def __init__(self, path: Path) -> None:
         """Looks into the file, without Keras.
@@ -173,6 +186,7 @@ class WeightsFile:
         if architecture is None or len(heads) > 1:
             raise self._foreign(f"has {_count_kinds(arrays)}")
         self.kind = Kind(architecture, heads[0] if heads else None)
+        self.activation = self._find_activation()
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Any]:
@@ -191,6 +205,20 @@ class WeightsFile:
                 f"--weights: must be a file .keras, .weights.h5 or .h5 of Keras, got "
                 f"'{self._path}', which can't be read ({texts.first_line(error)})"
             ) from error
+
+    def _find_activation(self) -> str | None:
+        """Returns the activation of the last layer, which a file of a whole model tells."""
+        try:
+            if self._is_zip:
+                with zipfile.ZipFile(self._path) as archive:
+                    text = archive.read("config.json")
+            else:
+                with self._opened() as file:
+                    text = file.attrs.get("model_config", "{}")
+            last = json.loads(text)["config"]["layers"][-1]
+            return last["config"].get("activation") if last["class_name"] == "Dense" else None
+        except _UNREADABLE:
+            return None  # `load` says what is wrong with it.
 
     def load(self, model: Any) -> None:
         """Loads the weights into a model that `create_model` made.

@@ -23,6 +23,7 @@ _NAME = "model.ckpt-"
 # What the names of a checkpoint's files have behind its prefix; the last is of its graph.
 FILE_ENDING = re.compile(r"\.(index|data-\d{5}-of-\d{5}|meta)$")
 _INDEX = re.compile(rf"{re.escape(_NAME)}(\d+)\.index")
+_V1 = re.compile(r"\.ckpt(-\d+)?$")
 _ANY = re.compile(rf"{re.escape(_NAME)}(\d+)\..+")
 
 
@@ -62,6 +63,20 @@ def files_in(folder: Path, *, step: int | None = None) -> list[Path]:
 def is_prefix(path: str) -> bool:
     """Returns whether a path is the prefix of a checkpoint that is there."""
     return Path(f"{path}.index").is_file()
+
+
+def list_foreign(folder: Path) -> list[str]:
+    """Returns the names of checkpoints in a folder, whatever they are called, of V1 and V2."""
+    paths = list(folder.iterdir()) if folder.is_dir() else []
+    complete = {path.name.removesuffix(".index") for path in paths if path.suffix == ".index"}
+    # One of V1 is a file by itself; with its graph beside it, or named as slim's published ones.
+    with_graph = {path.name.removesuffix(".meta") for path in paths if path.suffix == ".meta"}
+    alone = {
+        path.name
+        for path in paths
+        if (path.name in with_graph or _V1.search(path.name)) and path.is_file()
+    }
+    return sorted(complete | alone)
 
 
 @contextlib.contextmanager

@@ -104,24 +104,27 @@ def resolve(given: str, *, flag: str = "init_checkpoint") -> Chosen:
 
     Besides a prefix this can be one of a checkpoint's files, the one file of a checkpoint of
     TensorFlow's format V1, a folder, or the file `checkpoint` in it: then it is the newest good
-    checkpoint there.
+    checkpoint there, of a run's or else of others.
 
     Raises:
-      UserError: that folder has no checkpoint, or the file is none.
+      UserError: that folder has no checkpoint, or several of which none is the newest; or the file
+        is none.
     """
     folder = folder_of(given)
     if folder is not None:
         found = find_newest(str(folder), flag=flag)
         if found.prefix is None:
-            raise UserError(f"--{flag}: {folder} has no checkpoint model.ckpt-*")
+            return resolve(str(folder / _choose_foreign(folder, flag)), flag=flag)
         return Chosen(found.prefix, found.skipped)
     path = Path(given)
     prefix = given if layout.is_prefix(given) else layout.FILE_ENDING.sub("", given)
     if path.is_file() and prefix == given:
         if damage(given) is not None:
+            of_keras = path.suffix in (".keras", ".h5")
             raise UserError(
                 f"--{flag}: {given} is one file, which must be a checkpoint of TensorFlow's format "
                 "V1 then: it is none, or damaged"
+                + (". scripts/convert_keras_weights.py makes one of it" if of_keras else "")
             )
         return Chosen(given)
     if flag == "checkpoint" and not layout.is_prefix(prefix):
@@ -130,6 +133,27 @@ def resolve(given: str, *, flag: str = "init_checkpoint") -> Chosen:
             f"{given!r}"
         )
     return Chosen(prefix)
+
+
+def _choose_foreign(folder: Path, flag: str) -> str:
+    """Returns the name of the newest checkpoint in a folder that other programs have filled.
+
+    Raises:
+      UserError: there is none, or which of several is the newest can't be told by their steps.
+    """
+    names = layout.list_foreign(folder)
+    if not names:
+        raise UserError(f"--{flag}: {folder} has no checkpoint model.ckpt-*")
+    stems = {name.rpartition("-")[0] for name in names}
+    steps = {name: name.rpartition("-")[2] for name in names}
+    if len(names) > 1 and not (len(stems) == 1 and all(map(str.isdecimal, steps.values()))):
+        shown = ", ".join(texts.printable(name) for name in names[:3])
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise UserError(
+            f"--{flag}: {folder} has several checkpoints, none of them a run's: give one of "
+            f"{shown}{more}"
+        )
+    return max(names, key=lambda name: int(steps[name]) if steps[name].isdecimal() else 0)
 
 
 def choose(config: RunConfig) -> Chosen:

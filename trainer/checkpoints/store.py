@@ -10,7 +10,7 @@ from trainer import exit_status
 from trainer.checkpoints.folder_store import FolderStore
 from trainer.checkpoints.manifest import RunFacts
 from trainer.checkpoints.snapshot import Copied
-from trainer.checkpoints.warm_start import WarmStart
+from trainer.checkpoints.warm_start import Head, WarmStart
 from trainer.config import FineTuningConfig, RunConfig
 from trainer.errors import UserError
 
@@ -155,6 +155,7 @@ def create_store(
     variables: Sequence[tf.Variable],
     facts: RunFacts,
     fine_tuning: FineTuningConfig = FineTuningConfig(),  # noqa: B008 (immutable)
+    head: Head | None = None,
 ) -> Store:
     """Creates the store of one worker of a run, for the network in the default graph.
 
@@ -164,10 +165,11 @@ def create_store(
       variables: the variables to save and to restore.
       facts: facts about the run.
       fine_tuning: what is taken from --init_checkpoint.
+      head: what this run's logits are for.
     """
     if rank != 0:
         return NullStore()
-    start = WarmStart(config.init_checkpoint, fine_tuning)
+    start = WarmStart(config.init_checkpoint, fine_tuning, head)
     if config.logdir is None:
         return NoLogdirStore(start)
     return FolderStore(config, config.logdir, variables, facts, start)

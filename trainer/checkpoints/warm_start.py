@@ -1,30 +1,52 @@
 """Starts a run from the weights of --init_checkpoint."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
 import models
-from trainer.checkpoints import restore, search
-from trainer.config import FineTuningConfig
+from trainer.checkpoints import model_file, restore, search
+from trainer.config import FineTuningConfig, RunConfig
 from trainer.config.fine_tuning import Scopes
 from trainer.errors import UserError
 from trainer.graph.averages import SUFFIX
+from trainer.process import texts
+
+_SHOWN = 3  # Classes in a message.
+
+
+class Head(NamedTuple):
+    """What the layer that makes the logits is for.
+
+    Attributes:
+      class_names: names of the classes, by label; None: not known.
+      loss: value of --loss.
+    """
+
+    class_names: tuple[str, ...] | None
+    loss: str
 
 
 class WarmStart:
     """The start of a run: from the weights that flags name, or as initialized."""
 
-    def __init__(self, init_checkpoint: str | None, config: FineTuningConfig) -> None:
+    def __init__(
+        self, init_checkpoint: str | None, config: FineTuningConfig, head: Head | None = None
+    ) -> None:
         """Creates the start of the network in the default graph.
 
         Args:
           init_checkpoint: what to start from, as --init_checkpoint takes it; None: from nothing.
           config: what is taken from it.
+          head: what this run's logits are for, to be compared with the checkpoint's; None: they
+            are not compared.
         """
         self._given = init_checkpoint
+        self._head = head
         self._config = config
         self._network = restore.network_variables()
         self._trainable = {variable.op.name for variable in tf1.trainable_variables()}
@@ -43,6 +65,7 @@ class WarmStart:
         reader = restore.open_checkpoint(chosen.prefix)
         plan = self._plan(reader, chosen.prefix)
         values = [(each, reader.get_tensor(source)) for each, source in plan.loaded]
+        _refuse_infinite(chosen.prefix, values)
         averages = [
             (self._averages[f"{variable.op.name}{SUFFIX}"], value)
             for variable, value in values
@@ -53,6 +76,7 @@ class WarmStart:
             *chosen.remarks,
             f"started from the weights of {chosen.prefix}",
             *self._describe(plan, reader.get_variable_to_shape_map()),
+            *self._describe_head(plan),
         )
 
     def _plan(self, reader: Any, prefix: str) -> "_Plan":
@@ -61,12 +85,11 @@ class WarmStart:
         sources = restore.choose_sources(
             reader, prefix, self._network, averages=self._config.init_averages
         )
-        saved = reader.get_variable_to_shape_map()
         loaded: list[tuple[tf.Variable, str]] = []
         fresh: list[tf.Variable] = []
         wrong: list[str] = []
         for variable, source in zip(self._network, sources, strict=True):
-            differences = restore.list_differences(saved, [variable], [source])
+            differences = restore.list_differences(reader, [variable], [source])
             may_differ = self._config.ignore_missing or models.is_of_head(variable.op.name)
             if variable.op.name in excluded or (differences and may_differ):
                 fresh.append(variable)
@@ -101,12 +124,15 @@ class WarmStart:
         names = [variable.op.name for variable in self._network]
         loaded = [variable.op.name for variable, _ in plan.loaded]
         fresh = [variable.op.name for variable in plan.fresh]
-        taken = {source for _, source in plan.loaded}
+        taken = {name for variable, source in plan.loaded for name in (source, variable.op.name)}
         # Slots and averages have names within their variables': hundreds, which say nothing new.
         others = [name for name in saved if name.rpartition("/")[0] not in saved]
         left = sorted(name for name in others if name not in taken)
         extra = sum(name not in taken for name in saved) - len(left)
-        lines = [_line("loaded", loaded, names)]
+        averaged = sum(source.endswith(SUFFIX) for _, source in plan.loaded)
+        some = f"{averaged} of them " if averaged < len(loaded) else "their "
+        of_averages = f": {some}averages" if averaged else ""
+        lines = [_line("loaded", loaded, names) + of_averages]
         if fresh:
             lines.append(_line("initialized afresh", fresh, names))
         if left:
@@ -123,6 +149,34 @@ class WarmStart:
                 )
         return lines
 
+    def _describe_head(self, plan: "_Plan") -> list[str]:
+        """Returns a line where the layer that makes the logits was trained for something else."""
+        head = [v.op.name for v, _ in plan.loaded if models.is_of_head(v.op.name)]
+        found = None
+        if head and self._head is not None:
+            with contextlib.suppress(UserError):  # A damaged one, which training does not need.
+                found = model_file.find(RunConfig(init_checkpoint=self._given))
+        if found is None or self._head is None:
+            return []
+        lines = []
+        scopes = self._config.trainable_scopes
+        is_trained = scopes is None or any(map(Scopes(scopes).match, head))
+        theirs, ours = found.class_names, self._head.class_names
+        if theirs and ours and theirs != ours:
+            lines.append(
+                f"the layer that makes the logits is loaded as it is, and was made for "
+                f"{_list_some(theirs)} ({found.path}), where this data has {_list_some(ours)}: "
+                f"--exclude_scopes=logits initializes it afresh"
+                + ("" if is_trained else "; and it is not trained")
+            )
+        loss = found.flags.get("loss", self._head.loss)
+        if loss != self._head.loss:
+            lines.append(
+                f"the layer that makes the logits was made with --loss={loss} ({found.path}); this "
+                f"run has --loss={self._head.loss}"
+            )
+        return lines
+
 
 class _Plan(NamedTuple):
     """What becomes of a network's variables.
@@ -134,6 +188,23 @@ class _Plan(NamedTuple):
 
     loaded: list[tuple[tf.Variable, str]]
     fresh: list[tf.Variable]
+
+
+def _refuse_infinite(prefix: str, values: Sequence[tuple[tf.Variable, Any]]) -> None:
+    """Raises a UserError where a value that is to be loaded is not finite: no step would be."""
+    for variable, value in values:
+        if not np.all(np.isfinite(value)):
+            raise UserError(
+                f"--init_checkpoint: must have finite values, got {prefix}, where those of "
+                f"{variable.op.name} are not: it was saved after the training had failed"
+            )
+
+
+def _list_some(names: Sequence[str]) -> str:
+    """Returns the first of some classes, and how many others there are, as one phrase."""
+    shown = ", ".join(texts.printable(name) for name in names[:_SHOWN])
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{shown}{more}"
 
 
 def _line(title: str, names: Sequence[str], among: Sequence[str]) -> str:

@@ -65,3 +65,20 @@ def create_schedule(
         return peak * after_warmup(min(1.0, (step - warmup) / max(1, total_steps - warmup)))
 
     return learning_rate
+
+
+def describe_warmup(config: OptimizerConfig, global_batch_size: int) -> tuple[str, ...]:
+    """Returns a line where the rate falls while it warms up, which is nobody's intention.
+
+    Args:
+      config: the rates.
+      global_batch_size: examples per update, as for `create_schedule`.
+    """
+    peak = config.base_learning_rate * global_batch_size / 256
+    start = config.warmup_learning_rate
+    if start is None or start <= peak:
+        return ()
+    return (
+        f"the learning rate falls while it warms up: --warmup_learning_rate={start:g} is above the "
+        f"peak of {peak:.4g}, which is --base_learning_rate x {global_batch_size} / 256",
+    )

@@ -10,6 +10,8 @@ from trainer.config.fine_tuning import Scopes
 from trainer.errors import ConfigError
 
 _SHOWN = 6
+# What the name of a variable ends with that every layer of BN has.
+_OF_NORM = "/moving_variance"
 
 
 class Selection:
@@ -25,9 +27,15 @@ class Selection:
         Args:
           scope: name of the layer's variable scope.
         """
-        return self._freezes_batch_norm and not (
-            self._scopes is not None and self._scopes.match(f"{scope}/gamma")
-        )
+        if self._scopes is None:
+            return self._freezes_batch_norm
+        is_trained = any(self._scopes.match(f"{scope}/{name}") for name in ("gamma", "beta"))
+        return self._freezes_batch_norm and not is_trained
+
+    def freezes_all(self, names: Sequence[str]) -> bool:
+        """Returns whether all layers of BN among the variables of some names are left so."""
+        norms = [name.rpartition("/")[0] for name in names if name.endswith(_OF_NORM)]
+        return all(self.is_frozen_norm(scope) for scope in norms)
 
     def count_norms(self) -> int:
         """Returns the number of layers of BN that use the batch's statistics."""
@@ -93,7 +101,7 @@ def _norm_scopes() -> set[str]:
     return {
         variable.op.name.rpartition("/")[0]
         for variable in tf1.get_collection(tf1.GraphKeys.MODEL_VARIABLES)
-        if variable.op.name.endswith("/moving_variance")
+        if variable.op.name.endswith(_OF_NORM)
     }
 
 

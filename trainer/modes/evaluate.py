@@ -204,7 +204,8 @@ class _Evaluator:
             views = create_evaluation_views(self._logdir, group.worker, self._writer, names)
             observers: tuple[Observer, ...] = (views, details, *predictions)
             found = evaluate(self._session, self._graph, group, *observers, after_batch=after_batch)
-            text = found.describe(info.num_classes)
+            text = "averaged weights: " if config.fine_tuning.init_averages else ""
+            text += found.describe(info.num_classes)
             text += self._log(search.step_of(self.prefix), found, views)
             told = details.summarize(group)
         batch_size = config.data.batch_size * group.worker.size

@@ -11,12 +11,14 @@ from models import slim_compat
 from trainer.checkpoints import layout, model_file, restore
 from trainer.checkpoints.manifest import RunFacts
 from trainer.checkpoints.store import Store, create_store
+from trainer.checkpoints.warm_start import Head
 from trainer.config import Config
 from trainer.cpu_kernels import library
 from trainer.distributed import Group
-from trainer.graph import moving_statistics, precision, scopes, train_step
+from trainer.graph import learning_rate, moving_statistics, precision, scopes, train_step
 from trainer.graph.evaluation import EvaluationGraph, build_evaluation_graph
 from trainer.graph.network import find_network
+from trainer.graph.selection import Selection
 from trainer.inputs import synthetic
 from trainer.inputs.dataset import AnyDataset, DatasetInfo, open_dataset
 from trainer.machine import environment
@@ -111,6 +113,7 @@ def set_up(config: Config, group: Group, phases: PhaseTimes, *, first_step: int 
         *_describe_statistics(config, info, plan, names),
         *_describe_norms(config, group, names),
         *_describe_goal(config, info),
+        *learning_rate.describe_warmup(config.optimizer, config.rate_batch_size(group.worker.size)),
         *setup.train.recomputed.describe(config.model.recompute),
         *_describe_image_sizes(config, plan),
         *setup.store.restore(setup.session),
@@ -212,6 +215,7 @@ def _build(
             variables=variables,
             facts=_create_facts(config, group, dataset.info, plan),
             fine_tuning=config.fine_tuning,
+            head=Head(dataset.info.class_names, config.optimizer.loss),
         )
         with tf.name_scope(scopes.START):
             initializer = tf1.global_variables_initializer()
@@ -279,6 +283,8 @@ def _describe_norms(config: Config, group: Group, variables: Sequence[str]) -> t
         )
     if config.model.sync_batch_norm and group.worker.size == 1:
         lines.append("--sync_batch_norm changes nothing: there is one worker")
+    elif config.model.sync_batch_norm and Selection(config.fine_tuning).freezes_all(variables):
+        lines.append("--sync_batch_norm changes nothing: --freeze_batch_norm freezes all BN")
     if config.fine_tuning.freeze_batch_norm and config.run.init_checkpoint is None:
         lines.append(
             "--freeze_batch_norm keeps BN's statistics at their initial values, unless the run is "
