@@ -25,10 +25,9 @@ from pathlib import Path
 from shared import process_tree, program
 
 from trainer.checkpoints import layout
-from trainer.config import Config, flag_file
+from trainer.config import flag_file
 from trainer.errors import UserError
-from trainer.machine.loading import load_tensorflow
-from trainer.process import files
+from trainer.process import files, start_up
 
 _LAUNCHER = "the launcher"
 # Within this time from its beginning, a save of a small network ends.
@@ -156,8 +155,8 @@ def find_faults(straight: Path, soaked: Path) -> list[str]:
 
 def different_variables(straight: Path, soaked: Path) -> list[str]:
     """Names of the variables that the newest checkpoints of two folders don't agree on."""
-    load_tensorflow(Config())  # Here, since it takes seconds.
-    import tensorflow as tf
+    with start_up.without_keras():
+        import tensorflow as tf  # Here, since it takes seconds.
 
     newest = [tf.train.latest_checkpoint(str(folder)) for folder in (straight, soaked)]
     if None in newest:

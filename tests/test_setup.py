@@ -79,8 +79,9 @@ def test_an_environment_that_is_active_is_not_made_by_its_own_python(tmp_path):
     (venv / "bin" / "python3.13").symlink_to("python")  # The first that is looked for.
     (venv / ".slim-horovod").mkdir()
     (packages,) = venv.glob("lib/python3*/site-packages")
-    lines = f"import sys\nprint(sys.argv, file=open({str(called)!r}, 'a'))\n"
-    (packages / "sitecustomize.py").write_text(lines)
+    # Not sitecustomize.py: Debian's Python has one already.
+    line = f"import sys; print(sys.argv, file=open({str(called)!r}, 'a'))\n"
+    (packages / "called.pth").write_text(line)
     path = os.pathsep.join(
         [str(venv / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
     )

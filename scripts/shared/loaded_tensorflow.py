@@ -1,6 +1,8 @@
-"""Loads TensorFlow as the trainer does, which takes half as long: import it before TensorFlow."""
+"""Loads TensorFlow without Keras, in half the time: import this before TensorFlow."""
 
-from trainer.config import Config
-from trainer.machine import loading
+import importlib
 
-loading.load_tensorflow(Config())
+from trainer.process import start_up
+
+with start_up.without_keras():
+    importlib.import_module("tensorflow")
