@@ -2,9 +2,9 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
@@ -41,7 +41,7 @@ class BundleWriter:
         """Takes the names, types and shapes of variables; nothing is added to their graph."""
         self._specs = [_Spec(v.op.name, v.dtype.base_dtype, v.shape) for v in variables]
 
-    def write(self, prefix: str, values: Sequence[np.ndarray]) -> None:
+    def write(self, prefix: str, values: Sequence[npt.NDArray[Any]]) -> None:
         """Writes a checkpoint.
 
         Args:

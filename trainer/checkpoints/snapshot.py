@@ -1,9 +1,9 @@
 """Copies a run's variables, so that training goes on while the copy is written to disk."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
@@ -51,7 +51,7 @@ class Snapshot:
             with tf.name_scope("save/"):
                 self._values = [tf.raw_ops.DeepCopy(x=value) for value in self._values]
 
-    def take(self, session: tf1.Session) -> list[np.ndarray]:
+    def take(self, session: tf1.Session) -> list[npt.NDArray[Any]]:
         """Returns the values of all variables, in their order, which later steps don't change.
 
         Raises:
