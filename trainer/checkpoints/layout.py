@@ -76,7 +76,7 @@ def list_foreign(folder: Path) -> list[str]:
         for path in paths
         if (path.name in with_graph or _V1.search(path.name)) and path.is_file()
     }
-    return sorted(complete | alone)
+    return sorted((complete | alone) - {STATE})
 
 
 @contextlib.contextmanager

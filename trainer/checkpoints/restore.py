@@ -1,7 +1,7 @@
 """Loads variables from a checkpoint: all of a run, or the weights of a network."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -59,7 +59,7 @@ def restore(session: tf1.Session, prefix: str, variables: Sequence[tf.Variable])
     wanted = {variable.op.name for variable in variables}
     extra = [f"{name} is not in this network" for name in sorted(saved) if name not in wanted]
     names = [variable.op.name for variable in variables]
-    refuse_differences(prefix, [*list_differences(reader, variables, names), *extra])
+    refuse_differences(prefix, [*list_differences(list_saved(reader), variables, names), *extra])
     _load(session, reader, variables, names)
 
 
@@ -79,7 +79,7 @@ def restore_weights(
     """
     reader = open_checkpoint(prefix)
     sources = choose_sources(reader, prefix, variables, averages=averages)
-    refuse_differences(prefix, list_differences(reader, variables, sources))
+    refuse_differences(prefix, list_differences(list_saved(reader), variables, sources))
     _load(session, reader, variables, sources)
 
 
@@ -123,29 +123,39 @@ def open_checkpoint(prefix: str) -> Any:
     return tf.train.load_checkpoint(prefix)
 
 
+def list_saved(reader: Any) -> dict[str, tuple[list[int], tf.DType]]:
+    """Returns the shape and the type of each of a checkpoint's variables, by name."""
+    types = reader.get_variable_to_dtype_map()
+    return {
+        name: (list(shape), types[name])
+        for name, shape in reader.get_variable_to_shape_map().items()
+    }
+
+
 def list_differences(
-    reader: Any, variables: Sequence[tf.Variable], sources: Sequence[str]
+    saved: Mapping[str, tuple[list[int], tf.DType]],
+    variables: Sequence[tf.Variable],
+    sources: Sequence[str],
 ) -> list[str]:
     """Returns what keeps variables from being loaded, one phrase for each of them.
 
     Args:
-      reader: the checkpoint.
+      saved: shape and type of each of the checkpoint's variables, by name.
       variables: the network's variables.
       sources: their names in the checkpoint.
     """
-    saved, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     lines = []
     for variable, name in zip(variables, sources, strict=True):
         shape, dtype = variable.shape.as_list(), variable.dtype.base_dtype
         if name not in saved:
             lines.append(f"{name} is not in the checkpoint")
-        elif list(saved[name]) != shape:
+            continue
+        theirs, type_there = saved[name]
+        if theirs != shape:
+            lines.append(f"{name} is {theirs} in the checkpoint, {shape} in this network")
+        elif type_there != dtype and not (type_there.is_floating and dtype.is_floating):
             lines.append(
-                f"{name} is {list(saved[name])} in the checkpoint, {shape} in this network"
-            )
-        elif types[name] != dtype and not (types[name].is_floating and dtype.is_floating):
-            lines.append(
-                f"{name} is {types[name].name} in the checkpoint, {dtype.name} in this network"
+                f"{name} is {type_there.name} in the checkpoint, {dtype.name} in this network"
             )
     return lines
 

@@ -85,11 +85,12 @@ class WarmStart:
         sources = restore.choose_sources(
             reader, prefix, self._network, averages=self._config.init_averages
         )
+        saved = restore.list_saved(reader)
         loaded: list[tuple[tf.Variable, str]] = []
         fresh: list[tf.Variable] = []
         wrong: list[str] = []
         for variable, source in zip(self._network, sources, strict=True):
-            differences = restore.list_differences(reader, [variable], [source])
+            differences = restore.list_differences(saved, [variable], [source])
             may_differ = self._config.ignore_missing or models.is_of_head(variable.op.name)
             if variable.op.name in excluded or (differences and may_differ):
                 fresh.append(variable)
