@@ -204,16 +204,24 @@ def test_workers_with_gpus_are_not_bound(bound, monkeypatch):
     assert bound(0, 2) is None
 
 
-@pytest.mark.parametrize(("layout", "optimizer"), [("auto", "DEFAULT"), ("nhwc", "OFF")])
-def test_a_layout_is_what_the_flag_says(layout, optimizer):
-    config = session.create_config(model=ModelConfig(layout=layout))
-    options = config.graph_options.rewrite_options
-    assert options.Toggle.Name(options.layout_optimizer) == optimizer
-
-
 @pytest.fixture
 def two_gpus(monkeypatch):
     monkeypatch.setattr(session.tf.config, "list_physical_devices", lambda kind: ["GPU:0", "GPU:1"])
+
+
+@pytest.mark.parametrize(("layout", "optimizer"), [("auto", "DEFAULT"), ("nhwc", "OFF")])
+def test_on_gpus_a_layout_is_what_the_flag_says(two_gpus, layout, optimizer):
+    assert layout_optimizer(layout) == optimizer
+
+
+def test_on_cpus_there_is_no_layout_to_choose():
+    assert layout_optimizer("auto") == layout_optimizer("nhwc") == "OFF"
+
+
+def layout_optimizer(layout):
+    config = session.create_config(model=ModelConfig(layout=layout))
+    options = config.graph_options.rewrite_options
+    return options.Toggle.Name(options.layout_optimizer)
 
 
 def test_a_worker_has_the_gpu_of_its_local_rank_and_memory_as_it_needs(two_gpus):

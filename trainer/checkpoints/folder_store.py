@@ -14,7 +14,7 @@ import tensorflow.compat.v1 as tf1
 from trainer import exit_status
 from trainer.checkpoints import best, changes, layout, restore, search
 from trainer.checkpoints import manifest as checkpoint_manifest
-from trainer.checkpoints.bundle import BundleWriter
+from trainer.checkpoints.bundle import BundleWriter, GraphWriter
 from trainer.checkpoints.manifest import Entry, RunFacts, SavedFile
 from trainer.checkpoints.search import Found
 from trainer.checkpoints.snapshot import Copied, Snapshot
@@ -54,7 +54,7 @@ class FolderStore:
         self._variables = variables
         self._facts = facts
         self._start = start
-        self._saver = tf1.train.Saver(variables, max_to_keep=None)
+        self._direct = GraphWriter(variables)
         self._snapshot = Snapshot(variables)
         self._bundle = BundleWriter(variables)
         self._writing = threading.Lock()  # Of the folder's checkpoints and of the manifest.
@@ -149,12 +149,7 @@ class FolderStore:
 
     def _writer_of(self, session: tf1.Session) -> _Write:
         """Returns the function that writes a session's variables, of which it makes no copy."""
-
-        def write(prefix: str) -> None:
-            with session.graph.as_default():  # In another one, the saver would build itself anew.
-                self._saver.save(session, prefix, write_meta_graph=False, write_state=False)
-
-        return write
+        return functools.partial(self._direct.write, session)
 
     def _save(self, step: int, write: _Write, *, newer_too: bool = False) -> None:
         with self._writing:

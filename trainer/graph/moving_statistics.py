@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
@@ -86,15 +87,14 @@ class Statistics:
 
     def _read(self) -> tf.Tensor:
         """Returns all statistics, one after another: float32 [n]."""
-        parts = [tf.reshape(variable.read_value(), [-1]) for variable in self._moving]
-        return tf.concat([tf.zeros([0]), *parts], 0)
+        return tf.concat([tf.zeros([0]), *(_shaped(v, [-1]) for v in self._moving)], 0)
 
     def _assign(self, values: tf.Tensor) -> tf.Operation:
         sizes = [variable.shape.num_elements() for variable in self._moving]
         parts = tf.split(values, sizes) if sizes else []
         pairs = zip(self._moving, parts, strict=True)
         return tf.group(
-            *(tf1.assign(variable, tf.reshape(part, variable.shape)) for variable, part in pairs)
+            *(tf1.assign(variable, _shaped(part, variable.shape)) for variable, part in pairs)
         )
 
     def build_update(self, is_finite: tf.Tensor) -> tf.Operation:
@@ -107,3 +107,9 @@ class Statistics:
         # The only worker has its means already.
         restored = tf.cond(is_finite, tf.no_op, lambda: self._assign(values))
         return tf.group(kept, restored)
+
+
+def _shaped(value: tf.Tensor | tf.Variable, shape: Any) -> tf.Tensor:
+    """Returns a value in another shape; that of vectors, as BN's statistics are, is kept."""
+    tensor = tf.convert_to_tensor(value)
+    return tensor if tensor.shape.rank == 1 == len(shape) else tf.reshape(tensor, shape)

@@ -78,8 +78,8 @@ class TrainGraph(NamedTuple):
       averages: averages of --ema_decay; None: there are none.
       global_step: int64 []: number of steps done.
       stream: the input.
-      broadcast_op: operation that gives every worker rank 0's variables; to be run before the first
-        step.
+      broadcast_op: operation that gives every worker rank 0's variables, and returns the number of
+        steps done, int64 []; to be run before the first step.
       histograms: histograms of gradients and weights.
       recomputed: what --recompute did.
     """
@@ -95,7 +95,7 @@ class TrainGraph(NamedTuple):
     averages: Averages | None
     global_step: tf.Variable
     stream: Stream
-    broadcast_op: tf.Operation
+    broadcast_op: tf.Tensor
     histograms: HistogramGraph
     recomputed: recompute.Recomputed
 
@@ -170,7 +170,6 @@ def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> Trai
         train_op = tf.group(
             *updates, loss_scale.build_update(is_finite), accumulator.build_reset(), counted
         )
-    begin_op = _build_start(group, statistics, accumulator)
     return TrainGraph(
         train_op=train_op,
         metrics=StepMetrics(
@@ -195,7 +194,7 @@ def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> Trai
         averages=averages,
         global_step=global_step,
         stream=stream,
-        broadcast_op=begin_op,
+        broadcast_op=_build_start(group, statistics, accumulator, global_step),
         histograms=build_histograms(config.telemetry, averaged, variables),
         recomputed=recomputed,
     )
@@ -265,17 +264,24 @@ def _compute_gradients(
 
 def _find_nonfinite(gradients: Sequence[tf.Tensor]) -> tf.Tensor:
     """Returns the index of the first gradient that is not finite, int32 []; -1: all are."""
-    bad = tf.stack([tf.reduce_any(~tf.math.is_finite(gradient)) for gradient in gradients])
-    first = tf.argmax(tf.cast(bad, tf.int32), output_type=tf.int32)
-    return tf.where(tf.reduce_any(bad), first, -1)
+    good = tf.stack([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+    first = tf.argmin(tf.cast(good, tf.int32), output_type=tf.int32)
+    return tf.where(tf.reduce_all(good), -1, first)
 
 
-def _build_start(group: Group, statistics: Statistics, accumulator: Accumulator) -> tf.Operation:
-    """Adds the operation that gives every worker rank 0's variables."""
+def _build_start(
+    group: Group, statistics: Statistics, accumulator: Accumulator, global_step: tf.Variable
+) -> tf.Tensor:
+    """Adds the operation that gives every worker rank 0's variables, the number of steps too.
+
+    It returns that number, since each new set of fetches has TensorFlow go through the whole graph.
+    """
     with tf.name_scope(scopes.START):
         broadcast_op = group.build_broadcast(tf1.global_variables())
         with tf.control_dependencies([broadcast_op]):
-            return tf.group(statistics.build_begin(), accumulator.build_reset())
+            begun = tf.group(statistics.build_begin(), accumulator.build_reset())
+        with tf.control_dependencies([begun]):
+            return global_step.read_value()
 
 
 def _build_now(config: Config) -> tf.Tensor:

@@ -127,6 +127,7 @@ def _regroup(chunks: tf.data.Dataset, count: int, batch_size: int) -> tf.data.Da
     if batch_size == count:
         return chunks
 
+    @tf.autograph.experimental.do_not_convert
     def join(batch: Batch) -> Batch:
         return Batch(*(tf.reshape(part, [batch_size, *part.shape[2:]]) for part in batch))
 
@@ -166,8 +167,12 @@ def _build_chunks(
         careful = careful.unbatch().map(create_batch).batch(count, drop_remainder=True)
         return quick.concatenate(careful).take(1).get_single_element()
 
+    @tf.autograph.experimental.do_not_convert  # It would leave its source in a temporary file.
+    def is_there(batch: Batch) -> tf.Tensor:
+        return batch.weights[0] >= 0
+
     chunks = starts.map(create_chunk, num_parallel_calls=threads, deterministic=True)
-    return chunks.take_while(lambda batch: batch.weights[0] >= 0)
+    return chunks.take_while(is_there)
 
 
 def build_stream(

@@ -76,6 +76,8 @@ def create_config(
     if gpu is not None:
         config.gpu_options.visible_device_list = str(gpu)
         config.gpu_options.allow_growth = True
+    else:
+        _limit_optimizers(config.graph_options.rewrite_options)
     if model.layout == "nhwc":
         config.graph_options.rewrite_options.layout_optimizer = RewriterConfig.OFF
     if model.xla:
@@ -85,3 +87,16 @@ def create_config(
     elif library.find() is not None:  # XLA fuses BN itself, and can't compile our operations.
         config.graph_options.rewrite_options.custom_optimizers.add(name=library.OPTIMIZER)
     return config
+
+
+def _limit_optimizers(options: RewriterConfig) -> None:
+    """Leaves out those of TensorFlow's graph optimizers that change nothing on CPUs.
+
+    They take a quarter of the time of the first step. A second time over the graph removes 5 % of
+    resnet_v2_50's operations, none of which takes time; there is no layout to choose; and there are
+    no loops, and no hints for the optimizer of memory. Losses are alike to the bit.
+    """
+    options.meta_optimizer_iterations = RewriterConfig.ONE
+    options.layout_optimizer = RewriterConfig.OFF
+    options.loop_optimization = RewriterConfig.OFF
+    options.memory_optimization = RewriterConfig.NO_MEM_OPT

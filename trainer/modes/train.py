@@ -78,16 +78,20 @@ def run(config: Config) -> int:
             setup = set_up(config, group, phases, first_step=first_step)
         stack.callback(lambda: setup.session.close())  # noqa: PLW0108 (of the last setup)
         agreement.check_data(group, setup.info)
-        setup.session.run(setup.train.broadcast_op)
+        done = int(setup.session.run(setup.train.broadcast_op))
         phases.finish("broadcast")
         messages, times = (*lock_messages, *remarks, *setup.messages), RunTimes()
         outcome = None
         while outcome is None or outcome.ending in (Ending.ROLLED_BACK, Ending.RESIZED):
+            if outcome is not None:
+                done = int(setup.session.run(setup.train.global_step))
             with protection.watchdog.long_phase("building the graph for another size of images"):
-                setup = at_size(config, group, setup)
+                setup = at_size(config, group, setup, done=done)
             if outcome is None or outcome.ending is Ending.ROLLED_BACK:  # From a checkpoint.
-                status.set("running", step=int(setup.session.run(setup.train.global_step)))
-            outcome, result = _train(config, group, setup, status, protection, messages, times)
+                status.set("running", step=done)
+            outcome, result = _train(
+                config, group, setup, status, protection, messages, times, done=done
+            )
             messages = outcome.messages
     if outcome.ending is Ending.FINISHED:
         text = summary.describe_end(config, result)
@@ -114,6 +118,8 @@ def _train(
     protection: Protection,
     messages: Sequence[str],
     times: RunTimes,
+    *,
+    done: int,
 ) -> tuple[Outcome, dict[str, Any]]:
     """Runs the steps that are left, and evaluates; returns the outcome and the run's result.
 
@@ -125,9 +131,9 @@ def _train(
       protection: protection of this worker.
       messages: lines that come first on the console.
       times: times of the steps; this loop's are added.
+      done: number of steps that are done.
     """
     plan, rank = setup.plan, group.worker.rank
-    done = int(setup.session.run(setup.train.global_step))
     reaches = _reaches(config.run.stop_at_top1, setup.store.top1_after(done))
     is_complete = any(group.gather(done >= plan.total_steps or reaches))
     lacks_evaluation = any(group.gather(setup.store.lacks_evaluation(done)))

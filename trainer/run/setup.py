@@ -136,12 +136,11 @@ def find_first_step(config: Config, group: Group) -> int:
     return int(group.gather(max(steps, default=0))[0])
 
 
-def at_size(config: Config, group: Group, setup: Setup) -> Setup:
-    """Returns what the next step needs: built anew where its images have another size.
+def at_size(config: Config, group: Group, setup: Setup, *, done: int) -> Setup:
+    """Returns what the step after `done` needs: built anew where its images have another size.
 
     All workers call it together.
     """
-    done = int(setup.session.run(setup.train.global_step))
     image_size = setup.plan.value_at(done, config.data.sizes_by_epoch)
     if image_size == setup.image_size:
         return setup
