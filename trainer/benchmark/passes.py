@@ -102,7 +102,7 @@ def build_train_step(config: Config, group: Group, dataset: AnyDataset) -> Targe
     with tf.control_dependencies([train.train_op]):
         fetch = tf.add_n([tf.cast(metric, tf.float32) for metric in train.metrics])
     feeds = {train.learning_rate: _LEARNING_RATE}
-    return _create_target("Train step", fetch, train.stream, feeds, train.broadcast_op)
+    return _create_target("Train step", fetch, train.stream, feeds, train.broadcast_op.op)
 
 
 def build_input(config: Config, group: Group, dataset: AnyDataset) -> Target:
