@@ -14,7 +14,7 @@ def check(cases, networks, *, workers):
         for network, precision, setting in itertools.product(
             networks, golden_losses.PRECISIONS, golden_losses.kernel_settings()
         )
-        if golden_losses.is_in_suite(network, precision, workers)
+        if golden_losses.is_in_suite(network, precision, setting, workers)
     }
     assert {(case.name, case.kernels) for case in cases} == expected
     assert [found for case in cases if (found := golden_losses.find_difference(case))] == []
