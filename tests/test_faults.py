@@ -28,7 +28,7 @@ from trainer.process import files
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
-STEPS = 150
+STEPS = 80
 SUPERVISE = [sys.executable, "scripts/supervise.py", "--first_pause_sec=0.2", "--"]
 
 
@@ -98,10 +98,14 @@ def test_sigkill_of_the_launcher_ends_all_workers(tmp_path):
     logdir = tmp_path / "log"
     flags = [*FLAGS, "--steps=100000", f"--logdir={logdir}", "--checkpoint_every=0"]
     flags += ["--checkpoint_every_minutes=0.005"]
-    with started([*HOROVODRUN, *MODULE, *flags]) as run:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    with started([*HOROVODRUN, *MODULE, *flags], TMPDIR=str(temporary)) as run:
         run.wait_until(lambda: len(layout.steps_in(str(logdir))) >= 2, "two checkpoints")
         workers = run.workers()
         assert sorted(workers) == [0, 1]
+        # What a worker that is killed would leave behind.
+        assert not list(temporary.rglob("*autograph*"))
         run.process.kill()
         end_sec = time.monotonic() + 15
         while not is_gone(workers.values()):

@@ -3,8 +3,10 @@
 import os
 import sys
 
+import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow.compat.v1 as tf1
 from processes import run
 
 from trainer.config import ModelConfig
@@ -222,6 +224,19 @@ def layout_optimizer(layout):
     config = session.create_config(model=ModelConfig(layout=layout))
     options = config.graph_options.rewrite_options
     return options.Toggle.Name(options.layout_optimizer)
+
+
+def test_convolutions_are_fused():
+    with tf.Graph().as_default(), tf1.Session(config=session.create_config()) as run:
+        images, filters = tf1.placeholder(tf.float32, [1, 8, 8, 3]), tf.ones([3, 3, 3, 4])
+        result = tf.nn.relu(tf.nn.bias_add(tf.nn.conv2d(images, filters, 1, "SAME"), tf.ones(4)))
+        seen = tf1.RunMetadata()
+        options = tf1.RunOptions(output_partition_graphs=True)
+        run.run(result, {images: np.zeros(images.shape)}, options=options, run_metadata=seen)
+    kinds = [node.op for part in seen.partition_graphs for node in part.node]
+    names = ("Conv2D", "BiasAdd", "Relu")
+    (fused,) = [kind for kind in kinds if any(name in kind for name in names)]
+    assert "FusedConv2D" in fused
 
 
 def test_a_worker_has_the_gpu_of_its_local_rank_and_memory_as_it_needs(two_gpus):

@@ -160,15 +160,13 @@ class HorovodGroup(Group):
         return tf.ensure_shape(gathered, [self.worker.size, *tensor.shape])
 
     def build_broadcast(self, variables: Sequence[tf.Variable]) -> tf.Operation:
-        return tf.group(
-            *(
-                tf.compat.v1.assign(
-                    variable,
-                    self._hvd.broadcast(variable, 0, name=f"{URGENT}broadcast/{variable.op.name}/"),
-                )
-                for variable in variables
-            )
-        )
+        graph = tf.compat.v1.get_default_graph()
+        assigned = []
+        for variable in variables:
+            value = graph.as_graph_element(variable)  # No operation more: it is read already.
+            sent = self._hvd.broadcast(value, 0, name=f"{URGENT}broadcast/{variable.op.name}/")
+            assigned.append(tf.compat.v1.assign(variable, sent))
+        return tf.group(*assigned)
 
     def gather(self, value: Any) -> list[Any]:
         text = np.frombuffer(json.dumps(value).encode(), np.uint8)

@@ -186,9 +186,9 @@ def tell_hashes(folder, rank):
 
     inner = train._train
 
-    def train_and_tell(config, group, setup, *args):
+    def train_and_tell(config, group, setup, *args, **kwargs):
         try:
-            return inner(config, group, setup, *args)
+            return inner(config, group, setup, *args, **kwargs)
         finally:
             import tensorflow.compat.v1 as tf1
 
