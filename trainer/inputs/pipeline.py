@@ -127,7 +127,7 @@ def _regroup(chunks: tf.data.Dataset, count: int, batch_size: int) -> tf.data.Da
     if batch_size == count:
         return chunks
 
-    @tf.autograph.experimental.do_not_convert
+    @tf.autograph.experimental.do_not_convert  # As below.
     def join(batch: Batch) -> Batch:
         return Batch(*(tf.reshape(part, [batch_size, *part.shape[2:]]) for part in batch))
 

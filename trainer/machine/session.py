@@ -94,7 +94,7 @@ def _limit_optimizers(options: RewriterConfig) -> None:
 
     They take a quarter of the time of the first step. A second time over the graph removes 5 % of
     resnet_v2_50's operations, none of which takes time; there is no layout to choose; and there are
-    no loops, and no hints for the optimizer of memory. Losses are alike to the bit.
+    no loops, and no hints for the optimizer of memory. Results are alike to the bit.
     """
     options.meta_optimizer_iterations = RewriterConfig.ONE
     options.layout_optimizer = RewriterConfig.OFF
