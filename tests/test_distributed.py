@@ -120,6 +120,15 @@ def test_the_broadcast_makes_all_start_from_rank_0(folder):
         np.testing.assert_array_equal(value, second[name], err_msg=name)
 
 
+def test_the_broadcast_gives_each_variable_rank_0s_values(folder):
+    expected = two_workers.values_of(0)
+    for values in load(folder, "broadcast"):
+        assert values.keys() == expected.keys()
+        for name, value in values.items():
+            assert value.dtype == expected[name].dtype
+            np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
 def test_workers_read_different_examples(folder):
     first, second = load(folder, "averaged_batches")
     seen = [{image.tobytes() for image in b["images"][0]} for b in (first, second)]

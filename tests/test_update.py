@@ -102,6 +102,15 @@ def test_what_is_not_finite_changes_nothing(create_run, precision):
     assert all(np.all(np.isfinite(value)) for value in run.values().values())
 
 
+def test_a_finite_gradient_with_too_large_a_norm_is_named(create_run):
+    """The sum of its squares is none of float32's numbers, so that the step is left out."""
+    run = create_run(create_config(network="scaled_network"))
+    metrics = run.step(scale=1e25)
+    assert (metrics.is_applied, metrics.gradient_norm) == (0, math.inf)
+    assert math.isfinite(metrics.loss)
+    assert run.train.gradient_names[metrics.nonfinite_gradient] == "conv/weights"
+
+
 @pytest.mark.slow
 def test_a_batch_that_is_not_finite_spoils_its_whole_update_and_no_other(create_run):
     run = create_run(create_config(network="poisoned_network", accumulate_steps=2))

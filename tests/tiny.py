@@ -87,6 +87,12 @@ def poisoned_network(images, num_classes, is_training):
     return network(images * poison, num_classes, is_training)
 
 
+def scaled_network(images, num_classes, is_training):
+    """`network_without_bn`, whose input is multiplied by what `scale:0` is fed, by default 1."""
+    scale = tf.compat.v1.placeholder_with_default(1.0, [], name="scale")
+    return network_without_bn(images * scale, num_classes, is_training)
+
+
 class Patches:
     """Noise with a square in the corner that the class names."""
 

@@ -160,13 +160,24 @@ class HorovodGroup(Group):
         return tf.ensure_shape(gathered, [self.worker.size, *tensor.shape])
 
     def build_broadcast(self, variables: Sequence[tf.Variable]) -> tf.Operation:
-        graph = tf.compat.v1.get_default_graph()
-        assigned = []
+        # Horovod sends each tensor by itself. Vectors, most of a network's variables, go together.
+        together: dict[str, list[tf.Variable]] = {}
         for variable in variables:
-            value = graph.as_graph_element(variable)  # No operation more: it is read already.
-            sent = self._hvd.broadcast(value, 0, name=f"{URGENT}broadcast/{variable.op.name}/")
-            assigned.append(tf.compat.v1.assign(variable, sent))
-        return tf.group(*assigned)
+            is_vector = variable.shape.rank == 1
+            name = f"vectors/{variable.dtype.name}" if is_vector else variable.op.name
+            together.setdefault(name, []).append(variable)
+        return tf.group(*(op for name, part in together.items() for op in self._send(part, name)))
+
+    def _send(self, variables: Sequence[tf.Variable], name: str) -> Iterator[tf.Operation]:
+        """Adds the broadcast of one variable, or of vectors of one type; yields what assigns it."""
+        graph = tf.compat.v1.get_default_graph()
+        values = [graph.as_graph_element(variable) for variable in variables]  # Read already.
+        value = values[0] if len(values) == 1 else tf.concat(values, 0)
+        sent = self._hvd.broadcast(value, 0, name=f"{URGENT}broadcast/{name}/")
+        sizes = [variable.shape[0] for variable in variables] if len(values) > 1 else []
+        parts = tf.split(sent, sizes) if sizes else [sent]
+        for variable, part in zip(variables, parts, strict=True):
+            yield variable.assign(part, read_value=False)
 
     def gather(self, value: Any) -> list[Any]:
         text = np.frombuffer(json.dumps(value).encode(), np.uint8)

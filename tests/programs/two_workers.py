@@ -146,6 +146,41 @@ def update_together(group, folder):
     return report
 
 
+VARIABLES = {  # Of each kind that a run has, vectors of three types among them.
+    "scalar": ((), np.float32),
+    "counter": ((), np.int64),
+    "weights": ((3, 2), np.float32),
+    "vector": ((5,), np.float32),
+    "one": ((1,), np.float32),
+    "empty": ((0,), np.float32),
+    "other_vector": ((4,), np.float32),
+    "whole_numbers": ((3,), np.int64),
+    "half": ((2,), np.float16),
+}
+
+
+def values_of(rank):
+    """Values of one worker's `VARIABLES`, no two of which are alike."""
+    values, numbers = {}, itertools.count(100 * rank)
+    for name, (shape, dtype) in VARIABLES.items():
+        size = math.prod(shape)
+        values[name] = np.array(list(itertools.islice(numbers, size)), dtype).reshape(shape)
+    return values
+
+
+def broadcast(group, folder):
+    """Writes what each worker's variables are after the broadcast."""
+    with tf.Graph().as_default(), tf1.Session() as run:
+        variables = {
+            name: tf1.Variable(value, name=name, use_resource=True)
+            for name, value in values_of(group.worker.rank).items()
+        }
+        sent = group.build_broadcast(list(variables.values()))
+        run.run(tf1.global_variables_initializer())
+        run.run(sent)
+        np.savez(folder / f"broadcast_{group.worker.rank}.npz", **run.run(variables))
+
+
 SHAPES = ((3, 5), (7,), (1,), (4, 2, 2))
 
 
@@ -201,6 +236,7 @@ def main():
     train(WithoutAveraging(group), folder, "alone")
     report["updates"] = update_together(group, folder)
     reduce_together(group, folder)
+    broadcast(group, folder)
     report["cores"] = []
     for thread in os.listdir("/proc/self/task"):
         with contextlib.suppress(ProcessLookupError):  # It has ended since.

@@ -35,8 +35,12 @@ class Accumulator:
         ]
         pairs = list(zip(self._sums, tensors, strict=True))
         self.means = [(total.read_value() + tensor) / batches for total, tensor in pairs]
-        self.add_op = tf.group(*(total.assign_add(tensor).op for total, tensor in pairs))
+        self.add_op = tf.group(
+            *(total.assign_add(tensor, read_value=False) for total, tensor in pairs)
+        )
 
     def build_reset(self) -> tf.Operation:
         """Adds what sets the sums to 0: before a run's first batch, at the end of each update."""
-        return tf.group(*(total.assign(tf.zeros_like(total)).op for total in self._sums))
+        return tf.group(
+            *(total.assign(tf.zeros_like(total), read_value=False) for total in self._sums)
+        )

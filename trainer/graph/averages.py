@@ -43,7 +43,9 @@ class Averages:
             share = tf.where(is_applied, 1 - decay, 0.0)
             return tf.group(
                 *(
-                    average.assign_sub(share * (average.read_value() - variable.read_value())).op
+                    average.assign_sub(
+                        share * (average.read_value() - variable.read_value()), read_value=False
+                    )
                     for variable, average in self._pairs
                 )
             )

@@ -72,7 +72,10 @@ class Lars(_Decoupled):
             size, slope = tf.norm(weights), tf.norm(gradient)
             rate *= _ratio(self._trust_coefficient * size, slope + decay * size, size * slope)
         step = self._momentum * velocity.read_value() + rate * (gradient + decay * weights)
-        return tf.group(velocity.assign(step).op, variable.assign(weights - step).op)
+        return tf.group(
+            velocity.assign(step, read_value=False),
+            variable.assign(weights - step, read_value=False),
+        )
 
 
 class AdamW(_Decoupled):
@@ -112,9 +115,9 @@ class AdamW(_Decoupled):
         direction += self._decay_of(variable) * weights
         step = self._rate_of(variable, weights, direction) * direction
         return tf.group(
-            moments[0].assign(mean).op,
-            moments[1].assign(square).op,
-            variable.assign(weights - step).op,
+            moments[0].assign(mean, read_value=False),
+            moments[1].assign(square, read_value=False),
+            variable.assign(weights - step, read_value=False),
         )
 
     def _rate_of(
@@ -126,7 +129,9 @@ class AdamW(_Decoupled):
 
     def _finish(self, update_ops: Sequence[tf.Operation], name_scope: str) -> tf.Operation:
         with tf.control_dependencies([*update_ops]):
-            return tf.group(*update_ops, self._updates.assign_add(1.0).op, name=name_scope)
+            return tf.group(
+                *update_ops, self._updates.assign_add(1.0, read_value=False), name=name_scope
+            )
 
 
 class Lamb(AdamW):

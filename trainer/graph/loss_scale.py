@@ -55,4 +55,7 @@ class LossScale:
         factor = tf.where(is_finite, tf.where(is_due, 2.0, 1.0), 0.5)
         scale = tf.clip_by_value(self.value * factor, 1.0, _MAXIMUM_SCALE)
         steps = tf.where(tf.logical_or(is_due, tf.logical_not(is_finite)), 0, counted)
-        return tf.group(self._scale.assign(scale), self._good_steps.assign(steps))
+        return tf.group(
+            self._scale.assign(scale, read_value=False),
+            self._good_steps.assign(steps, read_value=False),
+        )

@@ -83,7 +83,7 @@ class Statistics:
 
     def build_begin(self) -> tf.Operation:
         """Adds what is to be run before a run's first step, when the statistics have values."""
-        return self._kept.assign(self._read()).op
+        return self._kept.assign(self._read(), read_value=False)
 
     def _read(self) -> tf.Tensor:
         """Returns all statistics, one after another: float32 [n]."""
@@ -94,14 +94,17 @@ class Statistics:
         parts = tf.split(values, sizes) if sizes else []
         pairs = zip(self._moving, parts, strict=True)
         return tf.group(
-            *(tf1.assign(variable, _shaped(part, variable.shape)) for variable, part in pairs)
+            *(
+                variable.assign(_shaped(part, variable.shape), read_value=False)
+                for variable, part in pairs
+            )
         )
 
     def build_update(self, is_finite: tf.Tensor) -> tf.Operation:
         """Adds what assigns the means, or, where the step is not finite, the old values."""
         values = tf.cond(is_finite, lambda: self._mean, self._kept.read_value)
         with tf.control_dependencies([values]):
-            kept = self._kept.assign(values).op
+            kept = self._kept.assign(values, read_value=False)
         if self._group.worker.size > 1:
             return tf.group(kept, self._assign(values))
         # The only worker has its means already.

@@ -43,7 +43,7 @@ class StepMetrics(NamedTuple):
         optimizer slots and moving statistics are as before.
       loss_scale: loss scale of the step; 1 where the precision needs none.
       nonfinite_gradient: int32 []: index in `TrainGraph.gradient_names` of the first variable whose
-        gradient was not finite on this worker; -1 where there is none.
+        gradient's norm was not finite on this worker; -1 where there is none.
       data_wait_sec: time for which the step waited for its input.
       gradients_ready_sec: moment at which this worker's gradients were ready, since 1970.
     """
@@ -166,7 +166,7 @@ def build_train_graph(config: Config, group: Group, dataset: AnyDataset) -> Trai
         if averages is not None:
             updates.append(averages.build_update(global_step, is_finite, after=updates))
         with tf.control_dependencies(updates):
-            counted = global_step.assign_add(1).op
+            counted = global_step.assign_add(1, read_value=False)
         train_op = tf.group(
             *updates, loss_scale.build_update(is_finite), accumulator.build_reset(), counted
         )
@@ -263,8 +263,9 @@ def _compute_gradients(
 
 
 def _find_nonfinite(gradients: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Returns the index of the first gradient that is not finite, int32 []; -1: all are."""
-    good = tf.stack([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+    """Returns the index of the first gradient whose norm is not finite, int32 []; -1: all are."""
+    # One operation for each gradient: hundreds are built, and in a good step none of them runs.
+    good = tf.math.is_finite(tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
     first = tf.argmin(tf.cast(good, tf.int32), output_type=tf.int32)
     return tf.where(tf.reduce_all(good), -1, first)
 

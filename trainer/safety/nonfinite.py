@@ -31,9 +31,11 @@ def describe(group: Group, train: TrainGraph, step: int, metrics: StepMetrics) -
     text += f"{metrics.gradient_norm:g}"
     rank = next((rank for rank, index in enumerate(of_workers) if index >= 0), None)
     if rank is None:
-        return f"{text}: each worker's own gradient is finite, their sum is not"
+        return f"{text}: the norm of each worker's own gradient is finite, their mean's is not"
     name = train.gradient_names[of_workers[rank]]
-    return f"{text}; the first gradient that is not finite is that of {name}, on worker {rank}"
+    return (
+        f"{text}; the first gradient whose norm is not finite is that of {name}, on worker {rank}"
+    )
 
 
 class Policy:
