@@ -5,7 +5,7 @@ Each worker is a host of its own, a network namespace with a core; a process car
 between them at the rate and with the delay that are given. It needs root. Without --mbit both are
 of this host, without a link. A round trains with each choice of flags, in a new order; once before,
 and once at the end, two processes without Horovod train at the same time, and the all-reduce is
-timed: these go into the model, the steps do not.
+timed, of each kind that is tried: these go into the model, the steps do not.
 
   scripts/benchmark_link.py --mbit 100 --delay_ms 1 --try= --try=--gradient_compression=float16 \
     --out link-100 -- --precision=bfloat16 --image_size=64 --batch_size=16
@@ -13,6 +13,7 @@ timed: these go into the model, the steps do not.
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -34,6 +35,7 @@ _TRAINER = ("-m", "trainer", "--dataset=synthetic", "--checkpoint_every=0", "--l
 _HOROVODRUN = str(Path(sys.executable).with_name("horovodrun"))
 _WORKERS = 2
 _CPU_CYCLE_MS = 100.0  # What the trainer sets without a GPU.
+_EARLY_CYCLE_MS = 1.0  # Of one that ends early: see scripts/horovod/patches/speed/01.
 
 
 class Contest:
@@ -76,13 +78,14 @@ class Contest:
                 each.kill()
         return places
 
-    def time_allreduce(self) -> dict[str, Any]:
-        """Times the all-reduce over the link; returns the result."""
+    def time_allreduce(self, flags_of_reduction: Sequence[str]) -> dict[str, Any]:
+        """Times the all-reduce over the link, with some flags more; returns the result."""
         place = self._place()
         path = place / "result.json"
         flags = ("--benchmark", "--benchmark_passes=allreduce", f"--result_json={path}")
         runs = ("--benchmark_burn_in=1", f"--benchmark_steps={self._options.allreduce_steps}")
-        self._run(place, ["-m", "trainer", *flags, *runs, *self._options.flags])
+        arguments = ["-m", "trainer", *flags, *runs, *self._options.flags, *flags_of_reduction]
+        self._run(place, arguments)
         return json.loads(path.read_text(encoding="utf-8"))["result"]
 
     def train(self, choice: str) -> Path:
@@ -111,17 +114,34 @@ class Contest:
             path.unlink()
 
 
-def knobs_of(choice: str) -> Knobs:
-    """Returns what a choice of flags and variables means for the model."""
+def flags_of_reduction(choice: str) -> tuple[str, ...]:
+    """Returns the flags of a choice that change how gradients are reduced: each is timed."""
+    return tuple(word for word in choice.split() if word.startswith("--gradient_"))
+
+
+def model_of(choice: str, work: Work) -> tuple[Work, Knobs]:
+    """Returns what a choice of flags and variables means for the model.
+
+    What the trainer reduces itself (graph/reduction.py) goes in buckets of its own, each of which
+    ends Horovod's cycle. The time of a buffer is measured with the choice's own types: so that
+    all count their bytes in float32.
+    """
     words = dict(word.lstrip("-").partition("=")[::2] for word in choice.split())
-    in_parts = words.get("gradient_compression") == "bfloat16" or "gradient_reduction" in words
-    threshold_mb = float(words.get("fusion_threshold_mb", 32 if in_parts else 128))
-    return Knobs(
-        fusion_bytes=threshold_mb * 2**20,
+    in_buckets = (
+        words.get("gradient_compression") == "bfloat16"
+        or words.get("gradient_reduction") == "adasum"
+    )
+    most_bytes = 2**20 * float(words.get("fusion_threshold_mb", 32 if in_buckets else 128))
+    knobs = Knobs(
+        fusion_bytes=most_bytes,
         cycle_sec=float(words.get("HOROVOD_CYCLE_TIME", _CPU_CYCLE_MS)) / 1000,
-        sent_share=0.5 if words.get("gradient_compression", "none") != "none" else 1.0,
         accumulate_steps=int(words.get("accumulate_steps", 1)),
     )
+    if in_buckets:
+        buckets = scale_model.put_into_buckets(work.gradients, most_bytes)
+        work = dataclasses.replace(work, gradients=buckets)
+        knobs = dataclasses.replace(knobs, fusion_bytes=0, cycle_sec=_EARLY_CYCLE_MS / 1000)
+    return work, knobs
 
 
 def median_step_sec(place: Path) -> float:
@@ -131,13 +151,22 @@ def median_step_sec(place: Path) -> float:
 
 
 def compare(
-    work: Work, measured: scale_inputs.Measured, steps_sec: dict[str, list[float]]
+    work: Work,
+    measured: Mapping[tuple[str, ...], scale_inputs.Measured],
+    steps_sec: Mapping[str, list[float]],
 ) -> list[dict[str, Any]]:
-    """Returns a row for each choice of flags: what was measured, and what the model says."""
+    """Returns a row for each choice of flags: what was measured, and what the model says.
+
+    Args:
+      work: what a step computes.
+      measured: the all-reduce by its `flags_of_reduction`.
+      steps_sec: measured times of steps by choice.
+    """
     rows = []
     for choice, each in steps_sec.items():
-        knobs = knobs_of(choice)
-        predicted = scale_model.step_sec(work, _WORKERS, measured.cost, measured.busy, knobs)
+        reduced, knobs = model_of(choice, work)
+        timed = measured[flags_of_reduction(choice)]
+        predicted = scale_model.step_sec(reduced, _WORKERS, timed.cost, timed.busy, knobs)
         median = statistics.median(each)
         rows.append(
             {
@@ -147,6 +176,8 @@ def compare(
                 "batches_per_sec": knobs.accumulate_steps / median,
                 "predicted_sec": predicted,
                 "error": predicted / median - 1,
+                "allreduce_start_sec": timed.cost.start_sec,
+                "allreduce_sec_per_byte": timed.cost.sec_per_byte,
             }
         )
     return rows
@@ -157,8 +188,7 @@ def _leave(number: int, frame: object) -> None:
     sys.exit(128 + number)
 
 
-def main() -> None:
-    """Measures in turns, and prints a table."""
+def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     some = program.at_least(0, float)
     parser.add_argument(
@@ -183,14 +213,43 @@ def main() -> None:
         )
     parser.add_argument("--out", type=program.path, required=True, help="a new folder")
     parser.add_argument("flags", nargs="*", help="of the trainer, after --")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def _print(
+    where: str,
+    work: Work,
+    measured: Mapping[tuple[str, ...], scale_inputs.Measured],
+    rows: Sequence[Mapping[str, Any]],
+) -> None:
+    print(
+        f"{where}; alone {work.compute_sec:.3f} s and {work.update_sec:.3f} s for the update; "
+        "all-reduce (MB of float32):"
+    )
+    for flags, each in measured.items():
+        print(
+            f"{' '.join(flags) or 'as it is':40}{1000 * each.cost.start_sec:9.1f} ms +"
+            f"{1e-6 / max(each.cost.sec_per_byte, 1e-15):9.2f} MB/s"
+        )
+    print(f"{'flags':40}{'measured s':>12}{'predicted s':>12}{'error':>8}{'batches/s':>11}")
+    for row in rows:
+        print(
+            f"{row['flags'] or 'as it is':40}{row['measured_sec']:12.3f}"
+            f"{row['predicted_sec']:12.3f}{100 * row['error']:7.1f}%{row['batches_per_sec']:11.3f}"
+        )
+
+
+def main() -> None:
+    """Measures in turns, and prints a table."""
+    options = _parse()
     for number in unless_nohup((signal.SIGTERM, signal.SIGHUP)):
         signal.signal(number, _leave)  # So that the namespaces are removed.
     options.out.mkdir(parents=True)
     choices = options.choices or [""]
     steps_sec: dict[str, list[float]] = {choice: [] for choice in choices}
     alone: list[Path] = []
-    timed = []
+    reductions = dict.fromkeys(flags_of_reduction(choice) for choice in choices)
+    timed: dict[tuple[str, ...], list[dict[str, Any]]] = {flags: [] for flags in reductions}
     with contextlib.ExitStack() as stack:
         hosts: Sequence[two_hosts.Host] = ()
         if options.mbit is not None:
@@ -200,28 +259,19 @@ def main() -> None:
         for turn in range(options.rounds + 1):
             if turn in (0, options.rounds):
                 alone += contest.train_alone()
-                timed.append(contest.time_allreduce())
+                for flags in reductions:
+                    timed[flags].append(contest.time_allreduce(flags))
             if turn < options.rounds:
                 for choice in choices if turn % 2 == 0 else choices[::-1]:
                     steps_sec[choice].append(median_step_sec(contest.train(choice)))
                     print(f"{choice or 'as it is'}: {steps_sec[choice][-1]:.3f} s", flush=True)
-    measured = scale_inputs.read_allreduces(timed)
+    measured = {flags: scale_inputs.read_allreduces(each) for flags, each in timed.items()}
     work = scale_inputs.read_alone(
-        [run_logs.read_curves(each) for each in alone], measured.gradients
+        [run_logs.read_curves(each) for each in alone], next(iter(measured.values())).gradients
     )
     rows = compare(work, measured, steps_sec)
     where = f"{options.mbit:g} Mbit/s, {options.delay_ms:g} ms" if hosts else "one host"
-    print(
-        f"{where}; alone {work.compute_sec:.3f} s and "
-        f"{work.update_sec:.3f} s for the update; all-reduce {1000 * measured.cost.start_sec:.1f} "
-        f"ms + {1e-6 / measured.cost.sec_per_byte:.2f} MB/s"
-    )
-    print(f"{'flags':40}{'measured s':>12}{'predicted s':>12}{'error':>8}{'batches/s':>11}")
-    for row in rows:
-        print(
-            f"{row['flags'] or 'as it is':40}{row['measured_sec']:12.3f}"
-            f"{row['predicted_sec']:12.3f}{100 * row['error']:7.1f}%{row['batches_per_sec']:11.3f}"
-        )
+    _print(where, work, measured, rows)
     content = {"mbit": options.mbit, "delay_ms": options.delay_ms, "rows": rows}
     (options.out / "result.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
 

@@ -296,6 +296,19 @@ def test_the_allreduce_of_two_workers(tmp_path):
 
 
 @pytest.mark.processes
+def test_the_allreduce_is_the_one_that_flags_give(tmp_path):
+    flags = ["--gradient_compression=bfloat16", "--fusion_threshold_mb=0"]
+    runs = ["--benchmark_passes=allreduce", "--benchmark_steps=1", "--benchmark_burn_in=0"]
+    command = ["-m", "trainer", "--benchmark", *NETWORK, *runs, *flags]
+    done = processes.horovodrun(2, command, HOROVOD_TIMELINE=f"{tmp_path}/timeline.json")
+    assert done.returncode == 0, done.stderr
+    assert "allreduce: 2 workers, bfloat16; sd" in done.stdout
+    events = json.loads((tmp_path / "timeline.json").read_text().rstrip(",]\n") + "]")
+    # A bucket for each of eight gradients and five buffers, twice: a first run and a timed one.
+    assert sum(event.get("name") == "ALLTOALL" for event in events) == 2 * (8 + 5)
+
+
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("flag", "line"),
     [

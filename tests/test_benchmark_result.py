@@ -165,11 +165,13 @@ def test_one_size_is_no_sweep():
     assert "sweep" not in Sweep((create([0.4]),)).to_json()
 
 
-def allreduce():
+def allreduce(reduction="average", compression="none"):
     def row(size):
         return allreduce_benchmark.create_row([0.1, 0.3], size_bytes=size, workers=4)
 
-    return allreduce_benchmark.AllreduceResult(4, 3, False, None, row(10**9), (row(2**20),))
+    return allreduce_benchmark.AllreduceResult(
+        4, 3, False, reduction, compression, None, row(10**9), (row(2**20),)
+    )
 
 
 def test_bandwidths_of_an_allreduce():
@@ -177,6 +179,22 @@ def test_bandwidths_of_an_allreduce():
     assert gradients.algorithm_gb_per_sec == pytest.approx(1 / 0.2)
     # Each of n workers of a ring sends 2 (n - 1) / n of the buffer.
     assert gradients.bus_gb_per_sec == pytest.approx(1.5 / 0.2)
+
+
+@pytest.mark.parametrize(
+    ("reduction", "compression", "said"),
+    [
+        ("average", "none", "allreduce: 4 workers, float32; "),
+        ("average", "float16", "allreduce: 4 workers, float16; "),
+        ("adasum", "bfloat16", "allreduce: 4 workers, adasum, bfloat16; "),
+    ],
+)
+def test_the_table_of_an_allreduce_says_what_was_reduced_and_how(reduction, compression, said):
+    result = allreduce(reduction, compression)
+    assert result.format("allreduce").startswith(said)
+    content = result.to_json()
+    assert content["gradient_reduction"] == reduction
+    assert content["gradient_compression"] == compression
 
 
 def read(path):

@@ -183,11 +183,19 @@ def test_a_link_is_read_from_the_results_of_its_allreduces():
 
 
 def test_flags_mean_what_the_model_takes():
-    assert benchmark_link.knobs_of("") == Knobs(128 * 2**20, 0.1, 1.0, 1)
-    words = "--gradient_compression=bfloat16 --accumulate_steps=4"
-    assert benchmark_link.knobs_of(words) == Knobs(32 * 2**20, 0.1, 0.5, 4)
-    assert benchmark_link.knobs_of("--fusion_threshold_mb=1").fusion_bytes == 2**20
-    assert benchmark_link.knobs_of("HOROVOD_CYCLE_TIME=5").cycle_sec == 0.005
+    work = Work(tuple(Gradient(2.0**24, ready) for ready in (0.4, 0.5, 0.7)), compute_sec=1.0)
+    of = lambda choice: benchmark_link.model_of(choice, work)  # noqa: E731
+    assert of("") == (work, Knobs(128 * 2**20, 0.1, 1.0, 1))
+    assert of("--gradient_compression=float16") == of("")
+    in_buckets, knobs = of("--gradient_compression=bfloat16 --accumulate_steps=4")
+    assert in_buckets.gradients == (Gradient(2.0**25, 0.5), Gradient(2.0**24, 0.7))
+    assert knobs == Knobs(0, 0.001, 1.0, 4)
+    assert of("--gradient_reduction=adasum --fusion_threshold_mb=1")[0] == work
+    assert of("--fusion_threshold_mb=1")[1].fusion_bytes == 2**20
+    assert of("HOROVOD_CYCLE_TIME=5")[1].cycle_sec == 0.005
+    assert benchmark_link.flags_of_reduction(
+        "--gradient_reduction=adasum HOROVOD_CYCLE_TIME=5"
+    ) == ("--gradient_reduction=adasum",)
 
 
 def test_the_gradients_of_vgg16_are_its_138_million():

@@ -192,6 +192,17 @@ def fuse(sizes: Sequence[float], most: float) -> list[float]:
     return buffers
 
 
+def put_into_buckets(gradients: Sequence[Gradient], most: float) -> tuple[Gradient, ...]:
+    """Returns neighbours that are reduced together, each when its last one is ready."""
+    buckets: list[Gradient] = []
+    for each in gradients:
+        if buckets and buckets[-1].bytes + each.bytes <= most:
+            buckets[-1] = Gradient(buckets[-1].bytes + each.bytes, each.ready)
+        else:
+            buckets.append(each)
+    return tuple(buckets)
+
+
 def reduced_after_sec(
     gradients: Sequence[Gradient], compute_sec: float, cost: Cost, busy: Cost, knobs: Knobs
 ) -> float:

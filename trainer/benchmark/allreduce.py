@@ -17,6 +17,7 @@ from trainer.benchmark.gradient_order import GradientOrder
 from trainer.benchmark.runs import Say, time_runs
 from trainer.config import Config
 from trainer.distributed import URGENT, Group
+from trainer.graph.reduction import reduce_gradients
 from trainer.machine import session
 from trainer.safety.protection import watch
 from trainer.safety.watchdog import Watchdog
@@ -28,10 +29,10 @@ BUFFER_BYTES = (2**12, *(2**20 * size for size in (1, 4, 16, 64)))
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The figures of the averaging of some float32 tensors over all workers.
+    """The figures of the reduction of some float32 tensors over all workers.
 
     Attributes:
-      bytes: size of the tensors together.
+      bytes: size of the tensors together in float32, whatever they travel as.
       steps: number of timed runs.
       mean_sec, sd_sec: mean and standard deviation (the population's) of a run's duration.
       step_time_ms: all statistics of the durations.
@@ -61,6 +62,8 @@ class AllreduceResult:
       workers: number of workers.
       burn_in: number of runs before the timed ones.
       partial: whether Ctrl-C ended the measurement.
+      gradient_reduction: the reduction: average, adasum.
+      gradient_compression: the type in which they travel, none: float32.
       transport: what NCCL moves them over, in words; None without NCCL.
       gradients: row of the gradients of all variables of the network.
       buffers: rows of the sizes in `BUFFER_BYTES`.
@@ -70,6 +73,8 @@ class AllreduceResult:
     workers: int
     burn_in: int
     partial: bool
+    gradient_reduction: str
+    gradient_compression: str
     transport: str | None
     gradients: Row
     buffers: tuple[Row, ...]
@@ -82,8 +87,10 @@ class AllreduceResult:
 
     def format(self, name: str) -> str:
         """Returns the table as text."""
+        kind = "" if self.gradient_reduction == "average" else f"{self.gradient_reduction}, "
+        kind += self.gradient_compression.replace("none", "float32")
         lines = [
-            f"{name}: {self.workers} workers, float32; sd: the population's; GB of 10^9 bytes",
+            f"{name}: {self.workers} workers, {kind}; sd: the population's; GB of 10^9 bytes",
             *([f"over: {self.transport}"] if self.transport else []),
             f"{'':>14}{'MiB':>9}{'mean ms':>10}{'sd':>9}{'p50':>10}{'p90':>10}{'p99':>10}"
             f"{'algorithm GB/s':>16}{'bus GB/s':>10}",
@@ -107,7 +114,7 @@ def _time_averages(
     say: Say,
     watchdog: Watchdog,
 ) -> tuple[tuple[float, ...], float]:
-    """Times the averaging of tensors of some shapes.
+    """Times the reduction of tensors of some shapes, as a step does it.
 
     Returns:
       (seconds of each timed run, processor seconds of a run).
@@ -116,10 +123,8 @@ def _time_averages(
     with tf.Graph().as_default():
         tensors = [tf.Variable(tf.random.normal(shape)) for shape in shapes]
         values = [tensor.read_value() for tensor in tensors]
-        averages = [
-            group.average(value, f"benchmark/{name}/{number}")
-            for number, value in enumerate(values)
-        ]
+        names = [f"benchmark/{name}/{number}" for number in range(len(values))]
+        averages = reduce_gradients(config, group, values, names)
         # A training step ends with an urgent tensor too. This one depends on the others, since
         # TensorFlow would average a constant once, before the first run.
         with tf.control_dependencies(values):
@@ -158,7 +163,7 @@ def _time_averages(
 def create_row(
     durations_sec: Sequence[float], *, size_bytes: int, workers: int, cpu_sec: float | None = None
 ) -> Row:
-    """Returns the row of runs in each of which `workers` workers averaged `size_bytes` bytes."""
+    """Returns the row of runs in each of which `workers` workers reduced `size_bytes` bytes."""
     statistics = timing.summarize(durations_sec)
     algorithm = size_bytes / (statistics.mean / 1000) / 1e9
     return Row(
@@ -175,10 +180,12 @@ def create_row(
 
 
 def measure(config: Config, group: Group, say: Say) -> AllreduceResult:
-    """Times the all-reduce of the network's float32 gradients, and of single buffers.
+    """Times the all-reduce of the network's gradients, and of single buffers.
+
+    They are reduced, and travel, as --gradient_reduction and --gradient_compression say.
 
     Args:
-      config: configuration with the network and the number of runs.
+      config: configuration with the network, the reduction and the number of runs.
       group: the workers, all of which call this.
       say: function that prints a line.
     """
@@ -205,6 +212,8 @@ def measure(config: Config, group: Group, say: Say) -> AllreduceResult:
         workers=group.worker.size,
         burn_in=config.benchmark.benchmark_burn_in,
         partial=rows[-1].steps < config.benchmark.benchmark_steps,
+        gradient_reduction=config.communication.gradient_reduction,
+        gradient_compression=config.communication.gradient_compression,
         transport=way,
         gradients=rows[0],
         buffers=tuple(rows[1:]),
