@@ -169,7 +169,9 @@ def allreduce_result(sizes, latency_sec, bytes_per_sec):
         for size in sizes
     ]
     order = [{"name": "w", "shape": [2, 3], "ready": 1.0}]
-    return {"passes": {"allreduce": {"workers": 2, "buffers": rows, "order": order}}}
+    *buffers, gradients = rows
+    allreduce = {"workers": 2, **gradients, "buffers": buffers, "order": order}
+    return {"passes": {"allreduce": allreduce}}
 
 
 def test_a_link_is_read_from_the_results_of_its_allreduces():

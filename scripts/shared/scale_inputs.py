@@ -46,8 +46,10 @@ def read_allreduces(results: Sequence[Mapping[str, Any]]) -> Measured:
       UserError: a result is of something else, or of an older version.
     """
     try:
-        rows = [row for result in results for row in result["passes"]["allreduce"]["buffers"]]
-        first = results[0]["passes"]["allreduce"]
+        passes = [result["passes"]["allreduce"] for result in results]
+        # The row of all gradients counts too: what is fused is copied, a single buffer is not.
+        rows = [row for each in passes for row in (each, *each["buffers"])]
+        first = passes[0]
         sizes = [row["bytes"] for row in rows]
         cost = scale_model.fit_line(sizes, [row["step_time_ms"]["p50"] / 1000 for row in rows])
         busy = scale_model.fit_line(sizes, [max(row["cpu_sec"], 1e-9) for row in rows])
