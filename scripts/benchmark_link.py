@@ -154,6 +154,7 @@ def compare(
     work: Work,
     measured: Mapping[tuple[str, ...], scale_inputs.Measured],
     steps_sec: Mapping[str, list[float]],
+    flags: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Returns a row for each choice of flags: what was measured, and what the model says.
 
@@ -161,10 +162,11 @@ def compare(
       work: what a step computes.
       measured: the all-reduce by its `flags_of_reduction`.
       steps_sec: measured times of steps by choice.
+      flags: those of the trainer that all choices share.
     """
     rows = []
     for choice, each in steps_sec.items():
-        reduced, knobs = model_of(choice, work)
+        reduced, knobs = model_of(" ".join([*flags, choice]), work)
         timed = measured[flags_of_reduction(choice)]
         predicted = scale_model.step_sec(reduced, _WORKERS, timed.cost, timed.busy, knobs)
         median = statistics.median(each)
@@ -269,7 +271,7 @@ def main() -> None:
     work = scale_inputs.read_alone(
         [run_logs.read_curves(each) for each in alone], next(iter(measured.values())).gradients
     )
-    rows = compare(work, measured, steps_sec)
+    rows = compare(work, measured, steps_sec, options.flags)
     where = f"{options.mbit:g} Mbit/s, {options.delay_ms:g} ms" if hosts else "one host"
     _print(where, work, measured, rows)
     content = {"mbit": options.mbit, "delay_ms": options.delay_ms, "rows": rows}

@@ -3,6 +3,8 @@
 import contextlib
 import io
 import struct
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -317,3 +319,12 @@ def test_what_is_damaged_fails():
         ):
             with pytest.raises(tf.errors.InvalidArgumentError, match=message):
                 session.run(pixels, {contents: [whole, bad]})
+
+
+def test_the_graph_is_built_without_source_in_temporary_files():
+    """AutoGraph imports what it converts from a file that a process that is killed leaves."""
+    with tf.Graph().as_default():
+        graph_parts.build_network_input(tf1.placeholder(tf.string, [None]), create_config())
+    converted = [each for name, each in sys.modules.items() if name.startswith("__autograph")]
+    sources = [Path(module.__file__).read_text() for module in converted]
+    assert not [source for source in sources if "GraphHeader" in source]

@@ -12,7 +12,7 @@ import tensorflow.compat.v1 as tf1
 from processes import ROOT, run
 from test_checkpoints import create_store
 
-from trainer.checkpoints import bundle, layout, restore, search
+from trainer.checkpoints import background, bundle, layout, restore, search
 from trainer.checkpoints import manifest as checkpoint_manifest
 from trainer.checkpoints.bundle import BundleWriter
 from trainer.checkpoints.snapshot import Shortage
@@ -124,6 +124,19 @@ def test_a_hundred_saves_in_a_row_lose_nothing(tmp_path, network, monkeypatch):
     assert not list(tmp_path.glob(f".*{files.SUFFIX}"))
     written = [tag for _, tag, _ in saver._writer.scalars]
     assert written == ["perf/checkpoint_write_ms"] * 100
+
+
+def test_a_save_rests_after_every_piece(tmp_path, network, monkeypatch):
+    session, variables, _ = network
+    rests = []
+    monkeypatch.setattr(background, "rest", lambda: rests.append(threading.get_ident()))
+    monkeypatch.setattr(bundle, "_READ_BYTES", 64)
+    monkeypatch.setattr(checkpoint_manifest, "_READ_BYTES", 1000)
+    create_store(tmp_path, variables).copy(session, 1).save()
+    sizes = [path.stat().st_size for path in tmp_path.glob("model.ckpt-1.*")]
+    read = [("a",), ("a_half", "global_step", "m"), ("z",)]  # Parts of up to 64 bytes.
+    assert len(sizes) == 2
+    assert len(rests) == 1 + len(read) + sum(-(-size // 1000) for size in sizes)
 
 
 def test_what_ends_a_run_waits_for_the_save_and_makes_its_own(tmp_path, network, monkeypatch):

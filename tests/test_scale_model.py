@@ -200,6 +200,16 @@ def test_flags_mean_what_the_model_takes():
     ) == ("--gradient_reduction=adasum",)
 
 
+def test_flags_that_all_choices_share_are_taken_too():
+    work = Work(tuple(Gradient(2.0**24, ready) for ready in (0.4, 0.5, 0.7)), compute_sec=1.0)
+    timed = scale_inputs.Measured(2, Line(0.1, 1e-7), Line(0, 0), work.gradients)
+    by_flag, plain = "--gradient_compression=bfloat16", ()
+    (alone,) = benchmark_link.compare(work, {(by_flag,): timed}, {by_flag: [1.0]})
+    (shared,) = benchmark_link.compare(work, {plain: timed}, {"": [1.0]}, [by_flag])
+    (without,) = benchmark_link.compare(work, {plain: timed}, {"": [1.0]})
+    assert shared["predicted_sec"] == alone["predicted_sec"] != without["predicted_sec"]
+
+
 def test_the_gradients_of_vgg16_are_its_138_million():
     gradients = published_scaling.vgg16()
     assert sum(each.bytes for each in gradients) == 4 * 138_357_544

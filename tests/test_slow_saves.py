@@ -3,10 +3,13 @@
 import contextlib
 import dataclasses
 import threading
+import time
 
 import pytest
 from test_saving import create_saving, lines_of
 
+from trainer.checkpoints import background
+from trainer.checkpoints.background import BackgroundSave
 from trainer.checkpoints.snapshot import Copied
 from trainer.run import saving
 
@@ -95,3 +98,45 @@ def test_the_clock_asks_for_a_save_once_it_is_time_and_none_is_under_way(monkeyp
     saver.settle()
     assert saver.is_due_by_time()
     assert not create_saving(store).is_due_by_time()
+
+
+class Waits:
+    """An event that is never set, and keeps for how long it is waited for."""
+
+    def __init__(self):
+        self.sec = []
+
+    def wait(self, timeout):
+        self.sec.append(timeout)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.1, [1.8, 0, 7.2]), (1.0, [0, 0, 0])])
+def test_a_thread_pauses_as_its_share_of_a_core_asks(monkeypatch, share, expected):
+    used_sec = iter([5.0, 5.2, 5.2, 6.0])
+    monkeypatch.setattr(background.time, "thread_time", lambda: next(used_sec))
+    waits = Waits()
+    pace = background.Pace(share, waits)
+    for _ in expected:
+        pace.rest()
+    assert waits.sec == pytest.approx(expected)
+
+
+def test_who_waits_for_a_save_ends_its_pauses():
+    works = threading.Event()
+
+    def save():
+        end_sec = time.thread_time() + 0.01
+        while time.thread_time() < end_sec:
+            pass
+        works.set()
+        background.rest()
+
+    saves = BackgroundSave(share=1e-6)  # Of 10 ms of work: three hours.
+    for step in (1, 2):
+        saves.begin(step, save)
+        assert works.wait(60)
+        assert saves.step == step
+        assert saves.take(wait=False) is None
+        assert saves.take(wait=True).error is None
+        works.clear()
+    background.rest()  # Not of a save: no pause.

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
+from trainer.checkpoints import background
 from trainer.process import texts
 
 # So much of a checkpoint is read back at a time, or one variable where it is larger.
@@ -26,7 +27,7 @@ class _Operations(NamedTuple):
     """The operations of a session."""
 
     write: Callable[..., object]
-    read: Callable[[str], object]
+    read_parts: Sequence[Callable[[str], object]]
 
 
 class GraphWriter:
@@ -76,11 +77,14 @@ class BundleWriter:
           tf.errors.OpError: it could not be written.
         """
         self._operations.write(prefix, *values)
+        background.rest()
 
     def damage(self, prefix: str) -> str | None:
         """Reads a checkpoint of the variables back, checksums included: `search.damage`."""
         try:
-            self._operations.read(prefix)
+            for read in self._operations.read_parts:
+                read(prefix)
+                background.rest()
         except tf.errors.OpError as error:
             return texts.first_line(error)
         return None
@@ -91,23 +95,22 @@ class BundleWriter:
             prefix = tf1.placeholder(tf.string, [])
             values = {spec.name: tf1.placeholder(spec.dtype, spec.shape) for spec in self._specs}
             save = _build_save(prefix, values)
-            read = tf.no_op()
-            for part in _in_parts(sorted(self._specs, key=lambda spec: spec.name)):
-                with tf.control_dependencies([read]):  # One part after the other.
-                    tensors = tf.raw_ops.RestoreV2(
-                        prefix=prefix,
-                        tensor_names=[spec.name for spec in part],
-                        shape_and_slices=[""] * len(part),
-                        dtypes=[spec.dtype for spec in part],
-                    )
-                read = tensors[0].op
+            parts = [
+                tf.raw_ops.RestoreV2(
+                    prefix=prefix,
+                    tensor_names=[spec.name for spec in part],
+                    shape_and_slices=[""] * len(part),
+                    dtypes=[spec.dtype for spec in part],
+                )
+                for part in _in_parts(sorted(self._specs, key=lambda spec: spec.name))
+            ]
         # Less than 0: operations run in the thread that calls.
         config = tf1.ConfigProto(inter_op_parallelism_threads=-1, device_count={"GPU": 0})
         config.graph_options.rewrite_options.disable_meta_optimizer = True
         session = tf1.Session(graph=graph, config=config)
         return _Operations(
             session.make_callable(save, [prefix, *values.values()]),
-            session.make_callable(read, [prefix]),
+            [session.make_callable(tensors[0].op, [prefix]) for tensors in parts],
         )
 
 

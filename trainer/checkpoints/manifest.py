@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import google_crc32c
 
-from trainer.checkpoints import layout
+from trainer.checkpoints import background, layout
 from trainer.process import files, json_files
 
 FORMAT = "slim-horovod checkpoints 1"
@@ -147,6 +147,7 @@ def describe_file(path: Path) -> SavedFile:
         while block := file.read(_READ_BYTES):
             crc = google_crc32c.extend(crc, block)
             size += len(block)
+            background.rest()
     return SavedFile(path.name, size, crc)
 
 

@@ -4,9 +4,10 @@ import time
 
 import tensorflow.compat.v1 as tf1
 
-from trainer.checkpoints.background import BackgroundSave, Done
+from trainer.checkpoints.background import STEPS_HAVE_CORES_SHARE, BackgroundSave, Done
 from trainer.checkpoints.snapshot import Shortage
 from trainer.checkpoints.store import Store
+from trainer.machine import session as machine_session
 from trainer.safety.status import Status
 from trainer.telemetry import tags
 from trainer.telemetry.console import Console
@@ -55,7 +56,8 @@ class Saving:
         self._console = console
         self._writer = writer
         self._status = status
-        self._background = BackgroundSave()
+        on_cpus = machine_session.step_device() == "/cpu:0"
+        self._background = BackgroundSave(STEPS_HAVE_CORES_SHARE if on_cpus else 1.0)
         self._every_sec = 60 * every_minutes
         self._began_sec = time.monotonic()
         self._last_step = done or 0

@@ -35,6 +35,7 @@ def build_network_input(contents: tf.Tensor, config: DataConfig) -> tf.Tensor:
     size = config.image_size
     turns_upright = config.exif_orientation != "ignore"
 
+    @tf.autograph.experimental.do_not_convert  # It would leave its source in temporary files.
     def prepare(item: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
         number, image = item
         header = read_header(image, number, turns_upright=turns_upright)
