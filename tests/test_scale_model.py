@@ -184,6 +184,16 @@ def test_a_link_is_read_from_the_results_of_its_allreduces():
         scale_inputs.read_allreduces([{"passes": {}}])
 
 
+@pytest.mark.parametrize(("fused_ms", "expected_sec"), [(15_000, 15.0), (1_000, 10.01)])
+def test_what_is_fused_takes_the_time_of_its_copies_too(fused_ms, expected_sec):
+    """All gradients take longer than one tensor as large; where that was noise, not less."""
+    result = allreduce_result([4096, 2**20, 2**26, 10**8], 0.01, 1e7)
+    result["passes"]["allreduce"]["step_time_ms"]["p50"] = fused_ms
+    cost = scale_inputs.read_allreduces([result]).cost
+    assert cost(1e8) == pytest.approx(expected_sec)
+    assert cost(0) == pytest.approx(0.01)
+
+
 def test_flags_mean_what_the_model_takes():
     work = Work(tuple(Gradient(2.0**24, ready) for ready in (0.4, 0.5, 0.7)), compute_sec=1.0)
     of = lambda choice: benchmark_link.model_of(choice, work)  # noqa: E731

@@ -1,7 +1,8 @@
 """What was measured of a network and of a link, as scale_model takes it."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from shared import scale_model
@@ -47,12 +48,10 @@ def read_allreduces(results: Sequence[Mapping[str, Any]]) -> Measured:
     """
     try:
         passes = [result["passes"]["allreduce"] for result in results]
-        # The row of all gradients counts too: what is fused is copied, a single buffer is not.
-        rows = [row for each in passes for row in (each, *each["buffers"])]
         first = passes[0]
-        sizes = [row["bytes"] for row in rows]
-        cost = scale_model.fit_line(sizes, [row["step_time_ms"]["p50"] / 1000 for row in rows])
-        busy = scale_model.fit_line(sizes, [max(row["cpu_sec"], 1e-9) for row in rows])
+        buffers = [row for each in passes for row in each["buffers"]]
+        cost = _through(passes, buffers, lambda row: row["step_time_ms"]["p50"] / 1000)
+        busy = _through(passes, buffers, lambda row: max(row["cpu_sec"], 1e-9))
         gradients = gradients_in([(each["shape"], each["ready"]) for each in first["order"]])
         return Measured(first["workers"], cost, busy, gradients)
     except (KeyError, TypeError, IndexError) as error:
@@ -60,6 +59,22 @@ def read_allreduces(results: Sequence[Mapping[str, Any]]) -> Measured:
             "all-reduce result: must be a --result_json of --benchmark_passes=allreduce of this "
             f"version ({error!r} is missing)"
         ) from error
+
+
+def _through(
+    gradients: Sequence[Mapping[str, Any]],
+    buffers: Sequence[Mapping[str, Any]],
+    seconds_of: Callable[[Mapping[str, Any]], float],
+) -> Line:
+    """Returns the line of single buffers, as steep as what was measured of all gradients asks for.
+
+    What is fused is copied into a buffer and out of it; a single tensor is not. So the buffers tell
+    the start, and the gradients, which are fused as in a step, the seconds per byte.
+    """
+    line = scale_model.fit_line([row["bytes"] for row in buffers], list(map(seconds_of, buffers)))
+    fused_sec = statistics.mean(map(seconds_of, gradients))
+    slope = (fused_sec - line.start_sec) / gradients[0]["bytes"]
+    return Line(line.start_sec, max(line.sec_per_byte, slope))
 
 
 def gradients_in(order: Iterable[tuple[Sequence[int], float]]) -> tuple[Gradient, ...]:
