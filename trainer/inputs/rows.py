@@ -178,8 +178,8 @@ class GuardedRows:
 
 def _upright_sizes(images: Sequence[Image]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Returns the heights and widths of upright images: int64 [n] each, pixels."""
-    sizes = np.array([image.header.upright_size for image in images])
-    return sizes[:, 0], sizes[:, 1]
+    _, heights, widths, orientations = np.array([image.header for image in images]).T
+    return orientation.upright_sizes(heights, widths, orientations)
 
 
 def _centre_parts(images: Sequence[Image], config: DataConfig) -> Parts:

@@ -68,24 +68,14 @@ def check_size(height: int, width: int) -> None:
         raise BadImageError(f"{width} x {height} pixels, where 1 to {MAX_PIXELS} are allowed")
 
 
-def read_size(data: bytes) -> tuple[int, int]:
-    """Returns height and width, pixels.
+def read_shape(data: bytes) -> tuple[int, int, int]:
+    """Returns height and width, pixels, and the EXIF orientation, 1 to 8, which is 1 without one.
 
     Raises:
       BadImageError: Pillow cannot open the image.
     """
     with open_image(data) as image:
-        return image.height, image.width
-
-
-def read_orientation(data: bytes) -> int:
-    """Returns the EXIF orientation, 1 to 8, which is 1 where an image has none.
-
-    Raises:
-      BadImageError: Pillow cannot open the image.
-    """
-    with open_image(data) as image:
-        return orientation_of(image)
+        return image.height, image.width, orientation_of(image)
 
 
 def orientation_of(image: Image.Image) -> int:

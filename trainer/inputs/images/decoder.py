@@ -57,11 +57,13 @@ class Decoder:
           BadImageError: it cannot be decoded, or is smaller than its header says.
         """
         if encoded.FORMATS[header.format].decode is None:
-            with encoded.naming(header.format):
+            try:
                 pixels = by_pillow.decode(data)
                 if pixels.shape[:2] != (header.height, header.width):
                     raise BadImageError("its size is not that of its header")
                 return pixels
+            except BadImageError as error:
+                raise encoded.name_format(error, header.format) from error
         number = graph_decoders.number_of(header.format, 1)
         return self.decode_part(data, number, (0, 0, header.height, header.width))
 

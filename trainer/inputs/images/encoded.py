@@ -7,10 +7,10 @@ image has. TensorFlow is imported only where a graph is built, so that programs 
 headers start at once.
 """
 
-import contextlib
+import functools
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from trainer.inputs.images import by_pillow
@@ -30,6 +30,9 @@ _DECODABLE_FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
 _LOSSLESS_FRAMES = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
 # Markers that stand alone: TEM, and RST0 to RST7.
 WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
+_WITHOUT_SEGMENT = WITHOUT_LENGTH | {0}  # A zero is no marker.
+_LENGTH = struct.Struct(">H")
+_FRAME = struct.Struct(">2xBHH")  # After a length: bits, height, width (B.2.2).
 _JPEG_BITS = 8
 _VOWELS = "AEIOU"
 START_OF_SCAN = 0xDA
@@ -49,9 +52,8 @@ class Format(NamedTuple):
       name: the name in messages, after "a", and in the shards' feature `image/format`.
       signature: a regular expression of the bytes with which an encoded image begins.
       suffixes: the ends of the names of files, in lower case.
-      read_size: the function from an encoded image to its (height, width) in pixels. It raises
-        BadImageError where the header is damaged.
-      read_orientation: the function from an encoded image to its EXIF orientation, 1 to 8.
+      read_shape: the function from an encoded image to its height and width in pixels, as stored,
+        and its EXIF orientation, 1 to 8. It raises BadImageError where the header is damaged.
       decode: the function that adds a decoder of a part of an image to the current graph: from the
         encoded image (string, scalar) and the window (int32 [4]: top, left, height, width) to
         uint8 [height, width, 3]. A damaged image has to end in InvalidArgumentError. None: Pillow
@@ -64,8 +66,7 @@ class Format(NamedTuple):
     name: str
     signature: bytes
     suffixes: tuple[str, ...]
-    read_size: Callable[[bytes], tuple[int, int]] = by_pillow.read_size
-    read_orientation: Callable[[bytes], int] = by_pillow.read_orientation
+    read_shape: Callable[[bytes], tuple[int, int, int]] = by_pillow.read_shape
     decode: Decode | None = None
     decode_reduced: Callable[[int, "tf.Tensor", "tf.Tensor"], "tf.Tensor"] | None = None
 
@@ -102,36 +103,31 @@ class UndecodableKindError(BadImageError):
     """A good image of a kind of its format that training's decoder does not know."""
 
 
-def _walk_segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yields each segment's marker and the place of its length, as far as the data go.
+def _read_jpeg_shape(data: bytes) -> tuple[int, int, int]:
+    """Reads the size from the first start of a frame, and the orientation before it.
 
     Bytes between segments are passed over, as the decoder does.
     """
-    position = 2
+    position, orientation = 2, None
     try:
         while True:
             position = data.index(b"\xff", position)
-            while data[position] == 0xFF:
+            while (marker := data[position]) == 0xFF:
                 position += 1
-            marker = data[position]
-            position += 1
-            yield marker, position
-            if marker and marker not in WITHOUT_LENGTH:
-                position += struct.unpack_from(">H", data, position)[0]
-    except (IndexError, ValueError, struct.error):
-        return
-
-
-def _read_jpeg_size(data: bytes) -> tuple[int, int]:
-    """Reads height and width from the first start-of-frame segment."""
-    try:
-        for marker, start in _walk_segments(data):
+            start = position + 1  # Of what comes after the marker: a segment's length.
             if marker in START_OF_FRAME:
-                depth, height, width = struct.unpack_from(">BHH", data, start + 2)
+                depth, height, width = _FRAME.unpack_from(data, start)
                 _check_kind(marker, depth)
-                return height, width
-    except struct.error:
-        pass
+                return height, width, orientation or UPRIGHT
+            if marker == START_OF_SCAN:
+                break
+            length = 0 if marker in _WITHOUT_SEGMENT else _LENGTH.unpack_from(data, start)[0]
+            position = start + length
+            # The first EXIF segment (EXIF 2.32, 4.7.2).
+            if marker == APP1 and orientation is None and data.startswith(EXIF, start + 2):
+                orientation = read_tiff_orientation(data[start + 2 + len(EXIF) : position])
+    except (IndexError, ValueError, struct.error):
+        pass  # As where the image begins before its size is known.
     raise BadImageError("a JPEG that ends within its header")
 
 
@@ -149,17 +145,6 @@ def _check_kind(marker: int, depth: int) -> None:
         f"{kind}, where training reads those of {_JPEG_BITS} bits that are baseline or "
         "progressive. Save it as PNG"
     )
-
-
-def _read_jpeg_orientation(data: bytes) -> int:
-    """Reads the orientation from the first EXIF segment (EXIF 2.32, 4.7.2: marker APP1)."""
-    for marker, start in _walk_segments(data):
-        if marker in START_OF_FRAME or marker == START_OF_SCAN:
-            break
-        if marker == APP1 and data.startswith(EXIF, start + 2):
-            (length,) = struct.unpack_from(">H", data, start)
-            return read_tiff_orientation(data[start + 2 + len(EXIF) : start + length])
-    return UPRIGHT
 
 
 def _decode_jpeg(contents: "tf.Tensor", window: "tf.Tensor") -> "tf.Tensor":
@@ -182,12 +167,12 @@ def _decode_reduced_jpeg(ratio: int, contents: "tf.Tensor", window: "tf.Tensor")
     )
 
 
-def _read_png_size(data: bytes) -> tuple[int, int]:
-    """Reads height and width from the IHDR chunk, which comes first."""
+def _read_png_shape(data: bytes) -> tuple[int, int, int]:
+    """Reads the size from the IHDR chunk, which comes first, and the orientation."""
     if len(data) < 24 or data[12:16] != b"IHDR":
         raise BadImageError("a damaged PNG header")
     width, height = struct.unpack_from(">II", data, 16)
-    return height, width
+    return height, width, _read_png_orientation(data)
 
 
 def _read_png_orientation(data: bytes) -> int:
@@ -215,8 +200,7 @@ FORMATS = (
         "JPEG",
         rb"\xff\xd8",
         (".jpg", ".jpeg", ".jpe", ".jfif"),
-        _read_jpeg_size,
-        _read_jpeg_orientation,
+        _read_jpeg_shape,
         _decode_jpeg,
         _decode_reduced_jpeg,
     ),
@@ -224,8 +208,7 @@ FORMATS = (
         "PNG",
         rb"\x89PNG\r\n\x1a\n",
         (".png",),
-        _read_png_size,
-        _read_png_orientation,
+        _read_png_shape,
         _decode_png,
     ),
     Format("WebP", rb"RIFF....WEBP", (".webp",)),
@@ -268,8 +251,13 @@ def image_suffixes() -> tuple[str, ...]:
     return tuple(suffix for row in FORMATS for suffix in row.suffixes)
 
 
+@functools.cache
+def _compile(signature: bytes) -> re.Pattern[bytes]:
+    return re.compile(signature, re.DOTALL)
+
+
 def _begins(data: bytes, signature: bytes) -> bool:
-    return re.match(signature, data, re.DOTALL) is not None
+    return _compile(signature).match(data) is not None
 
 
 def _find_format(data: bytes) -> int | None:
@@ -301,24 +289,21 @@ def read_header(data: bytes) -> ImageHeader:
     number = _find_format(data)
     if number is None:
         raise _unreadable(data)
-    with naming(number):
-        height, width = FORMATS[number].read_size(data)
-        orientation = FORMATS[number].read_orientation(data)
+    try:
+        height, width, orientation = FORMATS[number].read_shape(data)
+    except BadImageError as error:
+        if FORMATS[number].decode is not None:
+            raise
+        raise name_format(error, number) from error
     by_pillow.check_size(height, width)
     return ImageHeader(number, height, width, orientation)
 
 
-@contextlib.contextmanager
-def naming(place: int) -> Iterator[None]:
-    """Says before the message of a BadImageError of Pillow which format the image has."""
-    try:
-        yield
-    except BadImageError as error:
-        if FORMATS[place].decode is not None:
-            raise
-        name = FORMATS[place].name
-        article = "an" if name[0] in _VOWELS else "a"
-        raise BadImageError(f"{article} {name}: {error}") from error
+def name_format(error: BadImageError, place: int) -> BadImageError:
+    """Returns an error of Pillow with the format that the image has before its message."""
+    name = FORMATS[place].name
+    article = "an" if name[0] in _VOWELS else "a"
+    return BadImageError(f"{article} {name}: {error}")
 
 
 def is_decoded_in_the_graph(data: bytes) -> bool:

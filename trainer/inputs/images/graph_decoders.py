@@ -5,7 +5,11 @@ Formats that Pillow decodes have no number: the graph gets their pixels (`encode
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from trainer.inputs.images import encoded
 
@@ -37,6 +41,13 @@ def number_of(place: int, ratio: int) -> int:
       The number; RAW where the graph gets pixels.
     """
     return _number(encoded.FORMATS).get((place, ratio), encoded.RAW)
+
+
+def numbers_of(places: Sequence[int], ratios: Sequence[int]) -> npt.NDArray[Any]:
+    """Returns the number of the decoder of each of n images, as `number_of`: int32 [n]."""
+    numbers = _number(encoded.FORMATS)
+    found = [numbers.get(key, encoded.RAW) for key in zip(places, ratios, strict=True)]
+    return np.array(found, np.int32)
 
 
 def split(number: int) -> tuple[int, int]:

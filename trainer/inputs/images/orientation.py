@@ -15,6 +15,7 @@ UPRIGHT = 1
 MIRRORED = 1
 UPSIDE_DOWN = 2
 TRANSPOSED = 4
+TURNS = 8  # How many there are, from 0 on.
 _FIRST_TRANSPOSED = 5  # This orientation and those after it exchange height and width.
 # The turn of each orientation. Of 0, which is none: no turn.
 _TURNS = np.array([0, 0, 1, 3, 2, 4, 5, 7, 6], np.int32)
@@ -72,6 +73,14 @@ def turn_upright(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]
 def upright_size(height: int, width: int, orientation: int) -> tuple[int, int]:
     """Returns height and width, pixels, of a stored image when it is upright."""
     return (width, height) if transposes(orientation) else (height, width)
+
+
+def upright_sizes(
+    heights: npt.NDArray[Any], widths: npt.NDArray[Any], orientations: npt.NDArray[Any]
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Returns heights and widths, pixels, of n stored images when they are upright; each [n]."""
+    transposed = orientations >= _FIRST_TRANSPOSED
+    return np.where(transposed, widths, heights), np.where(transposed, heights, widths)
 
 
 def stored_windows(

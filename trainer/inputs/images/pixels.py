@@ -3,6 +3,7 @@
 import functools
 from typing import Any, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
@@ -106,9 +107,9 @@ def decode_window(
     Returns:
       uint8 [height, width, 3].
     """
-    _, _, height, width = tf.unstack(window)
 
     def view_raw() -> tf.Tensor:
+        _, _, height, width = tf.unstack(window)
         return tf.reshape(tf.io.decode_raw(contents, tf.uint8), [height, width, 3])
 
     decode_first, *others = [
@@ -169,16 +170,16 @@ def _resize(window: tf.Tensor, row: Rows, config: DataConfig) -> tf.Tensor:
 
 def _turn(pixels: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
     """Turns an image; see `orientation`."""
-
-    def has(bit: int) -> tf.Tensor:
-        return tf.not_equal(tf.bitwise.bitwise_and(turn, bit), 0)
+    # Looked up, since the small operations of working it out take as long as the turn itself.
+    turns = np.arange(orientation.TURNS)
+    bits = (orientation.UPSIDE_DOWN, orientation.MIRRORED)
+    dims = np.stack([*((turns & bit) != 0 for bit in bits), turns < 0], axis=1)
+    orders = np.where(turns[:, None] & orientation.TRANSPOSED, [1, 0, 2], [0, 1, 2])
 
     def build() -> tf.Tensor:
         # One operation for all cases, since each function of a condition takes time at the start.
-        first = tf.cast(has(orientation.TRANSPOSED), tf.int32)
-        turned = tf.transpose(pixels, tf.stack([first, 1 - first, 2]))
-        dims = tf.stack([has(orientation.UPSIDE_DOWN), has(orientation.MIRRORED), False])
-        return tf.raw_ops.Reverse(tensor=turned, dims=dims)
+        turned = tf.transpose(pixels, tf.gather(orders.astype(np.int32), turn))
+        return tf.raw_ops.Reverse(tensor=turned, dims=tf.gather(dims, turn))
 
     return tf.cond(tf.equal(turn, 0), lambda: pixels, build)
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from trainer.config import DataConfig
 from trainer.inputs.images import encoded, orientation
 from trainer.inputs.images.encoded import RAW, ImageHeader
-from trainer.inputs.images.graph_decoders import RATIOS, number_of
+from trainer.inputs.images.graph_decoders import RATIOS, numbers_of
 
 # A window is decoded at a size of at least this many times the network's. From 1.5 on, what is
 # antialiased from the reduced window is within 40 dB of what comes of the full one, also for
@@ -63,12 +63,12 @@ def find_parts(
       windows: top, left, height and width of each window in the upright image: int32 [n, 4].
       config: the size of the network's input, and the way of resizing.
     """
-    upright = np.array([header.upright_size for header in headers])
-    turns = orientation.turns(np.array([header.orientation for header in headers]))
-    windows = orientation.stored_windows(windows, upright[:, 0], upright[:, 1], turns)
+    formats, heights, widths, orientations = np.array(headers).T
+    turns = orientation.turns(orientations)
+    upright = orientation.upright_sizes(heights, widths, orientations)
+    windows = orientation.stored_windows(windows, *upright, turns)
     crops = np.zeros(windows.shape, np.float32)
     crops[:, 2:] = windows[:, 2:]
-    formats = [header.format for header in headers]
     ratios = [1] * len(headers)
     filters: npt.NDArray[Any] = np.full(len(headers), Filter.BILINEAR, np.int32)
     if config.resize == "antialias":
@@ -82,8 +82,7 @@ def find_parts(
             ratio = max(ratio for ratio in RATIOS if ratio <= largest[row])
             windows[row], crops[row] = _reduce(windows[row], headers[row], ratio)
             ratios[row] = ratio
-    decoders = np.array([*map(number_of, formats, ratios)], np.int32)
-    return Parts(decoders, windows, crops, filters, turns)
+    return Parts(numbers_of(formats.tolist(), ratios), windows, crops, filters, turns)
 
 
 def _choose_filters(shrinks: npt.NDArray[Any]) -> npt.NDArray[Any]:

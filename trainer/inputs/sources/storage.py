@@ -125,8 +125,8 @@ def read_file(path: str) -> bytes:
     if is_remote(path):
         with _gfile(path) as gfile, gfile.GFile(path, "rb") as file:
             return file.read()
-    with open(path, "rb") as file:
-        return file.read()
+    with open(path, "rb", buffering=0) as file:  # To make a buffer takes a tenth of the time.
+        return file.readall()
 
 
 def map_file(path: str) -> memoryview:
