@@ -231,7 +231,7 @@ def _with_data_of_run(config: config_lib.Config) -> config_lib.Config:
         return config
     try:
         values = absl_flags.FlagValues()  # type: ignore[no-untyped-call]
-        of_run = parse(["", f"--flagfile={path}"], values).data
+        of_run = parse(["", f"--flagfile={path}", f"--logdir={config.run.logdir}"], values).data
     except UserError as error:
         raise UserError(f"--data_dir: must be given, since {path} is damaged ({error})") from None
     taken = {name: getattr(of_run, name) for name in _WHICH_DATA if name not in config.given}

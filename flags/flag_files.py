@@ -4,25 +4,47 @@ import os
 import re
 from collections.abc import Sequence
 
+from trainer.config.flag_file import TRAINING
 from trainer.errors import UserError
 
 _FLAG = re.compile(r"--?flagfile(?:=(.*))?", re.DOTALL)
 # A line that is one, or what follows a # between spaces: a value may have a # within it.
-_COMMENT = re.compile(r"^\s*(#|//).*|\s#(\s.*)?$")
+_COMMENT = re.compile(rf"^\s*(#(?!{TRAINING[1:]}--)|//).*|\s#(\s.*)?$")
+_MODE = re.compile(r"--?mode(?:=(.*))?|--?(benchmark)(?:=(?:true|1))?", re.DOTALL)
 
 
-def expand(words: Sequence[str], *, within: Sequence[str] = ()) -> list[str]:
+def expand(words: Sequence[str]) -> list[str]:
     """Puts the words of flag files in the place of every `--flagfile`, also of those in files.
 
-    A file that names itself, or one that it is in, is passed over there.
+    A file that names itself, or one that it is in, is passed over there. What a run's own file has
+    for training alone (`trainer.config.flag_file`) is left out in other modes.
 
     Args:
       words: words of a command line. Those behind `--` are no flags.
-      within: the flag files that they are in, each within the one before.
 
     Raises:
       UserError: a file can't be read, or is not UTF-8.
     """
+    expanded = _expand(words, within=())
+    if _mode_of(expanded) == "train":
+        return [word.removeprefix(TRAINING) for word in expanded]
+    return [word for word in expanded if not word.startswith(TRAINING)]
+
+
+def _mode_of(words: Sequence[str]) -> str:
+    """Returns the mode that a command line gives."""
+    mode = "train"
+    rest = iter(words)
+    for word in rest:
+        if word == "--":
+            break
+        if found := _MODE.fullmatch(word):
+            mode = found[1] or found[2] or next(rest, "")
+    return mode
+
+
+def _expand(words: Sequence[str], *, within: Sequence[str]) -> list[str]:
+    """Expands words that are in flag files, each within the one before."""
     expanded: list[str] = []
     rest = iter(words)
     for word in rest:
@@ -35,7 +57,7 @@ def expand(words: Sequence[str], *, within: Sequence[str] = ()) -> list[str]:
         path = os.path.expanduser(next(rest, "") if flag[1] is None else flag[1])
         is_left_empty = flag[1] == ""  # As by a variable of the shell that is not set.
         if path not in within and not is_left_empty:
-            expanded += expand(_read(path), within=(*within, path))
+            expanded += _expand(_read(path), within=(*within, path))
     return expanded
 
 

@@ -75,16 +75,28 @@ def test_the_flag_file_of_a_run_repeats_it_from_any_folder(tmp_path):
     flags = ["--batch_size=5", "--notf32", "--deterministic", "--base_learning_rate=1e-05"]
     given = parse("--data_dir=a b/../c#d", *flags)
     of_one_start = ["--logdir=x", "--resume=never", "--new_class_names", "--result_json=r"]
-    started = parse("--data_dir=a b/../c#d", *of_one_start, "--init_checkpoint=/w", *flags)
-    text = flag_file.write(started)
+    text = flag_file.write(parse("--data_dir=a b/../c#d", *of_one_start, *flags))
     assert text.startswith(flag_file.HEADER)
-    assert "# --init_checkpoint=/w, to begin anew\n" in text
     (tmp_path / "flags").write_text(text)
     again = parse(f"--flagfile={tmp_path}/flags")
     assert again.given == given.given
     data_dir = f"{os.getcwd()}/a b/../c#d"
     data = dataclasses.replace(given.data, data_dir=data_dir)
     assert again == dataclasses.replace(given, data=data)
+
+
+def test_what_a_run_began_with_is_read_where_it_is_repeated_and_nowhere_else(tmp_path):
+    begun = ["--init_checkpoint=/w", "--exclude_scopes=logits", "--init_averages"]
+    rest = ["--data_dir=/images", "--histogram_every=5"]
+    started = parse(*rest, *begun, "--ignore_missing", f"--logdir={tmp_path}")
+    (tmp_path / "flags").write_text(flag_file.write(started))
+    file, logdir = f"--flagfile={tmp_path}/flags", f"--logdir={tmp_path}"
+    assert parse(file, logdir) == started
+    for mode in (["--mode=evaluate"], ["--mode", "export"], ["--benchmark"]):
+        other = parse(*mode, file, logdir)
+        assert other.run.init_checkpoint is None
+        assert set(other.given) == {"data_dir", "histogram_every", "logdir"}
+    assert parse("--mode=evaluate", logdir).data.data_dir == "/images"
 
 
 @pytest.mark.parametrize("value", ["a # b", "a\nb", "caf\udce9", "a #"])

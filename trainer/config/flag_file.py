@@ -13,8 +13,13 @@ NAME = "flags"
 HEADER = "# The flags of this run: with --logdir=DIR they go on with it there, or repeat it"
 # Flags of one start, or of one place: whoever uses the file says these anew.
 _LEFT_OUT = frozenset({"logdir", "resume", "new_class_names", "result_json"})
-# Read where a run begins, and in other modes in place of what it has learned.
-_AT_THE_BEGINNING = "init_checkpoint"
+# What a run begins with. Other modes would read it in place of what the run has learned.
+_AT_THE_BEGINNING = frozenset(
+    {"init_checkpoint", "exclude_scopes", "ignore_missing", "init_averages"}
+)
+# What comes before a flag that counts in training alone; the line is a comment in other modes.
+TRAINING = "#train "
+_ABOUT_TRAINING = f"# What follows on {TRAINING.strip()} is read in training alone: how it begins"
 # What would be read as a comment, or without its outer spaces.
 _UNREADABLE = re.compile(r"\s#(\s|$)|^\s|\s$")
 
@@ -25,16 +30,19 @@ def write(config: Config) -> str:
     Paths are absolute, so that the file can be used from any folder.
     """
     flags = [flag for flag in config.flags() if flag.name in set(config.given) - _LEFT_OUT]
-    return "".join(f"{line}\n" for line in (HEADER, *map(_line, flags)))
+    lines = [HEADER, *map(_line, flags)]
+    if any(line.startswith(TRAINING) for line in lines):
+        lines.insert(1, _ABOUT_TRAINING)
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _line(flag: Flag) -> str:
+    before = TRAINING if flag.name in _AT_THE_BEGINNING else ""
     if isinstance(flag.value, bool):
-        return f"--{'' if flag.value else 'no'}{flag.name}"
+        return f"{before}--{'' if flag.value else 'no'}{flag.name}"
     value = str(flag.value)
     if flag.statement.path is not None and "://" not in value and not os.path.isabs(value):
         value = os.path.join(os.getcwd(), value)  # Not abspath: what `..` is depends on links.
     if _UNREADABLE.search(value) or not value.isprintable():
         return f"# --{flag.name} has a value that does not fit into a line of text"
-    text = f"--{flag.name}={value}"
-    return f"# {text}, to begin anew" if flag.name == _AT_THE_BEGINNING else text
+    return f"{before}--{flag.name}={value}"
