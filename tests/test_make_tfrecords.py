@@ -16,7 +16,7 @@ from input_data import encode, noise, write_folder
 from test_inputs_damage import big_png
 
 from trainer.errors import UserError
-from trainer.inputs.conversion import convert
+from trainer.inputs.conversion import convert, shard_writer
 from trainer.inputs.conversion.verify import Verifier
 from trainer.process import files
 
@@ -106,6 +106,43 @@ def test_it_runs_again_only_where_something_changed(tmp_path, monkeypatch):
         assert convert.convert(source, out) == first
     (tmp_path / "in" / "a" / "new.png").write_bytes(encode(noise(9)))
     assert convert.convert(source, out).splits["train"][0].examples == 5
+
+
+def test_shards_that_were_lost_are_written_again_and_no_others(tmp_path):
+    write_folder(tmp_path / "in", {"a": 20})
+    (tmp_path / "in" / "a" / "bad.png").write_bytes(b"none")
+    source, out = str(tmp_path / "in"), str(tmp_path / "out")
+    options = {"shard_bytes": 5000, "max_bad": 1}
+    described = convert.convert(source, out, **options)
+    before = hashes(tmp_path / "out")
+    missing, cut, *others = sorted((tmp_path / "out").glob("*-of-*"))
+    kept = {path: path.stat().st_ino for path in others}
+    missing.unlink()
+    cut.write_bytes(cut.read_bytes()[:-1])
+    said = []
+    assert convert.convert(source, out, **options, say=said.append) == described
+    assert any(f"{missing.name} is missing or cut off (2 such shards)" in line for line in said)
+    assert hashes(tmp_path / "out") == before
+    # The shard without the image that cannot be read may be made anew, since its line is wanted.
+    assert len([path for path, inode in kept.items() if path.stat().st_ino != inode]) <= 1
+    assert not list((tmp_path / "out").glob(".*.receipt"))
+
+
+def test_a_file_that_could_not_be_read_is_read_once_it_can_be(tmp_path, monkeypatch):
+    write_folder(tmp_path / "in", {"a": 4})
+    source, out = str(tmp_path / "in"), str(tmp_path / "out")
+    read = shard_writer.storage.read_file
+
+    def refuse(path):
+        if path.endswith(".png"):
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_writer.storage, "read_file", refuse)
+        with pytest.raises(UserError, match="4 files cannot be read"):
+            convert.convert(source, out)
+    assert convert.convert(source, out).splits["train"][0].examples == 4
 
 
 def test_shards_of_other_options_do_not_stay_behind(tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ from trainer.inputs.conversion.shard_writer import (
     convert_shard,
     find_receipt,
     receipt_path,
+    write_receipt,
 )
 from trainer.inputs.sources import listing, manifest, storage
 from trainer.process import files
@@ -122,6 +123,41 @@ def _remove_others(out: str, described: manifest.Manifest | None, tasks: Sequenc
                 os.unlink(name)
 
 
+def _keep_whole_shards(out: str, described: manifest.Manifest, tasks: Sequence[Task]) -> list[str]:
+    """Returns the names of a manifest's shards that are lost; then writes receipts of the others.
+
+    Shards that lack images which could not be read get none: the list of these is to be whole.
+    """
+    named = {
+        os.path.join(out, shard.file): shard
+        for shards in described.splits.values()
+        for shard in shards
+    }
+    lost = [path for path, shard in named.items() if not _has_size(path, shard.bytes)]
+    for task in tasks if lost else ():
+        shard = named[task.path]
+        if task.path not in lost and shard.examples == len(task.images):
+            receipt = Receipt(
+                plan=task.plan,
+                examples=shard.examples,
+                bytes=shard.bytes,
+                crc32c=shard.crc32c,
+                unreadable=(),
+                changes={},
+                smallest_image=described.smallest_image,
+                largest_image=described.largest_image,
+            )
+            write_receipt(task.path, receipt)
+    return [os.path.basename(path) for path in lost]
+
+
+def _has_size(path: str, size: int) -> bool:
+    try:
+        return os.path.getsize(path) == size
+    except OSError:
+        return False
+
+
 def _convert_all(tasks: Sequence[Task], processes: int) -> dict[str, Receipt]:
     """Writes the shards that are missing, and returns the receipt of every task, by path."""
     receipts = {task.path: receipt for task in tasks if (receipt := find_receipt(task))}
@@ -207,11 +243,14 @@ def convert(
     plan = _plan(tasks)
     with _alone_in(out):
         described = manifest.read_manifest(out)
-        if described is not None and described.source == plan:
-            return described
         everything = [
             dataclasses.replace(task, plan=plan) for parts in tasks.values() for task in parts
         ]
+        if described is not None and described.source == plan:
+            lost = _keep_whole_shards(out, described, everything)
+            if not lost:
+                return described
+            say(f"{out}: {lost[0]} is missing or cut off ({len(lost)} such shards): written again")
         _remove_others(out, described, everything)
         receipts = _convert_all(everything, processes)
         _report(out, receipts, max_bad)

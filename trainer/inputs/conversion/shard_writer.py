@@ -108,16 +108,26 @@ def convert_shard(task: Task) -> Receipt:
         smallest_image=(min(heights, default=0), min(widths, default=0)),
         largest_image=(max(heights, default=0), max(widths, default=0)),
     )
-    storage.write_file(receipt_path(task.path), json.dumps(dataclasses.asdict(receipt)).encode())
+    write_receipt(task.path, receipt)
     return receipt
 
 
+def write_receipt(path: str, receipt: Receipt) -> None:
+    """Writes the receipt of the shard at `path`."""
+    storage.write_file(receipt_path(path), json.dumps(dataclasses.asdict(receipt)).encode())
+
+
 def find_receipt(task: Task) -> Receipt | None:
-    """Reads the receipt of a task whose shard an earlier run has completed; else returns None."""
+    """Reads the receipt of a task whose shard an earlier run has completed; else returns None.
+
+    A shard without some of its images is not complete: what could not be read then, perhaps for
+    want of permission, may be mended without a new time of change.
+    """
     try:
         content = storage.read_file(receipt_path(task.path))
         receipt = json_files.build(Receipt, json_files.parse(content))
         is_whole = os.path.getsize(task.path) == receipt.bytes
     except (OSError, json_files.FormatError):
         return None
-    return receipt if is_whole and receipt.plan == task.plan else None
+    is_complete = is_whole and not receipt.unreadable
+    return receipt if is_complete and receipt.plan == task.plan else None

@@ -164,7 +164,7 @@ class Verifier:
             tfrecord.ShardError
         ) as error:  # Of a length: the place of the next record is unknown.
             faults.append(error.fault)
-        if not count:
+        if not count and not faults:
             faults.append(f"{path}: the shard is empty")
         faults += self._compare_with_manifest(path, buffer, count)
         return Verdict(split, count, tuple(faults), turned)
