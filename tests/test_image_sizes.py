@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
+from input_data import create_config, read_batches, read_train, write_folder
 from processes import ROOT, run, trainer, trainers
 from test_plan import make_plan
 
 from trainer.config import DataConfig
+from trainer.distributed import Worker
 from trainer.errors import ConfigError
+from trainer.inputs.dataset import open_dataset
 
 FLAGS = [*tiny.FLAGS, "--lr_schedule=constant", "--warmup_epochs=0", "--deterministic"]
 
@@ -31,6 +34,19 @@ def test_a_size_begins_with_its_epoch():
     of_steps = [plan.value_at(step, sizes) for step in range(plan.total_steps)]
     assert of_steps == [128] * 45 + [176] * (102 - 45) + [224] * (plan.total_steps - 102)
     assert DataConfig(image_size=32).sizes_by_epoch == ((0.0, 32),)
+
+
+def test_what_is_cached_or_bad_stays_so_when_the_size_changes(tmp_path):
+    write_folder(tmp_path / "train", {"a": 7})
+    (tmp_path / "train" / "a" / "9.png").write_bytes(b"none")
+    config = create_config(data_dir=str(tmp_path), cache="encoded", max_bad_examples=1)
+    data = open_dataset(config)
+    assert read_train(data, steps=4)[0].images.shape == (4, 8, 8, 3)
+    for path in (tmp_path / "train" / "a").iterdir():
+        path.write_bytes(b"")
+    batches, stream = read_batches(lambda: data.at_size(12).build_train(Worker(), seed=0), steps=4)
+    assert batches[0].images.shape == (4, 12, 12, 3)
+    assert stream.bad_examples() == 1
 
 
 @pytest.mark.processes

@@ -273,6 +273,7 @@ def test_a_cache_that_does_not_fit_is_refused(tmp_path, monkeypatch):
     assert 24 * 20 * 3 * 10 < 20_000 < 2 * 24 * 20 * 3 * 10
     with tf.Graph().as_default():
         data.build_train(Worker(), seed=0)
+        data = open_dataset(tmp_path, cache="decoded")
         with pytest.raises(ConfigError, match=r"--cache: decoded images need about .* 2 workers"):
             data.build_train(Worker(0, 2, 0, 2), seed=0)
 

@@ -14,6 +14,7 @@ from trainer.distributed import Worker
 from trainer.errors import ConfigError, UserError, status_of
 from trainer.inputs import synthetic
 from trainer.inputs.class_names import by_name, name_classes
+from trainer.inputs.images.reader import ImageReader
 from trainer.inputs.images.sizes import describe_large
 from trainer.inputs.pipeline import Stream, build_stream
 from trainer.inputs.rows import EvaluationRows, TrainRows
@@ -62,6 +63,7 @@ class Dataset:
     """
 
     def __init__(self, config: DataConfig, source: Source, info: DatasetInfo) -> None:
+        self._readers: dict[str, ImageReader] = {}
         self.info = info
         self.remarks = source.remarks
         self._config = config
@@ -78,8 +80,18 @@ class Dataset:
         return split
 
     def at_size(self, image_size: int) -> "Dataset":
-        """Returns these data with training images of another size; evaluations keep theirs."""
-        return Dataset(_at_size(self._config, image_size), self._source, self.info)
+        """Returns these data with training images of another size; evaluations keep theirs.
+
+        Both read images by the same readers: what is cached, or was found to be bad, stays so.
+        """
+        sized = Dataset(_at_size(self._config, image_size), self._source, self.info)
+        sized._readers = self._readers
+        return sized
+
+    def _reader(self, split: str, worker: Worker) -> ImageReader:
+        if split not in self._readers:
+            self._readers[split] = ImageReader(self._split(split), self._config, worker)
+        return self._readers[split]
 
     def describe_sizes(self) -> tuple[str, ...]:
         """Returns a line where training images are much larger than what the network gets."""
@@ -94,14 +106,15 @@ class Dataset:
 
     def build_train(self, worker: Worker, *, seed: int) -> Stream:
         """Adds the endless stream of this worker's shuffled, augmented batches to the graph."""
-        maker = TrainRows(self._config, self._split("train"), worker, seed=seed)
+        images = self._reader("train", worker)
+        maker = TrainRows(self._config, self._split("train"), worker, seed=seed, images=images)
         return build_stream(maker, self._config, worker, steps=None)
 
     def build_evaluation(self, worker: Worker) -> Stream:
         """Adds one pass over the validation examples, each of which one worker gets, once."""
         split = self._split("validation")
         config = dataclasses.replace(self._config, image_size=self._config.evaluation_size)
-        maker = EvaluationRows(config, split, worker)
+        maker = EvaluationRows(config, split, worker, self._reader("validation", worker))
         steps = math.ceil(len(split.labels) / (config.batch_size * worker.size))
         return build_stream(maker, config, worker, steps=steps)
 

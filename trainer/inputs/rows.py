@@ -32,8 +32,25 @@ _BELOW_ONE = np.nextafter(np.float32(1), np.float32(0))
 class TrainRows:
     """The endless, shuffled and augmented rows of one worker."""
 
-    def __init__(self, config: DataConfig, split: Split, worker: Worker, *, seed: int) -> None:
-        self.images = ImageReader(split, config, worker)
+    def __init__(
+        self,
+        config: DataConfig,
+        split: Split,
+        worker: Worker,
+        *,
+        seed: int,
+        images: ImageReader | None = None,
+    ) -> None:
+        """Creates the maker of rows.
+
+        Args:
+          config: the size, augmentation and batch size.
+          split: the examples.
+          worker: the worker that reads them.
+          seed: the seed of the run.
+          images: the reader of the split's images. None: one of its own.
+        """
+        self.images = images or ImageReader(split, config, worker)
         self.config = config
         self._labels = split.labels
         self._worker = worker
@@ -117,8 +134,11 @@ class EvaluationRows:
     The examples are in order; rows of weight 0 fill up the last batches.
     """
 
-    def __init__(self, config: DataConfig, split: Split, worker: Worker) -> None:
-        self.images = ImageReader(split, config, worker)
+    def __init__(
+        self, config: DataConfig, split: Split, worker: Worker, images: ImageReader | None = None
+    ) -> None:
+        """Creates the maker of rows; see `TrainRows`."""
+        self.images = images or ImageReader(split, config, worker)
         self.config = config
         self._split = split
         self._labels = split.labels
