@@ -5,7 +5,7 @@ import math
 import pytest
 
 from trainer.config import OptimizerConfig
-from trainer.graph.learning_rate import create_schedule
+from trainer.graph.learning_rate import create_schedule, describe_late_drops
 
 
 def schedule(lr_schedule="constant", *, global_batch_size=256, total_steps=90, warmup_epochs=0.0):
@@ -88,6 +88,18 @@ def test_steps_at_given_epochs_with_given_factors():
     rate = create_schedule(config, global_batch_size=512, total_steps=20, steps_per_epoch=2)
     expected = [0.2] * 4 + [0.1] * 3 + [0.002] * 9 + [0.0] * 4
     assert [rate(step) for step in range(20)] == pytest.approx(expected)
+
+
+def test_changes_that_the_run_never_reaches_are_told():
+    config = OptimizerConfig(lr_schedule="step", lr_steps="30:0.1,60:0.01,80:0.001")
+    (line,) = describe_late_drops(config, total_steps=600, steps_per_epoch=10)
+    assert "at epoch 60, 80 of --lr_steps: the run ends after 60 epochs" in line
+    # 80 epochs of ImageNet, rounded up to whole steps: the last step begins before epoch 80.
+    (line,) = describe_late_drops(config, total_steps=400_365, steps_per_epoch=1_281_167 / 256)
+    assert "at epoch 80 of --lr_steps" in line
+    assert describe_late_drops(config, total_steps=802, steps_per_epoch=10) == ()
+    none = OptimizerConfig(lr_schedule="step")
+    assert describe_late_drops(none, total_steps=1, steps_per_epoch=10) == ()
 
 
 def test_exponential_decay_in_stairs_as_slim_has_it():

@@ -82,3 +82,24 @@ def describe_warmup(config: OptimizerConfig, global_batch_size: int) -> tuple[st
         f"the learning rate falls while it warms up: --warmup_learning_rate={start:g} is above the "
         f"peak of {peak:.4g}, which is --base_learning_rate x {global_batch_size} / 256",
     )
+
+
+def describe_late_drops(
+    config: OptimizerConfig, *, total_steps: int, steps_per_epoch: float
+) -> tuple[str, ...]:
+    """Returns a line where --lr_steps has epochs that the run never reaches.
+
+    Args:
+      config: the schedule.
+      total_steps, steps_per_epoch: as for `create_schedule`.
+    """
+    if config.lr_steps is None:
+        return ()
+    last = (total_steps - 1) / steps_per_epoch
+    late = [f"{epoch:g}" for epoch, _ in config.epochs_and_factors if epoch > last]
+    if not late:
+        return ()
+    return (
+        f"the learning rate does not change at epoch {', '.join(late)} of --lr_steps: the run ends "
+        f"after {total_steps / steps_per_epoch:.4g} epochs",
+    )

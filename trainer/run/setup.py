@@ -114,6 +114,9 @@ def set_up(config: Config, group: Group, phases: PhaseTimes, *, first_step: int 
         *_describe_norms(config, group, names),
         *_describe_goal(config, info),
         *learning_rate.describe_warmup(config.optimizer, config.rate_batch_size(group.worker.size)),
+        *learning_rate.describe_late_drops(
+            config.optimizer, total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch
+        ),
         *setup.train.recomputed.describe(config.model.recompute),
         *_describe_image_sizes(config, plan),
         *setup.store.restore(setup.session),
