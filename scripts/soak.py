@@ -155,7 +155,7 @@ def find_faults(straight: Path, soaked: Path) -> list[str]:
 
 def different_variables(straight: Path, soaked: Path) -> list[str]:
     """Names of the variables that the newest checkpoints of two folders don't agree on."""
-    with start_up.without_keras():
+    with start_up.without_the_unused():
         import tensorflow as tf  # Here, since it takes seconds.
 
     newest = [tf.train.latest_checkpoint(str(folder)) for folder in (straight, soaked)]

@@ -4,5 +4,5 @@ import importlib
 
 from trainer.process import start_up
 
-with start_up.without_keras():
+with start_up.without_the_unused():
     importlib.import_module("tensorflow")

@@ -52,7 +52,7 @@ def run(flags):
 
 def main():
     settings.apply(settings.Moment.TENSORFLOW, Config(), has_gpu=settings.has_gpu())
-    with start_up.without_notes(), start_up.without_keras():
+    with start_up.without_notes(), start_up.without_the_unused():
         importlib.import_module("tensorflow")
     print(json.dumps([run(flags) for flags in json.loads(sys.argv[1])]))
 

@@ -9,7 +9,7 @@ from trainer.process import settings, start_up
 
 
 def load_tensorflow(config: Config) -> None:
-    """Loads TensorFlow with its settings, without its notes and without Keras.
+    """Loads TensorFlow with its settings, without its notes and without what is not used of it.
 
     Args:
       config: the configuration of this run, on which some settings depend.
@@ -19,6 +19,6 @@ def load_tensorflow(config: Config) -> None:
         if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
             contexts.enter_context(start_up.without_notes())
         settings.apply(settings.Moment.TENSORFLOW, config, has_gpu=settings.has_gpu())
-        contexts.enter_context(start_up.without_keras())
+        contexts.enter_context(start_up.without_the_unused())
         tf = importlib.import_module("tensorflow")
     tf.config.experimental.enable_tensor_float_32_execution(config.model.tf32)

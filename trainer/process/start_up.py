@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from trainer.process import identity
 
 _NOTES = "^(I0000 |WARNING: All log messages)"
-# What TensorFlow loads so that Keras may register itself; it does without where that fails.
-_KERAS = "keras.src.optimizers"
+# What TensorFlow loads where it is installed, and does without where it is not: Keras, so that it
+# may register itself, and what an older Keras within TensorFlow, on which layers of TF1 stand, has
+# for HDF5 and sparse input.
+_UNUSED = ("keras.src.optimizers", "h5py", "scipy")
 # Programs that start workers, as the first or the second word of their command lines.
 _LAUNCHERS = ("horovodrun", "mpirun", "mpiexec", "orterun", "prterun", "srun")
 
@@ -83,17 +85,18 @@ def without_notes() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def without_keras() -> Iterator[None]:
-    """Has TensorFlow loaded without Keras, which `tf.keras` then loads when it is used.
+def without_the_unused() -> Iterator[None]:
+    """Has TensorFlow loaded without Keras, which `tf.keras` then loads when it is used, and others.
 
     Keras loads scikit-learn, scipy and matplotlib where they are installed. Nothing here uses Keras
-    or them, and all together take nearly as long as TensorFlow itself.
+    or them, and all together take nearly as long as TensorFlow itself. Whatever is hidden meanwhile
+    can be imported afterwards.
     """
-    if _KERAS in sys.modules:
-        yield
-        return
-    sys.modules[_KERAS] = None  # type: ignore[assignment]  # So that its import fails.
+    hidden = [name for name in _UNUSED if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # So that its import fails.
     try:
         yield
     finally:
-        del sys.modules[_KERAS]
+        for name in hidden:
+            del sys.modules[name]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trainer.process import start_up
 
-with start_up.without_keras():
+with start_up.without_the_unused():
     import tensorflow as tf
 
     from trainer import distributed

@@ -12,7 +12,7 @@ from trainer.process import start_up
 
 def tensorflow() -> dict[str, Any]:
     """Returns the CPU, its cores, the GPUs, and which kernels take convolutions and BN."""
-    with start_up.without_keras():
+    with start_up.without_the_unused():
         import tensorflow as tf
 
     from trainer.machine import cores, environment
