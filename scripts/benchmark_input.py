@@ -74,6 +74,7 @@ class Pipeline(NamedTuple):
 def build_bare(rows: Rows, threads: int) -> Pipeline:
     """Builds the operations that no pipeline can do without, on images in memory."""
 
+    @tf.autograph.experimental.do_not_convert  # It would leave its source in a temporary file.
     def decode(contents: tf.Tensor, window: tf.Tensor, flip: tf.Tensor) -> tf.Tensor:
         pixels = tf.io.decode_and_crop_jpeg(contents, window, channels=3)
         pixels = tf.image.resize(pixels, [_SIZE, _SIZE])

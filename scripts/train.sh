@@ -8,7 +8,8 @@ usage: scripts/train.sh [-np N] [-H HOST:N,HOST:N... [--network-interface NAME]]
 
 Sets everything up where that is not done yet, and trains with N workers under horovodrun. With no
 flags: resnet_v2_50 on handwritten digits, 2 workers, a few minutes on a CPU with AVX-512 and
-bfloat16 instructions. `--help` after `-np 1` lists the flags. SLIM_HOROVOD_VENV: the environment to use, instead of .venv in the repository.
+bfloat16 instructions. `python -m trainer --help` lists the flags. SLIM_HOROVOD_VENV: the
+environment to use, instead of .venv in the repository.
 
   -np N    workers. Default: one per GPU; 2 where there is none; with -H as many as it says
   -H HOST:N,HOST:N...

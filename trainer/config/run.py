@@ -45,8 +45,8 @@ class RunConfig(Checked):
     )
     init_checkpoint: str | None = flag(
         None,
-        "Start from these weights, at step 0: a tf.train.Saver prefix (slim's for instance), or a "
-        "folder, of which the newest good checkpoint is taken; "
+        "Start from these weights, at step 0: the prefix of a checkpoint or one of its files, also "
+        "slim's of one file (V1), or a folder, of which the newest good checkpoint is taken; "
         "logits of another number of classes are left as initialized. To evaluate, export or "
         "predict: the checkpoint to use instead of --logdir's newest.",
         path=PathKind.LOCAL_OF_TENSORFLOW,
@@ -121,7 +121,7 @@ class RunConfig(Checked):
     )
     deterministic: bool = flag(
         False,
-        "Same seed, same result, to the bit. Slower on GPUs.",
+        "Same seed and same workers, same result, to the bit. Slower on GPUs.",
         is_hparam=True,
     )
     result_json: str | None = flag(

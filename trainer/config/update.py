@@ -40,7 +40,8 @@ class OptimizerConfig(Checked):
     )
     warmup_epochs: float = flag(
         5.0,
-        "Epochs of linear warm-up from 0 to the peak learning rate (arXiv:1706.02677).",
+        "Epochs of linear warm-up to the peak learning rate (arXiv:1706.02677), at most half of "
+        "the run; the first of n steps has 1 / n of it, or --warmup_learning_rate.",
         minimum=0.0,
         is_hparam=True,
         elsewhere=("lr_warmup_epochs",),
@@ -190,7 +191,9 @@ class CommunicationConfig(Checked):
     fusion_threshold_mb: int | None = flag(
         None,
         "Gradients are fused into buffers of up to this size, MiB; 0: not at all. Larger pays on "
-        "networks with a high latency. Default: Horovod's, 128.",
+        "networks with a high latency. Default: Horovod's, 128; 32 with "
+        "--gradient_compression=bfloat16 or --gradient_reduction=adasum; 0 with --deterministic "
+        "and three or more workers on GPUs or several hosts.",
         minimum=0,
         maximum=1024,
     )

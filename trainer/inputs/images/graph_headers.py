@@ -101,7 +101,7 @@ def _are(values: tf.Tensor, text: bytes) -> tf.Tensor:
 
 
 def _read_jpeg(contents: tf.Tensor, number: tf.Tensor, *, turns_upright: bool) -> list[tf.Tensor]:
-    """Returns height, width and orientation: `_walk_segments` of `encoded` as a loop.
+    """Returns height, width and orientation: `_read_jpeg_shape` of `encoded`, as a loop.
 
     The loop ends at the first start of a frame, and remembers the first EXIF segment before.
     """
