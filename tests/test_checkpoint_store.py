@@ -101,6 +101,10 @@ def test_a_complete_run_stays_complete_with_other_workers(tmp_path, counted):
         assert session.run(step) == total_steps
         assert layout.steps_in(str(tmp_path)) == [30, 15]
         assert not store.lacks_evaluation(total_steps)  # 15 is of half the run.
+        store.note_evaluation(session, total_steps, total_steps / 100)
+        assert checkpoint_manifest.read(tmp_path).find(15).top1 is None
+        best = tf.train.latest_checkpoint(f"{tmp_path}/best")
+        assert tf.train.load_variable(best, "global_step") == total_steps
     longer = {"run": {"seed": 0, "steps": 100}}
     facts = dataclasses.replace(FACTS, global_batch_size=5, total_steps=100, config=longer)
     create(facts=facts).restore(session)
@@ -137,6 +141,86 @@ def test_a_disk_without_room_for_two_is_refused(tmp_path, counted, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=39))
     with pytest.raises(UserError, match="--logdir: must have room for two checkpoints"):
         store.check_room()  # 3 floats and a step of 8 bytes, twice: 40 bytes.
+
+
+def test_where_all_that_are_kept_are_there_room_for_one_suffices(tmp_path, counted, monkeypatch):
+    session, _, _, create = counted
+    store = create(keep_checkpoints=2)
+    for step in (1, 2):
+        store.save(session, step)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=20))
+    store.check_room()
+    with pytest.raises(UserError, match="--logdir: must have room for two checkpoints"):
+        create(keep_checkpoints=3).check_room()
+
+
+@pytest.fixture
+def resumed_from_one(tmp_path, counted):
+    """As `counted`, with the store of a run that passed over a damaged checkpoint of step 2."""
+    session, weights, step, create = counted
+    store = create(keep_checkpoints=2)
+    for number in (1, 2):
+        restore.assign(session, [(weights, [number] * 3), (step, number)])
+        store.save(session, number)
+    store.note_evaluation(session, 1, 0.5)
+    damaged = tmp_path / "model.ckpt-2.data-00000-of-00001"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    store = create(keep_checkpoints=2)
+    assert "is damaged" in store.restore(session)[0]
+    assert session.run(weights).tolist() == [1, 1, 1]
+    restore.assign(session, [(weights, [7] * 3), (step, 2)])
+    return session, step, store
+
+
+def test_a_checkpoint_that_was_passed_over_is_not_taken_for_the_best(tmp_path, resumed_from_one):
+    session, _, store = resumed_from_one
+    assert not store.lacks_evaluation(2)
+    store.note_evaluation(session, 2, 0.75)
+    found = search.find_newest(f"{tmp_path}/best")
+    assert (found.step, found.entry.top1) == (2, 0.75)
+    assert tf.train.load_variable(found.prefix, "w").tolist() == [7, 7, 7]
+
+
+def test_nor_for_one_of_those_that_are_kept_or_for_the_state_before(tmp_path, resumed_from_one):
+    session, step, store = resumed_from_one
+    store.save_before(session, 3)
+    assert search.find_newest(str(tmp_path)).step == 2
+    data = tmp_path / "model.ckpt-2.data-00000-of-00001"
+    data.write_bytes(data.read_bytes()[:-1] + b"x")
+    store.roll_back(session)
+    restore.assign(session, [(step, 3)])
+    store.save(session, 3)
+    assert layout.steps_in(str(tmp_path)) == [3, 1]
+
+
+def test_files_that_were_damaged_since_are_not_taken_for_the_best(tmp_path, counted):
+    session, weights, step, create = counted
+    store = create()
+    restore.assign(session, [(weights, [4] * 3), (step, 4)])
+    store.save(session, 4)
+    (tmp_path / "model.ckpt-4.data-00000-of-00001").write_bytes(b"")
+    store.note_evaluation(session, 4, 0.5)
+    assert tf.train.load_variable(f"{tmp_path}/best/model.ckpt-4", "w").tolist() == [4, 4, 4]
+
+
+def test_a_checkpoint_whose_entry_was_never_written_counts_as_the_one_before(tmp_path, counted):
+    session, weights, step, create = counted
+    for number in (10, 20):
+        restore.assign(session, [(weights, [number] * 3), (step, number)])
+        create().save(session, number)
+    manifest = checkpoint_manifest.read(tmp_path)
+    checkpoint_manifest.write(tmp_path, manifest.without(20))
+    same = create()
+    same.restore(session)
+    assert checkpoint_manifest.read(tmp_path).find(20).examples == 200
+    assert same.lacks_evaluation(20)
+    checkpoint_manifest.write(tmp_path, manifest.without(20))
+    wider = create(facts=dataclasses.replace(FACTS, workers=4, global_batch_size=40))
+    assert "step 20 is step 5 now, after 200 examples" in wider.restore(session)[-1]
+    assert session.run(step) == 5
+    checkpoint_manifest.write(tmp_path, Manifest())
+    assert "steps are taken to be of 10 examples" in create().restore(session)[-1]
 
 
 def test_the_state_before_a_bad_step_is_saved_under_its_own_number(tmp_path, counted):

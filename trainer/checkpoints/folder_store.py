@@ -1,5 +1,6 @@
 """Saves a run's checkpoints, keeps the newest and the best, and restores the run from them."""
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -15,7 +16,7 @@ from trainer import exit_status
 from trainer.checkpoints import best, changes, layout, restore, search
 from trainer.checkpoints import manifest as checkpoint_manifest
 from trainer.checkpoints.bundle import BundleWriter, GraphWriter
-from trainer.checkpoints.manifest import Entry, RunFacts, SavedFile
+from trainer.checkpoints.manifest import Entry, Manifest, RunFacts, SavedFile
 from trainer.checkpoints.search import Found
 from trainer.checkpoints.snapshot import Copied, Snapshot
 from trainer.checkpoints.warm_start import WarmStart
@@ -59,13 +60,17 @@ class FolderStore:
         self._bundle = BundleWriter(variables)
         self._writing = threading.Lock()  # Of the folder's checkpoints and of the manifest.
         self._is_left_alone = False
+        self._damaged: set[int] = set()  # Steps of checkpoints that were passed over.
 
     def check_room(self) -> None:
         one_bytes = self._snapshot.bytes
         free_bytes = shutil.disk_usage(self._logdir).free
-        if free_bytes < 2 * one_bytes:
+        # A new one is written before an old one is removed.
+        has_all = len(layout.steps_in(str(self._logdir))) >= self._config.keep_checkpoints
+        number, needed = ("one checkpoint", 1) if has_all else ("two checkpoints", 2)
+        if free_bytes < needed * one_bytes:
             raise UserError(
-                f"--logdir: must have room for two checkpoints of {one_bytes / 1e6:.0f} MB, got "
+                f"--logdir: must have room for {number} of {one_bytes / 1e6:.0f} MB, got "
                 f"{free_bytes / 1e6:.0f} MB in {self._logdir}. Make room, or choose another folder",
                 status=exit_status.FAILED,
             )
@@ -103,18 +108,42 @@ class FolderStore:
             # They say better than names of variables what to do.
             text = f"{error}. Flags that have changed since: {', '.join(flags)}"
             raise UserError(text, status=error.status) from error
+        self._damaged = set(found.damaged)
         messages = [*found.skipped, f"resumed from {prefix}"]
-        if found.entry is not None:
-            before = found.entry.run
-            messages += changes.describe(before, self._facts)
-            if before.global_batch_size != self._facts.global_batch_size:
-                was_complete = found.entry.step >= before.total_steps
-                if was_complete and changes.is_as_long(before, self._facts):
-                    self._set_step(session, self._facts.total_steps)  # It stays complete.
-                    self._is_left_alone = True
-                else:
-                    messages.append(self._renumber(session, found.entry))
+        entry = found.entry or self._describe_anew(found.step)
+        if entry is None:
+            messages.append(
+                f"{layout.MANIFEST} does not tell of it: its steps are taken to be of "
+                f"{self._facts.global_batch_size} examples, as now"
+            )
+            return tuple(messages)
+        before = entry.run
+        messages += changes.describe(before, self._facts)
+        if before.global_batch_size != self._facts.global_batch_size:
+            was_complete = entry.step >= before.total_steps
+            if was_complete and changes.is_as_long(before, self._facts):
+                self._set_step(session, self._facts.total_steps)  # It stays complete.
+                self._is_left_alone = True
+            else:
+                messages.append(self._renumber(session, entry))
         return tuple(messages)
+
+    def _describe_anew(self, step: int) -> Entry | None:
+        """Writes the entry that a checkpoint lacks, since its save was killed just before.
+
+        Steps get another size only together with an entry, so that they have that of the newest
+        entry before. Returns None where there is none.
+        """
+        manifest = checkpoint_manifest.read(self._logdir)
+        earlier = [entry for entry in manifest.entries if entry.step < step]
+        if not earlier:
+            return None
+        paths = sorted(layout.files_in(self._logdir, step=step))
+        saved = tuple(checkpoint_manifest.describe_file(path) for path in paths)
+        entry = self._create_entry(step, saved, facts=earlier[-1].run)
+        with contextlib.suppress(OSError):  # Then it is made again at the next start.
+            checkpoint_manifest.write(self._logdir, manifest.with_entry(entry))
+        return entry
 
     def _renumber(self, session: tf1.Session, entry: Entry) -> str:
         """Renumbers the current step where steps have another size than in the checkpoint.
@@ -164,11 +193,12 @@ class FolderStore:
             if manifest.find(step) is not None:
                 checkpoint_manifest.write(self._logdir, manifest.without(step))
             layout.move(temporary, self._logdir)
+        self._damaged.discard(step)
         entry = self._create_entry(step, saved)
         checkpoint_manifest.write(self._logdir, manifest.with_entry(entry))
 
     def save_before(self, session: tf1.Session, step: int) -> None:
-        if step - 1 not in layout.steps_in(str(self._logdir)):
+        if step - 1 not in set(layout.steps_in(str(self._logdir))) - self._damaged:
             self._set_step(session, step - 1)
             self.save(session, step - 1)
 
@@ -195,16 +225,22 @@ class FolderStore:
         return checkpoint_manifest.describe_files(folder)
 
     def _create_entry(
-        self, step: int, saved: tuple[SavedFile, ...], *, top1: float | None = None
+        self,
+        step: int,
+        saved: tuple[SavedFile, ...],
+        *,
+        top1: float | None = None,
+        facts: RunFacts | None = None,
     ) -> Entry:
-        examples = step * self._facts.global_batch_size
+        facts = facts or self._facts
+        examples = step * facts.global_batch_size
         return Entry(
             step=step,
-            epoch=examples / self._facts.train_examples,
+            epoch=examples / facts.train_examples,
             examples=examples,
             saved_at=datetime.datetime.now(tz=datetime.timezone.utc).isoformat(timespec="seconds"),
             files=saved,
-            run=self._facts,
+            run=facts,
             top1=top1,
         )
 
@@ -218,7 +254,8 @@ class FolderStore:
             the run comes to their steps.
         """
         steps = layout.steps_in(str(self._logdir))
-        kept = [old for old in steps if old <= step][: self._config.keep_checkpoints]
+        good = [old for old in steps if old <= step and old not in self._damaged]
+        kept = good[: self._config.keep_checkpoints]
         # A process that was killed between two renames left data without an index.
         found = layout.steps_with_files(self._logdir)
         left = [*kept, *(newer for newer in found if newer > step and not newer_too)]
@@ -232,20 +269,24 @@ class FolderStore:
             checkpoint_manifest.write(self._logdir, manifest.without(*gone))
         layout.write_state(self._logdir, kept)
 
+    def _entry_of(self, step: int, manifest: Manifest) -> Entry | None:
+        """Returns the entry of a step; None where it is about other weights than this run's."""
+        if self._is_left_alone or step in self._damaged:
+            return None
+        return manifest.find(step)
+
     def lacks_evaluation(self, step: int) -> bool:
-        if self._is_left_alone:  # The entry of that number is about another step.
-            return False
-        entry = checkpoint_manifest.read(self._logdir).find(step)
+        entry = self._entry_of(step, checkpoint_manifest.read(self._logdir))
         return entry is not None and entry.top1 is None
 
     def top1_after(self, step: int) -> float | None:
-        entry = checkpoint_manifest.read(self._logdir).find(step)
+        entry = self._entry_of(step, checkpoint_manifest.read(self._logdir))
         return None if entry is None else entry.top1
 
     def note_evaluation(self, session: tf1.Session, step: int, top1: float) -> None:
         with self._writing:
             manifest = checkpoint_manifest.read(self._logdir)
-            entry = manifest.find(step)
+            entry = self._entry_of(step, manifest)
             if best.is_beaten(self._logdir, top1=top1):
                 self._keep_best(session, step, top1, entry)
             if entry is not None:  # Last: after a failure above, a restart evaluates it again.
@@ -253,12 +294,15 @@ class FolderStore:
                 checkpoint_manifest.write(self._logdir, manifest.with_entry(entry))
 
     def _keep_best(self, session: tf1.Session, step: int, top1: float, entry: Entry | None) -> None:
-        """Makes the checkpoint of a step the best; writes one where the step has none."""
+        """Makes the checkpoint of a step the best; writes one where the step has no good one."""
         with layout.temporary_folder(self._logdir) as temporary:
-            if entry is None:
-                saved = self._write(step, self._writer_of(session), temporary)
-            else:
+            is_good = (
+                entry is not None and checkpoint_manifest.fault_in(self._logdir, entry) is None
+            )
+            if entry is not None and is_good:
                 names = [file.name for file in entry.files]
                 layout.link(names, source=self._logdir, target=temporary)
-                saved = checkpoint_manifest.describe_files(temporary)
+                saved = entry.files
+            else:
+                saved = self._write(step, self._writer_of(session), temporary)
             best.replace(self._logdir, self._create_entry(step, saved, top1=top1), temporary)

@@ -24,12 +24,14 @@ class Found:
       step: number of updates made when it was saved; 0 without a checkpoint.
       skipped: one line for each newer checkpoint that is damaged.
       entry: its entry in the manifest; None where it has none.
+      damaged: the steps of the newer checkpoints that are damaged.
     """
 
     prefix: str | None
     step: int
     skipped: tuple[str, ...]
     entry: Entry | None = dataclasses.field(default=None, compare=False)
+    damaged: tuple[int, ...] = dataclasses.field(default=(), compare=False)
 
 
 def damage(prefix: str) -> str | None:
@@ -56,11 +58,13 @@ def find_newest(logdir: str, *, flag: str = "logdir") -> Found:
     manifest = checkpoint_manifest.read(folder)
     skipped = [manifest.fault] if manifest.fault else []
     steps = {*layout.steps_in(logdir), *_steps_with_files(folder, manifest)}
+    damaged: list[int] = []
     for step in sorted(steps, reverse=True):
         prefix, entry = layout.prefix_of(logdir, step), manifest.find(step)
         reason = damage(prefix) if entry is None else checkpoint_manifest.fault_in(folder, entry)
         if reason is None:
-            return Found(prefix, step, tuple(skipped), entry)
+            return Found(prefix, step, tuple(skipped), entry, tuple(damaged))
+        damaged.append(step)
         skipped.append(f"{prefix} is damaged ({reason})")
     if steps:
         raise UserError(
