@@ -73,6 +73,15 @@ class BackgroundSave:
         self._step = 0
         self._done: list[Done] = []
 
+    @property
+    def pauses(self) -> bool:
+        """Whether saves make pauses for the steps."""
+        return self._share < 1
+
+    def stop_pauses(self) -> None:
+        """Has later saves make no pauses."""
+        self._share = 1.0
+
     def begin(self, step: int, save: Callable[[], object]) -> None:
         """Begins to save. None may be under way, or be done without having been taken.
 

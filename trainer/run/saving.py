@@ -165,7 +165,12 @@ class Saving:
         if before is None or waited_sec < _TOLD_SEC:
             return True
         text = f"step {step}: waited {waited_sec:.1f} s for the save of step {before} to end"
-        self._long_waits = self._long_waits + 1 if waited_sec >= _LONG_SEC else 0
+        is_long = waited_sec >= _LONG_SEC
+        if is_long and self._background.pauses:  # Perhaps it is these that were slow, not the disk.
+            self._background.stop_pauses()
+            text += ", which paused for the steps. From now on, saves make no pauses"
+            is_long = False
+        self._long_waits = self._long_waits + 1 if is_long else 0
         if self._long_waits == _LONG_WAITS:
             text += (
                 ", again: the disk is slower than the saves. From now on, a checkpoint that is due "
