@@ -231,6 +231,18 @@ def test_a_resumed_run_shows_each_step_once_and_ends_as_a_straight_one(tmp_path)
     assert sorted(read_events(stopped)["train/loss"]) == trained
     (evaluated,) = (line for line in steps if "eval/top1" in line and line["step"] == 20)
     assert {"eval/ema_top1", "eval/ema_loss"} <= evaluated.keys()
+    # As after a kill between an evaluation's line and its note in the manifest.
+    manifest = read_json(stopped / "checkpoints.json")
+    noted = manifest["checkpoints"][-1]["top1"]
+    manifest["checkpoints"][-1]["top1"] = None
+    (stopped / "checkpoints.json").write_text(json.dumps(manifest))
+    (again,) = trainers([*common, "--steps=20", f"--logdir={stopped}"])
+    assert "step 20: evaluation: top-1" in again.stdout, again.stderr
+    assert read_json(stopped / "checkpoints.json")["checkpoints"][-1]["top1"] == noted
+    assert (stopped / "metrics.jsonl").read_text().count('"eval/top1"') == sum(
+        "eval/top1" in line for line in steps
+    )
+    assert len(read_events(stopped)["eval/top1"]) == sum("eval/top1" in line for line in steps)
     ours = tf.train.load_checkpoint(f"{stopped}/model.ckpt-20")
     theirs = tf.train.load_checkpoint(f"{straight}/model.ckpt-20")
     for name in theirs.get_variable_to_shape_map():

@@ -3,6 +3,7 @@
 import contextlib
 import enum
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainer import distributed, exit_status
@@ -25,6 +26,7 @@ from trainer.telemetry import tags
 from trainer.telemetry.console import Console, create_console
 from trainer.telemetry.pages import run_page
 from trainer.telemetry.step import measure_step
+from trainer.telemetry.writers import metrics_lines
 from trainer.telemetry.writers.protocol import Writer
 from trainer.telemetry.writers.run_writer import create_writer
 from trainer.timing import PhaseTimes
@@ -161,7 +163,10 @@ def _train(
         guard = LoopGuard(group, setup, console, writer, status, protection, done=done)
         stack.enter_context(contextlib.closing(guard))
         if is_complete or (lacks_evaluation and plan.evaluates_at(done)):
-            evaluation, ending = _evaluate(group, setup, done, monitor, guard)
+            is_logged = logdir is not None and done in metrics_lines.steps_with(
+                Path(logdir) / metrics_lines.NAME, tags.EVAL_TOP1
+            )
+            evaluation, ending = _evaluate(group, setup, done, monitor, guard, is_logged=is_logged)
             outcome = outcome._replace(ending=ending, evaluation=evaluation)
             top1 = None if evaluation is None else evaluation.top1
             is_complete = is_complete or _reaches(config.run.stop_at_top1, top1)
@@ -303,9 +308,18 @@ def _reaches(target: float | None, top1: float | None) -> bool:
 
 
 def _evaluate(
-    group: Group, setup: Setup, step: int, monitor: Monitor, guard: LoopGuard
+    group: Group,
+    setup: Setup,
+    step: int,
+    monitor: Monitor,
+    guard: LoopGuard,
+    *,
+    is_logged: bool = False,
 ) -> tuple[Evaluation | None, Ending]:
-    """Evaluates, where there is something to evaluate on, and reports the result."""
+    """Evaluates, where there is something to evaluate on, and reports the result.
+
+    It is not logged again where a start before was killed between logging and noting it.
+    """
     if setup.evaluation is None:
         return None, Ending.FINISHED
     try:
@@ -325,7 +339,8 @@ def _evaluate(
         return None, Ending.PREEMPTED
     num_classes = setup.info.num_classes
     monitor.console.say(f"step {step}: evaluation: {result.describe(num_classes)}")
-    write_scalars(monitor.writer, step, result, num_classes=num_classes)
+    if not is_logged:
+        write_scalars(monitor.writer, step, result, num_classes=num_classes)
     monitor.views.publish(step, group)
     monitor.writer.flush()
     guard.note_evaluation(step, result.top1)
