@@ -7,14 +7,16 @@ import contextlib
 import errno
 import mmap
 import os
+import resource
 import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from trainer.process import files
 
-# How many shards stay open. All others are opened for each read, which takes microseconds.
+# How many shards of a split stay open. Others are opened for each read, which takes microseconds.
 _MAX_OPEN_FILES = 512
+_SHARE_OF_LIMIT = 4  # At most a quarter of what the process may have open.
 
 
 def is_remote(path: str) -> bool:
@@ -148,6 +150,11 @@ class RangeReader:
 
     def __init__(self) -> None:
         self._files: dict[str, int] = {}
+        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        is_endless = allowed == resource.RLIM_INFINITY
+        self._most = (
+            _MAX_OPEN_FILES if is_endless else min(_MAX_OPEN_FILES, allowed // _SHARE_OF_LIMIT)
+        )
         self._lock = threading.Lock()
         self._latest_remote = threading.local()
 
@@ -174,6 +181,6 @@ class RangeReader:
         """Returns the descriptor of a file that stays open; None: too many are open already."""
         if path not in self._files:
             with self._lock:
-                if path not in self._files and len(self._files) < _MAX_OPEN_FILES:
+                if path not in self._files and len(self._files) < self._most:
                     self._files[path] = os.open(path, os.O_RDONLY)
         return self._files.get(path)
