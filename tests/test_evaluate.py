@@ -22,7 +22,7 @@ from trainer.graph.evaluation import build_evaluation_graph
 from trainer.inputs.dataset import open_dataset
 from trainer.run.evaluation import Interrupted, evaluate
 from trainer.run.evaluation_details import EvaluationDetails, EvaluationPredictions
-from trainer.run.predictions import PredictionFiles
+from trainer.run.predictions import Prediction, PredictionFiles
 from trainer.telemetry.pages.evaluation_views import NullEvaluationViews
 
 
@@ -104,6 +104,14 @@ def test_each_example_is_told_and_counted_as_numpy_and_scikit_learn_do(batch_siz
     np.testing.assert_array_equal(
         np.array([record["logits"] for record in records], np.float32), logits
     )
+
+
+def test_logits_that_are_not_numbers_name_no_class():
+    lines = io.StringIO()
+    written = PredictionFiles("abc", table=None, lines=lines, is_labelled=False, has_logits=True)
+    nothing = np.array([0, np.nan, np.inf], np.float32)
+    written.add(Prediction("x.png", nothing, nothing))
+    assert lines.getvalue() == '{"file": "x.png", "classes": [], "logits": [0.0, null, null]}\n'
 
 
 class Sizes:
@@ -208,8 +216,8 @@ def test_an_evaluation_that_hangs_is_ended(run):
 
 
 @pytest.mark.processes
-def test_predictions_name_classes_and_what_cannot_be_read(run, tmp_path):
-    split = tiny.dataset(None).validation
+def test_predictions_name_classes_and_what_cannot_be_read(run, tmp_path, tmp_path_factory):
+    split, split_names = tiny.dataset(None).validation, tiny.dataset(None).class_names
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(split.read(number))
     (tmp_path / "no image.png").write_text("no image")
@@ -220,7 +228,14 @@ def test_predictions_name_classes_and_what_cannot_be_read(run, tmp_path):
     best = shutil.copytree(run / "best", tmp_path / "best copy")
     weights = str(next(best.glob("*.index"))).removesuffix(".index")
     (tmp_path / "list").write_text("\n".join(files[:3]))
-    predicted, piped, exported, evaluated = trainers(
+    others = tmp_path_factory.mktemp("others")
+    for number, label in enumerate(split.labels):
+        folder = others / split_names[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.png").write_bytes(split.read(number))
+    other_data = ["--dataset=folder", f"--data_dir={others}"]
+    before = (run / "metrics.jsonl").read_text()
+    predicted, piped, exported, evaluated, of_others = trainers(
         [*flags, str(tmp_path), f"--result_json={tmp_path}/p.json"],
         [*flags, f"@{tmp_path}/list", "--predictions_csv=-", "--batch_size=2"],
         [*tiny.FLAGS, "--mode=export", f"--logdir={run}", f"--export_dir={target}"],
@@ -229,7 +244,10 @@ def test_predictions_name_classes_and_what_cannot_be_read(run, tmp_path):
             *("--mode=evaluate", "--dataset=tiny:dataset", f"--result_json={tmp_path}/b.json"),
             f"--init_checkpoint={weights}",
         ],
+        ["--mode=evaluate", f"--logdir={run}", *other_data, "--validation_fraction=1"],
     )
+    assert f"; not logged in {run}, whose run has other data" in of_others.stdout, of_others.stderr
+    assert (run / "metrics.jsonl").read_text() == before
     assert piped.returncode == 0, piped.stderr
     rows = list(csv.DictReader(piped.stdout.splitlines()))
     assert [row["file"] for row in rows] == files[:3]

@@ -246,7 +246,7 @@ def run(config: Config) -> int:
     Raises:
       ConfigError: there is no such network, or its images must be larger.
     """
-    outputs.check_places(config, Worker())
+    outputs.check_places(config, Worker(), logs=False)
     network = find_network(config.model, config.data.image_size)
     info = _open_data(config)
     num_classes, origin = _find_classes(config, info)

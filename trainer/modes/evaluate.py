@@ -11,6 +11,7 @@ import tensorflow.compat.v1 as tf1
 
 from trainer import distributed
 from trainer.checkpoints import layout, restore, search
+from trainer.checkpoints import manifest as checkpoint_manifest
 from trainer.checkpoints.follow import Follower
 from trainer.config import Config
 from trainer.distributed import Group
@@ -57,6 +58,11 @@ def run(config: Config) -> int:
 
 def _follow(config: Config, logdir: Path, group: Group) -> tuple[dict[str, Any], str]:
     """Evaluates each checkpoint of a run that was not; returns the results, and the last line."""
+    if config.data.data_dir is None and config.data.dataset in (None, synthetic.NAME):
+        raise ConfigError(
+            "--data_dir: must be given with --follow before the run has begun, got none; later, "
+            "the run's folder tells"
+        )
     metrics = logdir / metrics_lines.NAME
     tag = _tag_of(config)
     follower = Follower(logdir, metrics_lines.steps_with(metrics, tag))
@@ -92,7 +98,7 @@ def _checkpoints(follower: Follower, logdir: Path) -> Iterator[tuple[int, str]]:
         if found is not None:
             yield found
             continue
-        if status.read(logdir).state == "finished":
+        if status.read(logdir).state == "finished" and not lock_holder.may_be_alive(logdir):
             follower.look()  # It may have saved between the two looks.
             if (found := follower.take_next()) is None:
                 return
@@ -142,7 +148,7 @@ class _Evaluator:
         # Weights of another run are not those of the run in --logdir: nothing is logged there.
         self._logdir = config.run.logdir if config.run.uses_own_checkpoint else None
         with group.fail_together(), explain_shortage(config, trains=False):
-            outputs.check_places(config, group.worker)
+            outputs.check_places(config, group.worker, logs=self._logdir is not None)
             if group.worker.rank == 0:
                 check_places(config.prediction)
             self._dataset = open_dataset(
@@ -167,7 +173,21 @@ class _Evaluator:
                 main_graph.finalize()
         with group.explain_loss():
             agreement.check_data(group, self._dataset.info)
+            self._is_data_of_run = group.gather(self._has_data_of_run(prefix))[0]
+        if not self._is_data_of_run:
+            self._logdir = None
         self._writer = create_writer(self._logdir, rank=group.worker.rank)
+
+    def _has_data_of_run(self, prefix: str) -> bool:
+        """Returns whether the data are those of the run, as far as its manifest tells."""
+        if self._logdir is None:
+            return True
+        step = search.step_of(prefix)
+        for folder in (Path(prefix).parent, Path(self._logdir)):
+            entry = checkpoint_manifest.read(folder).find(step)
+            if entry is not None:
+                return entry.run.fingerprint == self._dataset.info.fingerprint
+        return True
 
     def close(self) -> None:
         """Writes what is left, and gives the session's memory back."""
@@ -214,6 +234,8 @@ class _Evaluator:
 
     def _log(self, step: int, found: Evaluation, views: EvaluationViews) -> str:
         """Writes the result of a step's weights, and returns why not. A collective."""
+        if not self._is_data_of_run:
+            return f"; not logged in {self._config.run.logdir}, whose run has other data"
         num_classes = self._dataset.info.num_classes
         averages = self._config.fine_tuning.init_averages
         latest = max(self._group.gather(_latest_evaluation(self._logdir, _tag_of(self._config))))

@@ -63,7 +63,7 @@ def run(config: Config) -> int:
     paths, left_out = find_files(config.files, sys.stdin)
     config, _, known_names, remarks = outputs.as_trained(config)
     prefix, skipped = search.choose(config.run)
-    outputs.check_places(config, Worker())
+    outputs.check_places(config, Worker(), logs=False)
     check_places(config.prediction)
     num_classes = restore.count_classes(prefix)
     names = name_classes(known_names, num_classes)
@@ -115,7 +115,7 @@ def _describe(prediction: Prediction, names: Sequence[str]) -> str:
         f"{texts.printable(names[index])} {prediction.probabilities[index]:.4f}"
         for index in prediction.best()
     )
-    return f"{texts.printable(prediction.name)}: {shares}"
+    return f"{texts.printable(prediction.name)}: {shares or 'none: its logits are not numbers'}"
 
 
 @contextlib.contextmanager

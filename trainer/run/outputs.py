@@ -23,15 +23,20 @@ _NUMBER = r"-?\d[\d.e+-]*"
 _NUMBERS = re.compile(rf"\[\n +({_NUMBER}(?:,\n +{_NUMBER})*)\n +\]")
 
 
-def check_places(config: Config, worker: Worker) -> None:
+def check_places(config: Config, worker: Worker, *, logs: bool = True) -> None:
     """Finds out before a run whether its files can be written; on rank 0, which writes them.
+
+    Args:
+      config: configuration of the run.
+      worker: this worker.
+      logs: whether anything will be written into --logdir.
 
     Raises:
       UserError: one of them can't.
     """
     if worker.rank != 0:
         return
-    if config.run.logdir is not None:
+    if config.run.logdir is not None and logs:
         files.check_writable(config.run.logdir, "logdir", is_folder=True)
     if config.run.result_json is not None:
         files.check_writable(config.run.result_json, "result_json", is_folder=False)

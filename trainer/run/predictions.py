@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TextIO
@@ -36,8 +37,10 @@ class Prediction(NamedTuple):
         """Returns the most likely classes, the likeliest first, at most `BEST`.
 
         By logits, since different ones may have the same probability, as rounded; of equal ones
-        the smaller number comes first.
+        the smaller number comes first. None where a logit is not a number.
         """
+        if np.isnan(self.logits).any():
+            return []
         return [int(index) for index in np.argsort(-self.logits, kind="stable")[:BEST]]
 
     def describe(self, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -97,7 +100,7 @@ class PredictionFiles:
             row |= {f"{key}_{place}": value for key, value in told.items()}
         if self._has_logits:
             logits = prediction.logits.tolist()
-            record["logits"] = logits
+            record["logits"] = [v if math.isfinite(v) else None for v in logits]  # As JSON has it.
             row |= {f"logit_{number}": value for number, value in enumerate(logits)}
         self._write(row, record)
 
