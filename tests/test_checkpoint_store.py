@@ -194,6 +194,14 @@ def test_nor_for_one_of_those_that_are_kept_or_for_the_state_before(tmp_path, re
     assert layout.steps_in(str(tmp_path)) == [3, 1]
 
 
+def test_so_it_is_where_the_graph_was_built_anew(tmp_path, resumed_from_one, counted):
+    session, _, before = resumed_from_one
+    store = counted[3]()
+    store.take_over(before)
+    store.save_before(session, 3)
+    assert search.find_newest(str(tmp_path)).step == 2
+
+
 def test_files_that_were_damaged_since_are_not_taken_for_the_best(tmp_path, counted):
     session, weights, step, create = counted
     store = create()

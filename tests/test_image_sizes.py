@@ -78,6 +78,10 @@ def test_a_run_equals_runs_of_one_size_that_go_on_from_each_other(tmp_path):
     for name in theirs.get_variable_to_shape_map():
         for each in (ours, resumed):
             np.testing.assert_array_equal(each.get_tensor(name), theirs.get_tensor(name), name)
+    # Also those between the last report and a change of the size.
+    lines = (tmp_path / "growing" / "metrics.jsonl").read_text().splitlines()
+    logged = [line["step"] for line in map(json.loads, lines) if "train/loss" in line]
+    assert logged == list(range(1, 31))
     result = json.loads((tmp_path / "result.json").read_text())["result"]
     # Parts of 12, 11 and 7 steps: each warms up.
     assert (result["warmup_steps"], result["timed_steps"]) == (6 + 5 + 3, 16)

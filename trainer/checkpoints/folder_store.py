@@ -128,6 +128,10 @@ class FolderStore:
                 messages.append(self._renumber(session, entry))
         return tuple(messages)
 
+    def take_over(self, before: object) -> None:
+        if isinstance(before, FolderStore):
+            self._damaged, self._is_left_alone = before._damaged, before._is_left_alone
+
     def _describe_anew(self, step: int) -> Entry | None:
         """Writes the entry that a checkpoint lacks, since its save was killed just before.
 

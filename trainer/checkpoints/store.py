@@ -75,6 +75,9 @@ class Store(Protocol):
           OSError: it could not be written.
         """
 
+    def take_over(self, before: "Store") -> None:
+        """Goes on as a store of the same folder, whose variables had other images."""
+
     def lacks_evaluation(self, step: int) -> bool:
         """Returns whether a run ended after the checkpoint of a step and before its evaluation."""
 
@@ -119,6 +122,9 @@ class NullStore:
 
     def save_before(self, session: tf1.Session, step: int) -> None:
         del session, step
+
+    def take_over(self, before: Store) -> None:
+        del before
 
     def lacks_evaluation(self, step: int) -> bool:
         del step

@@ -149,8 +149,9 @@ def _train(
         metering_gpu(group) as gpu_meter,
         contextlib.ExitStack() as stack,
     ):
+        begun = plan.total_steps if is_complete else done
         monitor = _begin_monitor(
-            config, group, setup, logdir, writer, console, gpu_meter, done=done
+            config, group, setup, logdir, writer, console, gpu_meter, done=begun
         )
         start = summary.describe_start(
             config, group, setup.info, plan, done=done, is_complete=is_complete
@@ -265,7 +266,9 @@ def _loop(
         monitor.after_step(session, number, histograms)
         is_asked, saves = guard.read_requests(metrics.request)
         saves = saves or plan.saves_at(number)
-        if plan.reports_at(number) or saves or is_asked or step.is_lost:
+        image_size = plan.value_at(number, sizes)
+        resizes = number < plan.total_steps and image_size != setup.image_size
+        if plan.reports_at(number) or saves or is_asked or step.is_lost or resizes:
             with monitor.pauses.during(tags.REPORT_MS, number):
                 monitor.log.flush()
         if step.is_lost:
@@ -287,8 +290,7 @@ def _loop(
             monitor.writer.flush()
             guard.stop(number)
             return Outcome(Ending.PREEMPTED, evaluation)
-        image_size = plan.value_at(number, sizes)
-        if number < plan.total_steps and image_size != setup.image_size:
+        if resizes:
             monitor.writer.flush()
             message = f"step {number}: from here on, training images have {image_size} px"
             return Outcome(Ending.RESIZED, evaluation, (message,))

@@ -170,6 +170,7 @@ def _set_up_again(config: Config, group: Group, before: Setup, *, done: int) -> 
         config, group, before.dataset, before.plan, before.mllog, before.phases, done=done
     )
     restore.assign(setup.session, list(zip(setup.variables, values, strict=True)))
+    setup.store.take_over(before.store)
     before.phases.finish("restore")
     return setup._replace(policy=before.policy)
 
@@ -312,9 +313,8 @@ def _describe_statistics(
     """Returns a line where too few steps follow on BN's moving statistics' meaningless start."""
     if config.run.init_checkpoint is not None or info.name == synthetic.NAME:
         return ()  # They start at those of other images; nobody will use the network.
-    return moving_statistics.describe_start(
-        config.model.batch_norm_decay, plan.total_steps, variables
-    )
+    batches = plan.total_steps * config.optimizer.accumulate_steps  # They move with each.
+    return moving_statistics.describe_start(config.model.batch_norm_decay, batches, variables)
 
 
 def _create_facts(config: Config, group: Group, info: DatasetInfo, plan: Plan) -> RunFacts:
