@@ -122,3 +122,22 @@ def test_a_loop_that_begins_anew_is_the_same_run(tmp_path):
     ]
     expected = [1, 2, 3, 1, 2, 3]
     assert epochs == [(f"epoch_{what}", each) for each in expected for what in ("start", "stop")]
+
+
+def test_an_earlier_log_stays_until_steps_follow(tmp_path):
+    """A start that is refused, or finds a complete run, does not destroy what is there."""
+    path = tmp_path / "mlperf.log"
+    path.write_text("of before\n")
+    plan = make_plan(epochs=3.0)
+    log = MLPerfLogFile(str(path), Config())
+    log.begin(plan, done=plan.total_steps, train_examples=1, eval_examples=1)
+    with log.evaluating(plan.total_steps) as accuracies:
+        accuracies.append(0.5)
+    log.end()
+    assert path.read_text() == "of before\n"
+    log = MLPerfLogFile(str(path), Config())
+    log.begin(plan, done=0, train_examples=1, eval_examples=1)
+    log.end()
+    assert keys(
+        json.loads(line.removeprefix(":::MLLOG ")) for line in path.read_text().splitlines()
+    )[:2] == ["cache_clear", "init_start"]

@@ -12,7 +12,7 @@ from trainer.config.statement import Flag
 NAME = "flags"
 HEADER = "# The flags of this run: with --logdir=DIR they go on with it there, or repeat it"
 # Flags of one start, or of one place: whoever uses the file says these anew.
-_LEFT_OUT = frozenset({"logdir", "resume", "new_class_names", "result_json"})
+_LEFT_OUT = frozenset({"logdir", "resume", "new_class_names", "result_json", "mllog"})
 # What a run begins with. Other modes would read it in place of what the run has learned.
 _AT_THE_BEGINNING = frozenset(
     {"init_checkpoint", "exclude_scopes", "ignore_missing", "init_averages"}

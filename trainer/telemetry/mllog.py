@@ -36,7 +36,7 @@ class MLPerfLog(Protocol):
 
         Args:
           plan: plan of the run.
-          done: number of steps done before.
+          done: number of steps done before; all, where the run is complete.
           train_examples, eval_examples: numbers of examples in the data set.
         """
 
@@ -69,26 +69,29 @@ class NullMLPerfLog:
 
 
 class MLPerfLogFile:
-    """Writes a new file, a line at a time, on rank 0."""
+    """Writes a new file, a line at a time, on rank 0; from where the run's first step is next."""
 
     def __init__(self, path: str, config: Config) -> None:
-        """Begins the file: the set-up of the run comes next.
+        """Begins the log: the set-up of the run comes next. An earlier file stays until then.
 
         Raises:
           UserError: the file can't be written.
         """
         self._config = config
+        self._path = Path(path)
+        self._file: GrowingFile | None = None
+        self._waiting: list[bytes] = []  # Lines of before there is a file.
         self._is_reported = False
         self._epoch: int | None = None  # The one that is open.
         try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).write_bytes(b"")
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "ab"):
+                pass
         except OSError as error:
             raise UserError(
                 f"--mllog: must be writable, got {path} ({error.strerror})",
                 status=status_of(error),
             ) from None
-        self._file = GrowingFile(Path(path))
         self._log(_POINT, "cache_clear", True)
         self._log(_START, "init_start")
 
@@ -100,6 +103,13 @@ class MLPerfLogFile:
                 self._stop_epoch(self._epoch)
                 self._start_epoch(epoch)
             return
+        if done >= plan.total_steps:
+            return  # The log of a complete run stays as it is.
+        with contextlib.suppress(OSError):  # As on a full disk, which `_log` reports.
+            self._path.write_bytes(b"")
+        self._file = GrowingFile(self._path)
+        for line in self._waiting:
+            self._file.append(line)
         parameters = {
             **_describe(self._config, plan),
             "train_samples": train_examples,
@@ -138,8 +148,9 @@ class MLPerfLogFile:
 
     def end(self) -> None:
         self._log(_END, "run_stop", status="success")
-        with contextlib.suppress(OSError):  # `_log` has reported it.
-            self._file.close()
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # `_log` has reported it.
+                self._file.close()
 
     def _epoch_of(self, step: int) -> int:
         """Returns the epoch in which a step begins; both count from 1."""
@@ -154,7 +165,11 @@ class MLPerfLogFile:
             "value": value,
             "metadata": {"file": "trainer/telemetry/mllog.py", "lineno": 0, **metadata},
         }
-        self._file.append(f":::MLLOG {json.dumps(line)}\n".encode())
+        encoded = f":::MLLOG {json.dumps(line)}\n".encode()
+        if self._file is None:
+            self._waiting.append(encoded)
+            return
+        self._file.append(encoded)
         try:
             self._file.flush()
         except OSError as error:
