@@ -41,7 +41,11 @@ while [[ $# -gt 0 ]]; do
     -H)
       [[ ${2-} =~ ^[^-:,\ ][^:,\ ]*(:[1-9][0-9]*)?(,[^-:,\ ][^:,\ ]*(:[1-9][0-9]*)?)*$ ]] ||
         fail "-H must be hosts with numbers of workers, such as host1:8,host2:8, got '${2-}'"
-      hosts=$2
+      hosts=''
+      for host in ${2//,/ }; do
+        [[ $host == *:* ]] || host=$host:1  # horovodrun wants a number.
+        hosts+=${hosts:+,}$host
+      done
       ;;
     --network-interface)
       [[ -n ${2-} ]] || fail "--network-interface must be the name of one"
@@ -56,7 +60,6 @@ done
 if [[ -z $workers && -n $hosts ]]; then
   workers=0
   for host in ${hosts//,/ }; do
-    [[ $host == *:* ]] || host=$host:1
     workers=$((workers + ${host#*:}))
   done
 elif [[ -z $workers ]]; then

@@ -12,7 +12,7 @@ from processes import environment, run
 
 from trainer.config import Config, DataConfig, HostsConfig
 from trainer.errors import ConfigError
-from trainer.modes.doctor import hosts
+from trainer.modes.doctor import hosts, probe_host
 
 CONFIG = Config(mode="doctor", data=DataConfig(data_dir="data"), hosts=HostsConfig(hosts="a,b"))
 FACTS = {
@@ -69,6 +69,11 @@ def test_interfaces_must_have_a_name_in_common():
         ("a", "has no interface whose name all hosts have (it has eth0)"),
         ("b", "has no interface whose name all hosts have (it has eth1)"),
     ]
+
+
+def test_data_of_a_server_are_not_looked_for_on_the_hosts(tmp_path):
+    assert probe_host.describe_data("gs://bucket/images") == "remote"
+    assert probe_host.describe_data(str(tmp_path / "none")) == "missing"
 
 
 def test_a_wrong_clock_and_a_closed_port_are_named():

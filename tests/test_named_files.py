@@ -37,6 +37,11 @@ def test_files_come_in_the_order_in_which_they_are_named(place, given, expected)
     assert found == expected
 
 
+def test_names_that_are_no_utf8_are_read_as_they_are():
+    listed = io.TextIOWrapper(io.BytesIO(b"caf\xe9.jpg\n"), encoding="utf-8")
+    assert find_files(["-"], listed)[0] == ["caf\udce9.jpg"]
+
+
 def test_what_of_a_folder_is_left_out_is_told(place):
     _, (line,) = find_files(["b"], io.StringIO())
     assert "1 file" in line

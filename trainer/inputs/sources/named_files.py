@@ -1,5 +1,6 @@
 """Finds the images that a command line names: files, folders, lists of names."""
 
+import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -51,6 +52,8 @@ def _expand(given: Iterable[str], standard_input: TextIO) -> Iterator[str]:
     """Yields names, those of lists in the place of the list."""
     for name in given:
         if name == _STANDARD_INPUT:
+            if isinstance(standard_input, io.TextIOWrapper):
+                standard_input.reconfigure(errors="surrogateescape")  # Names may be no UTF-8.
             yield from _names_in(standard_input)
         elif name.startswith(_LIST):
             path = name.removeprefix(_LIST)

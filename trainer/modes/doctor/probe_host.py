@@ -52,6 +52,8 @@ def find_packages() -> dict[str, str]:
 
 def describe_data(data_dir: str) -> str:
     """Returns how many files are below a folder, with a digest of their names and some sizes."""
+    if "://" in data_dir:
+        return "remote"  # Not walked: it is the same for all hosts, if they may read it.
     root = Path(data_dir)
     if not root.is_dir():
         return "missing"
