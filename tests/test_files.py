@@ -126,6 +126,14 @@ def test_another_hosts_goes_from_a_folder_that_is_held(tmp_path, of_another_host
     assert not temporary.exists()
 
 
+def test_what_another_host_may_be_following_with_stays_for_a_day(tmp_path, of_another_host):
+    temporary = of_another_host(tmp_path / "following")
+    for age_sec, is_left in ((23 * 3600, True), (25 * 3600, False)):
+        os.utime(temporary, (time.time() - age_sec,) * 2)
+        files.sweep(tmp_path, shared="following")
+        assert temporary.exists() == is_left
+
+
 def test_another_hosts_stays_for_a_day_where_no_folder_is_held(tmp_path, of_another_host):
     result = tmp_path / "result.json"
     earlier = tmp_path / ".result.json.4711"

@@ -10,7 +10,6 @@ from trainer.checkpoints import manifest as checkpoint_manifest
 from trainer.process import files
 
 _LOOK_SEC = 0.2
-_FOLDER = "following"
 
 
 class Follower:
@@ -29,7 +28,7 @@ class Follower:
           done: steps whose checkpoints are not wanted.
         """
         self._logdir = logdir
-        self._folder = files.temporary_path(logdir / _FOLDER)
+        self._folder = files.temporary_path(logdir / layout.FOLLOWING)
         self._known = set(done)
         self._waiting: list[int] = []
         self._lock = threading.Lock()

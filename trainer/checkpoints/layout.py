@@ -16,6 +16,8 @@ from trainer.process import files
 MANIFEST = "checkpoints.json"
 # Within the log folder: the folder of the best checkpoint by top-1.
 BEST = "best"
+# Within the log folder, as a temporary folder: the checkpoints that --follow has still to evaluate.
+FOLLOWING = "following"
 # Beside the checkpoints of a run: what they do not say of its network.
 MODEL = "model.json"
 STATE = "checkpoint"

@@ -90,7 +90,9 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{pid}-{start_ticks}-{_host_digest()}{SUFFIX}")
 
 
-def sweep(folder: Path, *, earlier: re.Pattern[str] | None = None) -> None:
+def sweep(
+    folder: Path, *, earlier: re.Pattern[str] | None = None, shared: str | None = None
+) -> None:
     """Removes temporary files and folders from a folder that this process has locked.
 
     Those of live processes on this host stay: an evaluation may be writing its result here.
@@ -100,10 +102,16 @@ def sweep(folder: Path, *, earlier: re.Pattern[str] | None = None) -> None:
     Args:
       folder: the folder, which may be missing.
       earlier: temporary names that earlier versions used.
+      shared: name of what processes without the lock write here, too: that of other hosts stays
+        until it is a day old.
     """
     for path in _list(folder):
+        match = _TEMPORARY.fullmatch(path.name)
+        is_of_others = match is not None and match[3] != _host_digest()
+        if is_of_others and path.name.startswith(f".{shared}.") and _age_sec(path) <= _DAY_SEC:
+            continue
         is_ours = earlier is not None and earlier.fullmatch(path.name) is not None
-        if is_ours or (_TEMPORARY.fullmatch(path.name) and not _is_being_written(path)):
+        if is_ours or (match and not _is_being_written(path)):
             remove(path)
 
 

@@ -69,7 +69,7 @@ def _describe_sharing(logdir: str | None, group: Group) -> tuple[str, ...]:
 def _sweep(logdir: Path) -> None:
     """Removes the temporary files and folders of runs that were killed."""
     for folder in (logdir, logdir / layout.BEST, logdir / step_profiler.FOLDER):
-        files.sweep(folder, earlier=_OF_EARLIER_VERSIONS)
+        files.sweep(folder, earlier=_OF_EARLIER_VERSIONS, shared=layout.FOLLOWING)
 
 
 def _leave(reason: str) -> None:
