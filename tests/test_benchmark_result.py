@@ -204,7 +204,7 @@ def read(path):
 
 def test_csv_rows_are_appended(tmp_path):
     path = tmp_path / "results.csv"
-    config = Config(benchmark=BenchmarkConfig(result_csv=str(path)))
+    config = Config(mode="benchmark", benchmark=BenchmarkConfig(result_csv=str(path)))
     record.check_csv(str(path))
     record.append_csv(config, Worker(), {"forward": sweep(others=0.43)})
     record.check_csv(str(path))

@@ -66,7 +66,7 @@ def start_everything_again(folder):
         outputs.check_places(
             Config(run=RunConfig(result_json=str(folder / "result.json"))), Worker()
         )
-    export._find_target(Config(run=RunConfig(export_dir=str(folder / "export"))))
+    export._find_target(Config(mode="export", run=RunConfig(export_dir=str(folder / "export"))))
     index.files.sweep_beside(folder / ".train.index.npz")
     with convert._alone_in(str(folder)):
         pass

@@ -324,6 +324,9 @@ def test_wrong_input_is_one_line(tmp_path):
             "logits/weights is [8, 4] in the checkpoint, [8, 7] in this network"
         ),
         (f"--init_checkpoint={tmp_path}/none",): "--init_checkpoint: must be the prefix of a ",
+        ("--mode=evaluate", "--dataset=synthetic", "--follow", f"--logdir={tmp_path}/no"): (
+            "--data_dir: must be given with --follow before the run has begun"
+        ),
     }
     right, known, kept_nowhere, *wrong = trainers(
         [*FLAGS, "--steps=2", f"--logdir={tmp_path}/other"],

@@ -150,6 +150,7 @@ class RunConfig(Checked):
         "Folder that --mode=export makes.",
         changes_training=False,
         path=PathKind.LOCAL_OF_TENSORFLOW,
+        modes=("export",),
     )
     export_format: str = flag(
         "saved_model",
