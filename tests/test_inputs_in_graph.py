@@ -44,7 +44,14 @@ def test_the_parts_of_many_sizes_are_those_of_evaluation(size, fraction, resize)
         )
     ]
     config = create_config(image_size=size, crop_fraction=fraction, resize=resize)
-    upright = np.array([header.upright_size for header in headers])
+    upright = np.array(
+        [
+            (header.width, header.height)
+            if header.orientation >= 5
+            else (header.height, header.width)
+            for header in headers
+        ]
+    )
     windows = augmentation.centre_crops(upright[:, 0], upright[:, 1], fraction=fraction)
     expected = find_parts(headers, windows, config)
     with tf.Graph().as_default(), tf1.Session() as session:

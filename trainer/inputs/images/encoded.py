@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from trainer.inputs.images import by_pillow
-from trainer.inputs.images.orientation import EXIF, UPRIGHT, read_tiff_orientation, upright_size
+from trainer.inputs.images.orientation import EXIF, UPRIGHT, read_tiff_orientation
 from trainer.inputs.source import BadImageError
 
 if TYPE_CHECKING:
@@ -84,11 +84,6 @@ class ImageHeader(NamedTuple):
     height: int
     width: int
     orientation: int = UPRIGHT
-
-    @property
-    def upright_size(self) -> tuple[int, int]:
-        """Height and width of the image when it is upright, pixels."""
-        return upright_size(self.height, self.width, self.orientation)
 
 
 def crop(pixels: "tf.Tensor", window: "tf.Tensor") -> "tf.Tensor":

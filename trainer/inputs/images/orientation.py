@@ -70,11 +70,6 @@ def turn_upright(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]
     return pixels[:, ::-1] if turn & MIRRORED else pixels
 
 
-def upright_size(height: int, width: int, orientation: int) -> tuple[int, int]:
-    """Returns height and width, pixels, of a stored image when it is upright."""
-    return (width, height) if transposes(orientation) else (height, width)
-
-
 def upright_sizes(
     heights: npt.NDArray[Any], widths: npt.NDArray[Any], orientations: npt.NDArray[Any]
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
