@@ -170,7 +170,12 @@ rm -f "$state/stamp"
 if [[ $made_for != "$wanted_for" ]]; then
   phase "Python $version in $venv" make_venv
 fi
-phase "pinned packages" "$venv/bin/python" -m pip install "${requirements[@]/#/--requirement=}"
+phase "pinned packages" "$venv/bin/python" -m pip install --no-compile \
+  "${requirements[@]/#/--requirement=}"
+# pip compiles all modules before it goes on, on one core. It holds the lock as well, so that a
+# set-up after one that was interrupted waits for it.
+"$venv/bin/python" -m compileall -q "$venv/lib/python$version/site-packages" >>"$log" 2>&1 &
+compiling=$!
 phase "Horovod for this TensorFlow ($mode)" "$venv/bin/python" "${build[@]}"
 phase "slim-horovod itself" "$venv/bin/python" -m pip install --no-deps --no-build-isolation \
   --editable "$repository"
@@ -178,6 +183,7 @@ phase "slim-horovod itself" "$venv/bin/python" -m pip install --no-deps --no-bui
 cat >"$venv/lib/python$version/site-packages/slim_horovod.pth" <<'END'
 import sys; [__import__("trainer") for option, name in zip(sys.orig_argv, sys.orig_argv[1:]) if option == "-m" and name.split(".")[0] == "trainer"]
 END
+wait "$compiling" || true # Some packages hold files for other Pythons.
 cd "$repository"
 phase "proof: doctor, with a two-process all-reduce" "$venv/bin/python" -m trainer --mode=doctor
 
