@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -58,7 +59,9 @@ class Contest:
         cores = sorted(os.sched_getaffinity(0))
         places = [self._place() for _ in range(_WORKERS)]
         steps = f"--steps={self._options.alone_steps}"
-        command = [sys.executable, *_TRAINER, steps, *self._options.flags]
+        # The model adds the batches of an update itself.
+        flags = [*self._options.flags, "--accumulate_steps=1"]
+        command = [sys.executable, *_TRAINER, steps, *flags]
         running = [
             subprocess.Popen(
                 ["taskset", "-c", str(cores[number % len(cores)]), *command, f"--logdir={place}"],
@@ -106,10 +109,15 @@ class Contest:
         if self._hosts:
             two_hosts.run_workers(self._hosts, arguments, variables=variables, log=log)
         else:
-            command = [_HOROVODRUN, "-np", str(_WORKERS), sys.executable, *arguments]
+            # The cores that both have alone: each worker binds itself to one of them.
+            cores = ",".join(map(str, sorted(os.sched_getaffinity(0))[:_WORKERS]))
+            command = ["taskset", "-c", cores, _HOROVODRUN, "-np", str(_WORKERS), sys.executable]
             with log.open("w", encoding="utf-8") as said:
                 environment = {**os.environ, **variables}
-                subprocess.run(command, stdout=said, stderr=said, env=environment, check=True)
+                done = subprocess.run(
+                    [*command, *arguments], stdout=said, stderr=said, env=environment, check=False
+                )
+            two_hosts.check_ended([done.returncode], log)
         for path in place.glob("model.ckpt-*"):  # Of each run, hundreds of MB.
             path.unlink()
 
@@ -215,7 +223,18 @@ def _parse() -> argparse.Namespace:
         )
     parser.add_argument("--out", type=program.path, required=True, help="a new folder")
     parser.add_argument("flags", nargs="*", help="of the trainer, after --")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.delay_ms and options.mbit is None:
+        parser.error("--delay_ms: must be given with --mbit")
+    for name, words, kinds in (
+        ("flags", options.flags, "--NAME=VALUE"),
+        ("--try", " ".join(options.choices or ()).split(), "--NAME=VALUE, or NAME=VALUE"),
+    ):
+        for word in words:
+            is_flag = word.startswith("--") and not word.startswith("--flagfile")
+            if not is_flag and (name == "flags" or not re.match("[A-Z_]+=", word)):
+                parser.error(f"{name}: must each be {kinds}, got {word!r}")
+    return options
 
 
 def _print(
@@ -246,7 +265,6 @@ def main() -> None:
     options = _parse()
     for number in unless_nohup((signal.SIGTERM, signal.SIGHUP)):
         signal.signal(number, _leave)  # So that the namespaces are removed.
-    options.out.mkdir(parents=True)
     choices = options.choices or [""]
     steps_sec: dict[str, list[float]] = {choice: [] for choice in choices}
     alone: list[Path] = []
@@ -257,6 +275,7 @@ def main() -> None:
         if options.mbit is not None:
             link = two_hosts.two_hosts(mbit_per_sec=options.mbit, delay_ms=options.delay_ms)
             hosts = stack.enter_context(link)
+        options.out.mkdir(parents=True)
         contest = Contest(options, hosts)
         for turn in range(options.rounds + 1):
             if turn in (0, options.rounds):

@@ -35,20 +35,25 @@ from shared.turns import Launch, Way
 
 from trainer import timing
 from trainer.errors import UserError
-from trainer.machine import cores
+from trainer.process import host_cores, settings
 from trainer.process.keeper import unless_nohup
 
 _HOROVODRUN = str(Path(sys.executable).with_name("horovodrun"))
 _TRAINER = (sys.executable, "-m", "trainer", "--dataset=synthetic")
 _ENDLESS = 1_000_000  # Steps: the turns end before.
-_LONGEST_TURN_SEC = 20  # Stopped workers miss Gloo's messages; it waits for 30 s.
+_LONGEST_TURN_SEC = 20
+# Stopped workers miss Gloo's messages, for up to two turns: one ends a round, one begins the next.
+_GLOO_WAITS_SEC = 120
 
 
 def _share(worker: int, workers: int) -> set[int]:
-    """The cores that are this worker's, where all share those of this process evenly."""
-    cores = sorted(os.sched_getaffinity(0))
-    each = max(1, len(cores) // workers)
-    return set(cores[worker * each : (worker + 1) * each])
+    """The cores that are this worker's, where all share those of this process evenly.
+
+    As `machine.cores.bind_worker` shares them among the workers of horovodrun.
+    """
+    cores = host_cores.in_order()[: host_cores.available_cores()]
+    begin, end = (len(cores) * number // workers for number in (worker, worker + 1))
+    return set(cores[begin:end])
 
 
 class Contest:
@@ -80,7 +85,7 @@ class Contest:
             for worker in range(workers):
                 start(alone, cores=_share(worker, workers))
             alone.warm_up()
-            start(together, by=[_HOROVODRUN, "-np", str(workers)])
+            start(together, by=[_HOROVODRUN, "-np", str(workers)], cores=_share(0, 1))
             together.warm_up()
             for number in range(self._options.rounds):
                 for way in (together, alone) if number % 2 else (alone, together):
@@ -160,17 +165,20 @@ def main() -> None:
         default=40,
         help="of loop and step in a launch, with those to warm up; %(default)s",
     )
-    parser.add_argument("--workers", type=int, default=cores.available_cores(), help="%(default)s")
+    available = host_cores.available_cores()
+    parser.add_argument("--workers", type=int, default=available, help="%(default)s")
     parser.add_argument(
         "--batch_size", type=program.at_least(1), default=16, help="per worker; %(default)s"
     )
     parser.add_argument("flags", nargs="*", help="of the trainer, after --")
     options = parser.parse_args()
-    available = cores.available_cores()
     if not 1 <= options.workers <= available:
         parser.error(f"--workers: must be 1 to {available}, a core for each, got {options.workers}")
     if options.turn_sec > _LONGEST_TURN_SEC:
         parser.error(f"--turn_sec: must be at most {_LONGEST_TURN_SEC}, got {options.turn_sec}")
+    if settings.has_gpu():
+        parser.error("must run without GPUs: the processes that are alone would share one")
+    os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(_GLOO_WAITS_SEC))
     # What runs would never end by itself.
     for number in unless_nohup((signal.SIGTERM, signal.SIGHUP)):
         signal.signal(number, _leave)

@@ -15,6 +15,7 @@ measured within seconds on a machine whose speed changes, is benchmark_workers.p
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -35,11 +36,13 @@ from shared.turns import Launch
 
 from trainer.config import Config, DataConfig, ModelConfig
 from trainer.errors import UserError
-from trainer.process import settings
+from trainer.process import host_cores, settings
+from trainer.process.keeper import unless_nohup
 
 _HOROVODRUN = str(Path(sys.executable).with_name("horovodrun"))
 _TRAINER = (sys.executable, "-m", "trainer", "--dataset=synthetic", "--checkpoint_every=0")
 _LOOK_SEC = 0.2
+_MODEL, _IMAGE_SIZE, _BATCH_SIZE = "resnet_v2_50", 224, 256
 _NETWORKS_GBIT = (25, 100, 400)
 _GPUS = tuple(2**power for power in range(3, 11))
 _VARIANTS = {
@@ -83,13 +86,16 @@ def run(options: argparse.Namespace) -> list[Path]:
     """Trains with each number of workers, in turns; returns the folders of the logs."""
     planned = plan_runs(options.workers, options.batch_size)
     most = options.workers[-1]
-    available = sorted(os.sched_getaffinity(0))
+    # As `machine.cores.bind_worker` shares them; of a quota, so many as it allows.
+    available = host_cores.in_order()[: host_cores.available_cores()]
     has_gpu = settings.has_gpu()
     each = len(available) // most
     if not has_gpu and each == 0:
         raise UserError(f"--workers: must be at most {len(available)}, a core for each, got {most}")
     options.out.mkdir(parents=True, exist_ok=True)
     folders = []
+    for number in unless_nohup((signal.SIGTERM, signal.SIGHUP)):
+        signal.signal(number, _leave)  # What runs would go on.
     process_tree.adopt_orphans()
     try:
         for turn in range(options.rounds):
@@ -107,6 +113,11 @@ def run(options: argparse.Namespace) -> list[Path]:
     finally:
         process_tree.end_below(os.getpid())
     return folders
+
+
+def _leave(number: int, frame: object) -> None:
+    del frame
+    sys.exit(128 + number)
 
 
 def report(places: Sequence[Path], picture: Path) -> None:
@@ -130,14 +141,35 @@ def gradients_of(model: str, image_size: int) -> tuple[Gradient, ...]:
     )
 
 
+def _read_alone(folder: Path, asked: dict[str, str | None]) -> dict[str, run_logs.Curve]:
+    """Returns the curves of a run of one worker; what it trained goes into `asked`, by flag.
+
+    Raises:
+      UserError: it had several workers, or trained something else than is asked for.
+    """
+    curves = run_logs.read_curves(folder)
+    workers = scaling_runs.run_of_curves(curves).workers
+    if workers != 1:
+        raise UserError(f"--alone: must be a run of one worker; {folder} had {workers}")
+    flags = run_logs.read_flags(folder, lambda line: print(line, file=sys.stderr))
+    for name, wanted in asked.items():
+        found = flags.get(name)
+        if found is not None and wanted not in (None, found):
+            raise UserError(f"--{name}: must be {found}, as in {folder}, got {wanted}")
+        asked[name] = found or wanted
+    return curves
+
+
 def predict(options: argparse.Namespace) -> None:
     """Prints the efficiency on 8 to 1,024 GPUs by the model."""
-    gradients = gradients_of(options.model, options.image_size)
-    if options.alone:
-        curves = [run_logs.read_curves(folder) for folder in options.alone]
+    size = options.image_size
+    asked = {"model": options.model, "image_size": size and str(size)}
+    curves = [_read_alone(folder, asked) for folder in options.alone or ()]
+    gradients = gradients_of(asked["model"] or _MODEL, int(asked["image_size"] or _IMAGE_SIZE))
+    if curves:
         work = scale_inputs.read_alone(curves, gradients)
     else:
-        work = Work(gradients, options.batch_size / options.images_per_sec)
+        work = Work(gradients, (options.batch_size or _BATCH_SIZE) / options.images_per_sec)
         print("no --alone: no worker is slower than another")
     inside = published_scaling.A100
     print(
@@ -181,17 +213,23 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     predicts = commands.add_parser("predict", help="8 to 1,024 GPUs by the model")
     rate = program.at_least(1e-3, float)
     predicts.add_argument("--images_per_sec", type=rate, help="of one GPU")
-    predicts.add_argument("--batch_size", type=count, default=256, help="of it; %(default)s")
+    predicts.add_argument("--batch_size", type=count, help=f"of it; {_BATCH_SIZE}")
     predicts.add_argument(
         "--alone", type=program.path, action="append", help="--logdir of one GPU, in its place"
     )
-    predicts.add_argument("--model", default="resnet_v2_50", help="%(default)s")
-    predicts.add_argument("--image_size", type=count, default=224, help="%(default)s")
+    predicts.add_argument("--model", help=f"that of --alone, or {_MODEL}")
+    predicts.add_argument("--image_size", type=count, help=f"that of --alone, or {_IMAGE_SIZE}")
     predicts.add_argument("--gpus_per_host", type=count, default=8, help="%(default)s")
     commands.add_parser("published", help="published points beside the model's")
     options = parser.parse_args(argv)
     if options.command == "predict" and (options.alone is None) == (options.images_per_sec is None):
         parser.error("--images_per_sec, --alone: one of them must be given")
+    if options.command == "predict" and options.alone and options.batch_size:
+        parser.error("--batch_size: must be given with --images_per_sec; runs have their own")
+    if options.command == "run" and len(options.workers) < 2:
+        parser.error(f"--workers: must be several numbers, as 1,2, got {options.workers[0]}")
+    if options.command == "report" and options.out.suffix != ".png":
+        parser.error(f"--out: must end with .png, got {options.out}")
     if options.command == "predict" and any(gpus % options.gpus_per_host for gpus in _GPUS[3:]):
         parser.error(f"--gpus_per_host: must divide 64, got {options.gpus_per_host}")
     return options

@@ -64,6 +64,10 @@ if [[ -z $workers && -n $hosts ]]; then
   done
 elif [[ -z $workers ]]; then
   workers=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
+  if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
+    visible=$(tr , '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -cvE '^ *(-1)? *$' || true)
+    workers=$((visible < workers ? visible : workers))
+  fi
   [[ $workers -gt 0 ]] || workers=2
 fi
 

@@ -26,6 +26,7 @@ FLAGS = [
     "--base_learning_rate=1",
     "--log_every=1",
     "--checkpoint_every=5",
+    "--eval_every_epochs=4",
     "--deterministic",
 ]
 PATIENCE_SEC = 200

@@ -19,8 +19,7 @@ from trainer.distributed import Group, Worker
 from trainer.errors import UserError
 from trainer.graph.images import normalize
 from trainer.graph.network import build_logits
-from trainer.machine import cores
-from trainer.process import settings
+from trainer.process import host_cores, settings
 
 pytestmark = pytest.mark.processes
 
@@ -235,7 +234,7 @@ def test_gather_gives_every_worker_everything(folder):
 
 
 @pytest.mark.skipif(
-    settings.has_gpu() or not 2 <= len(os.sched_getaffinity(0)) == cores.available_cores(),
+    settings.has_gpu() or not 2 <= len(os.sched_getaffinity(0)) == host_cores.available_cores(),
     reason="only workers with cores to themselves are bound to them",
 )
 def test_all_threads_of_a_worker_stay_on_its_own_cores(folder):

@@ -128,19 +128,25 @@ def test_mpirun_gets_its_options_and_the_trainer_its_flags(stand_ins):
 
 @pytest.mark.parametrize("number", ["TERM", "INT", "HUP"])
 def test_what_asks_mpirun_to_end_asks_its_workers_to_save(stand_ins, number):
-    workers = f"trap 'exit 75' USR1; kill -{number} $PPID; while :; do sleep 0.05; done"
+    # As a terminal does it: to the group of its foreground, which mpirun is not in.
+    group = "$(ps -o pgid= $PPID | tr -d ' ')"
+    own = f"[ {group} != $(ps -o pgid= $$ | tr -d ' ') ]"
+    workers = f"{own} || exit 1; trap 'exit 75' USR1; trap 'exit 2' {number}; "
+    workers += f"kill -{number} $PPID; while :; do sleep 0.05; done"
     ends = {"mpirun": f"[ $# -gt 1 ] || {{ echo Open MPI; exit; }}; {workers}"}
     done, _ = stand_ins("mpirun.sh", "--", "--steps=3", said=ends)
     assert (done.returncode, done.stderr) == (75, "")
 
 
 def test_horovodrun_gets_its_options_and_hosts_are_asked_first(stand_ins):
-    done, calls = stand_ins("ssh.sh", "-np", "2", "-H", "a:1,b:1", "-p", "99", "--", "--steps=3")
+    by_ssh = ("-i", "key", "--ssh-port=99")
+    done, calls = stand_ins("ssh.sh", "-np", "2", "-H", "a:1,b:1", *by_ssh, "--", "--steps=3")
     assert (done.returncode, done.stderr) == (0, "")
-    assert calls[-1] == "horovodrun -np 2 -H a:1,b:1 -p 99 python -m trainer --steps=3"
+    command = "horovodrun -np 2 -H a:1,b:1 -i key --ssh-port=99 python -m trainer --steps=3"
+    assert calls[-1] == command
     asked = [call for call in calls if call.startswith("ssh ")]
     assert [re.search(" (.) test -x", call)[1] for call in asked] == ["a", "b"]
-    assert all(call.startswith("ssh -p 99 -o BatchMode=yes ") for call in asked)
+    assert all(call.startswith("ssh -i key -p 99 -o BatchMode=yes ") for call in asked)
 
 
 @pytest.mark.processes

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 
 from shared import published_scaling, scale_inputs, scale_model
 from shared.run_logs import Curve
@@ -69,7 +70,22 @@ def test_a_line_is_found_where_there_is_one_and_never_falls_below_zero():
     assert (line.start_sec, line.sec_per_byte) == pytest.approx((2e-3, 2e-9))
     below = scale_model.fit_line([1e6, 2e6], [1e-3, 3e-3])  # A line through these starts below 0.
     assert below.start_sec == 0
-    assert below.sec_per_byte > 0
+    assert below.sec_per_byte == pytest.approx(
+        least_errors(lambda slope, size: slope * size, 1e-9), rel=1e-4
+    )
+    falling = scale_model.fit_line([1e6, 2e6], [1e-3, 0.4e-3])
+    assert falling.sec_per_byte == 0
+    assert falling.start_sec == pytest.approx(
+        least_errors(lambda start, _: start, 1e-3, seconds=(1e-3, 0.4e-3)), rel=1e-4
+    )
+
+
+def least_errors(line, about, seconds=(1e-3, 3e-3)):
+    """The factor of a line whose relative errors are least by their squares, tried out."""
+    tried = about * np.linspace(0.2, 3, 280_001)
+    pairs = zip((1e6, 2e6), seconds, strict=True)
+    errors = sum((line(tried, size) / duration - 1) ** 2 for size, duration in pairs)
+    return tried[np.argmin(errors)]
 
 
 def test_neighbours_are_fused_up_to_the_threshold():
@@ -241,3 +257,29 @@ def test_more_workers_slower_links_and_faster_gpus_are_less_efficient():
     least_sec = 2 * 511 / 512 * 4 * 138_357_544 / (25e9 / 8)
     assert share < 64 / 154 / least_sec
     assert math.isclose(published_scaling.predict(point._replace(gpus=(512, 512)), gradients), 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--delay_ms=1"], "--delay_ms: must be given with --mbit"),
+        (["--", "--accumulate_steps", "4"], "flags: must each be --NAME=VALUE, got '4'"),
+        (["--", "--flagfile=x"], "flags: must each be --NAME=VALUE, got '--flagfile=x'"),
+        (
+            ["--try=--accumulate_steps 4"],
+            "--try: must each be --NAME=VALUE, or NAME=VALUE, got '4'",
+        ),
+    ],
+)
+def test_what_the_model_would_not_know_is_refused(arguments, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark_link.py", "--out=x", *arguments])
+    with pytest.raises(SystemExit):
+        benchmark_link._parse()
+    assert capsys.readouterr().err.endswith(f"{said}\n")
+
+
+def test_flags_and_variables_are_tried(monkeypatch):
+    choice = "--accumulate_steps=4 HOROVOD_CYCLE_TIME=5"
+    arguments = ["--out=x", "--try=", f"--try={choice}", "--", "--precision=bfloat16"]
+    monkeypatch.setattr(sys, "argv", ["benchmark_link.py", *arguments])
+    assert benchmark_link._parse().choices == ["", choice]

@@ -131,6 +131,9 @@ def test_runs_are_planned_for_both_kinds_of_scaling():
     ("arguments", "said"),
     [
         (["run", "--workers=2,0", "--out=x"], "whole numbers from 1"),
+        (["run", "--workers=2", "--out=x"], "--workers: must be several numbers"),
+        (["report", "a", "--out=scaling"], "--out: must end with .png, got scaling"),
+        (["predict", "--alone=x", "--batch_size=8"], "--batch_size: must be given with --images_"),
         (["predict"], "--images_per_sec, --alone: one of them must be given"),
         (["predict", "--images_per_sec=9", "--gpus_per_host=3"], "--gpus_per_host: must divide"),
     ],
@@ -139,3 +142,25 @@ def test_wrong_arguments_are_one_line(arguments, said, capsys):
     with pytest.raises(SystemExit):
         scaling.parse_arguments(arguments)
     assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("workers", "asked", "said"),
+    [
+        (2, {}, "--alone: must be a run of one worker; .* had 2"),
+        (
+            1,
+            {"model": "resnet_v2_50"},
+            "--model: must be resnet_v2_101, as in .*, got resnet_v2_",
+        ),
+    ],
+)
+def test_the_model_takes_what_one_worker_has_trained(tmp_path, workers, asked, said):
+    folder = write_run(tmp_path / "run", workers=workers, batch_size=8, step_ms=100)
+    (folder / "model.json").write_text('{"model": "resnet_v2_101", "image_size": 64}')
+    with pytest.raises(UserError, match=said):
+        scaling._read_alone(folder, {"model": None, "image_size": None, **asked})
+    if workers == 1:
+        found = {"model": None, "image_size": None}
+        scaling._read_alone(folder, found)
+        assert found == {"model": "resnet_v2_101", "image_size": "64"}

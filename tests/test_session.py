@@ -3,6 +3,7 @@
 import os
 import sys
 
+import benchmark_workers
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -13,7 +14,7 @@ from trainer.config import ModelConfig
 from trainer.errors import UserError
 from trainer.machine import cores as machine_cores
 from trainer.machine import session
-from trainer.process import launcher, settings
+from trainer.process import host_cores, launcher, settings
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_launchers_are_told_by_their_environment(environ, expected):
 )
 def test_workers_of_a_host_share_its_cores(monkeypatch, cores, local_size, threads):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
-    monkeypatch.setattr(machine_cores, "_quota_cores", lambda: 64)
+    monkeypatch.setattr(host_cores, "quota_cores", lambda: 64)
     assert machine_cores.worker_cores(local_size) == threads
     config = session.create_config(local_size=local_size)
     assert config.intra_op_parallelism_threads == threads
@@ -58,7 +59,7 @@ def test_operations_at_once_are_two_where_averaging_can_go_on_beside_computing(
     monkeypatch, cores, local_size, workers, operations
 ):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
-    monkeypatch.setattr(machine_cores, "_quota_cores", lambda: 64)
+    monkeypatch.setattr(host_cores, "quota_cores", lambda: 64)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
     monkeypatch.setenv("HOROVOD_RANK", "0")
     monkeypatch.setenv("HOROVOD_SIZE", str(workers))
@@ -68,13 +69,13 @@ def test_operations_at_once_are_two_where_averaging_can_go_on_beside_computing(
 
 def test_a_containers_quota_counts(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
-    monkeypatch.setattr(machine_cores, "_quota_cores", lambda: 3)
-    assert machine_cores.available_cores() == 3
+    monkeypatch.setattr(host_cores, "quota_cores", lambda: 3)
+    assert host_cores.available_cores() == 3
 
 
 def test_a_worker_that_its_launcher_has_bound_keeps_what_it_got(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 5})
-    monkeypatch.setattr(machine_cores, "_quota_cores", lambda: 64)
+    monkeypatch.setattr(host_cores, "quota_cores", lambda: 64)
     monkeypatch.setenv("SLURM_CPU_BIND", "quiet,mask_cpu:0x30")
     assert machine_cores.worker_cores(4) == 2
 
@@ -97,7 +98,7 @@ def test_a_worker_has_its_part_of_the_cores_that_several_may_use(
 ):
     monkeypatch.setattr(launcher, "find_cores_of_workers", lambda local_size: of_workers)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: of_workers[0])
-    monkeypatch.setattr(machine_cores, "_quota_cores", lambda: quota)
+    monkeypatch.setattr(host_cores, "quota_cores", lambda: quota)
     assert machine_cores.worker_cores(len(of_workers)) == threads
 
 
@@ -155,8 +156,8 @@ def bound(monkeypatch):
         asked = {}
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(cores))
         monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: asked.update({pid: cores}))
-        monkeypatch.setattr(machine_cores, "_quota_cores", lambda: quota)
-        monkeypatch.setattr(machine_cores, "_locate_core", SOCKETS.get)
+        monkeypatch.setattr(host_cores, "quota_cores", lambda: quota)
+        monkeypatch.setattr(host_cores, "_locate_core", SOCKETS.get)
         machine_cores.bind_worker(local_rank, local_size)
         if not asked:
             return None
@@ -172,6 +173,11 @@ def bound(monkeypatch):
     monkeypatch.setenv("HOROVOD_RANK", "0")
     monkeypatch.setenv("HOROVOD_SIZE", "2")
     return bind
+
+
+@pytest.mark.parametrize("worker", range(3))
+def test_a_process_alone_is_measured_on_the_cores_that_a_worker_has(bound, worker):
+    assert set(bound(worker, 3)) == benchmark_workers._share(worker, 3)
 
 
 @pytest.mark.parametrize(

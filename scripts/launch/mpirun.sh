@@ -48,10 +48,11 @@ if [[ -n ${SLIM_HOROVOD_INTERFACE-} ]]; then
     --mca oob_tcp_if_include "$SLIM_HOROVOD_INTERFACE" -x NCCL_SOCKET_IFNAME)
 fi
 export PATH=$venv/bin:$PATH LD_LIBRARY_PATH=${LD_LIBRARY_PATH-}
-"${command[@]}" "${options[@]}" python -m trainer "$@" &
-mpirun=$!
 # Asked to end itself, mpirun kills its workers a second later. SIGUSR1 it passes on: they save, all
-# at the same step, and end with status 75.
+# at the same step, and end with status 75. In a session of its own it does not get the terminal's
+# Ctrl-C, nor the end of it: it would not leave them to this script.
+setsid "${command[@]}" "${options[@]}" python -m trainer "$@" &
+mpirun=$!
 trap 'kill -USR1 "$mpirun"' TERM INT HUP
 while kill -0 "$mpirun" 2>/dev/null; do
   wait "$mpirun" || true # A signal ends it, too.

@@ -14,12 +14,15 @@ fail() {
 
 # --- What fails most ------------------------------------------------------------------------------
 
-options=() hosts='' port=()
+options=() hosts='' by_ssh=()
 while (($#)) && [[ $1 != -- ]]; do
   case $1 in
     -H | --hosts) hosts=${2-} ;;
     --hosts=*) hosts=${1#*=} ;;
-    -p | --ssh-port) port=(-p "${2-}") ;;
+    -p | --ssh-port) by_ssh+=(-p "${2-}") ;;
+    --ssh-port=*) by_ssh+=(-p "${1#*=}") ;;
+    -i | --ssh-identity-file) by_ssh+=(-i "${2-}") ;;
+    --ssh-identity-file=*) by_ssh+=(-i "${1#*=}") ;;
   esac
   options+=("$1")
   shift
@@ -36,7 +39,7 @@ venv=$(realpath -ms "${SLIM_HOROVOD_VENV:-$root/.venv}")
 for host in $(tr , '\n' <<<"$hosts" | cut -d: -f1 | sort -u); do
   getent hosts "$host" >/dev/null || fail "$host: has no address; add it to /etc/hosts, or to DNS"
   # As horovodrun calls it: a password or an unknown host key would have it wait for ever.
-  said=$(ssh "${port[@]}" -o BatchMode=yes -o StrictHostKeyChecking=no -o ConnectTimeout=10 "$host" \
+  said=$(ssh "${by_ssh[@]}" -o BatchMode=yes -o StrictHostKeyChecking=no -o ConnectTimeout=10 "$host" \
     "test -x '$venv/bin/python' || { echo has no $venv/bin/python; exit 1; }" 2>&1 </dev/null) ||
     fail "$host: ${said##*$'\n'} (this must work: ssh $host true)"
 done

@@ -120,9 +120,12 @@ def fit_line(sizes: Sequence[float], seconds: Sequence[float]) -> Line:
     columns = np.stack([np.ones(len(durations)), np.asarray(sizes, float)], axis=1)
     columns /= durations[:, None]
     start, slope = np.linalg.lstsq(columns, np.ones(len(durations)), rcond=None)[0]
+    alone = columns.sum(axis=0) / np.square(columns).sum(axis=0)  # Each without the other.
     if start < 0:
-        start, slope = 0.0, 1 / float(np.mean(columns[:, 1]))
-    return Line(float(start), float(max(slope, 0.0)))
+        start, slope = 0.0, alone[1]
+    elif slope < 0:
+        start, slope = alone[0], 0.0
+    return Line(float(start), float(slope))
 
 
 def ring_sec(size: float, workers: int, link: Link) -> float:

@@ -11,6 +11,7 @@ import fcntl
 import multiprocessing
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -113,6 +114,7 @@ def _run(*command: str) -> None:
 
 def _carry(source: int, target: int, bytes_per_sec: float, delay_sec: float) -> None:
     """Carries packets from one device to another for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Who has started it ends it.
     waiting: collections.deque[tuple[float, bytes]] = collections.deque()
     came = threading.Semaphore(0)
     held = [0]
@@ -205,12 +207,19 @@ def run_workers(
                 if any(each.poll() for each in running):
                     break
                 time.sleep(0.1)
-            failed = [each.returncode for each in running if each.poll()]
+            statuses = [each.poll() or 0 for each in running]
         finally:
             for each in running:
-                if each.poll() is None:
-                    each.kill()
+                # Also the worker itself, of which this is the parent: see trainer.process.keeper.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(each.pid, signal.SIGKILL)
                 each.wait()
+    check_ended(statuses, log)
+
+
+def check_ended(statuses: Sequence[int], log: Path) -> None:
+    """Raises UserError with the last lines of a log where one of some processes has failed."""
+    failed = [status for status in statuses if status]
     if failed:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         raise UserError(f"a worker ended with status {failed[0]}:\n" + "\n".join(lines[-20:]))

@@ -12,9 +12,9 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
 from trainer.graph import flops, precision
-from trainer.machine import cores, session
+from trainer.machine import session
 from trainer.machine.load import LoadMeter
-from trainer.process import files
+from trainer.process import files, host_cores
 
 # Runs are made to take at least this long, so that the cost of launching them does not count.
 _LEAST_SEC = 0.03
@@ -104,7 +104,7 @@ def measure_peak(dtype: tf.DType, config: tf1.ConfigProto) -> Peak:
       dtype: type of the operands.
       config: configuration of the session: its device and its threads.
     """
-    load = LoadMeter(cores.available_cores())
+    load = LoadMeter(host_cores.available_cores())
     plain = tf1.ConfigProto()
     plain.CopyFrom(config)
     del plain.graph_options.rewrite_options.custom_optimizers[:]

@@ -9,7 +9,8 @@ from typing import Any
 from trainer import exit_status, timing
 from trainer.benchmark.peak import Peak
 from trainer.errors import UserError
-from trainer.machine import cores, load
+from trainer.machine import load
+from trainer.process import host_cores
 
 # Two measurements of the same rate differ by this much on a quiet machine.
 _PEAK_TOLERANCE = 1.02
@@ -147,7 +148,7 @@ def create_result(
         sd_sec=statistics.sd / 1000,
         step_time_ms=statistics._asdict(),
         images_per_sec=images_per_sec,
-        images_per_sec_per_core=images_per_sec / cores.available_cores(),
+        images_per_sec_per_core=images_per_sec / host_cores.available_cores(),
         build_sec=build_sec,
         first_run_sec=first_run_sec,
         gflops_per_image=flops / batch_size / 1e9,

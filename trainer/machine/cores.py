@@ -1,28 +1,13 @@
-"""The cores that this worker may use: its share of the host's, within its container's quota."""
+"""The cores that this worker may use: its share of the host's."""
 
 import contextlib
 import math
 import os
 from fractions import Fraction
-from pathlib import Path
 
 import tensorflow as tf
 
-from trainer.process import launcher, settings
-
-
-def _quota_cores() -> int:
-    """Returns the CPU quota of this container, cores, rounded up; all cores where there is none."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return math.ceil(float(quota) / float(period))
-    except (OSError, ValueError):  # No such controller, or a quota of "max".
-        return os.cpu_count() or 1
-
-
-def available_cores() -> int:
-    """Returns how many cores this process may use: its affinity, within its container's quota."""
-    return min(len(os.sched_getaffinity(0)), _quota_cores())
+from trainer.process import host_cores, launcher, settings
 
 
 def _is_bound() -> bool:
@@ -37,13 +22,14 @@ def worker_cores(local_size: int) -> int:
     A core that several workers may use is shared by them.
     """
     if local_size == 1 or settings.BOUND in os.environ:
-        return available_cores()
+        return host_cores.available_cores()
     of_workers = launcher.find_cores_of_workers(local_size)
     if not of_workers:
-        return available_cores() if _is_bound() else max(1, available_cores() // local_size)
+        available = host_cores.available_cores()
+        return available if _is_bound() else max(1, available // local_size)
     own = os.sched_getaffinity(0)
     shares = [Fraction(1, max(1, sum(core in each for each in of_workers))) for core in own]
-    cores, quota = math.floor(sum(shares)), _quota_cores()
+    cores, quota = math.floor(sum(shares)), host_cores.quota_cores()
     if quota < len(set().union(*of_workers)):
         cores = min(cores, quota // local_size)
     return max(1, cores)
@@ -62,8 +48,8 @@ def bind_worker(local_rank: int, local_size: int) -> None:
     launched = launcher.find()
     if launched is None or launched.name != "horovodrun":
         return
-    cores = sorted(os.sched_getaffinity(0), key=_locate_core)
-    shared = len(cores) != available_cores()
+    cores = host_cores.in_order()
+    shared = len(cores) != host_cores.available_cores()
     if local_size == 1 or len(cores) < local_size or shared or _is_bound():
         return
     if tf.config.list_physical_devices("GPU"):
@@ -78,13 +64,3 @@ def bind_worker(local_rank: int, local_size: int) -> None:
         with contextlib.suppress(ProcessLookupError):  # The thread has ended since.
             os.sched_setaffinity(int(thread), share)
     os.environ[settings.BOUND] = ",".join(str(core) for core in share)
-
-
-def _locate_core(core: int) -> tuple[int, ...]:
-    """Returns a sort key by which cores of a socket, and the threads of a core, are neighbours."""
-    folder = Path(f"/sys/devices/system/cpu/cpu{core}/topology")
-    try:
-        place = [int((folder / name).read_text()) for name in ("physical_package_id", "core_id")]
-    except (OSError, ValueError):  # Not every machine has these files.
-        place = []
-    return (*place, core)

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from trainer.cpu_kernels import library
 from trainer.machine import cores
+from trainer.process import host_cores
 
 PACKAGES = ("tensorflow", "tf-slim", "horovod", "tensorboard", "absl-py", "numpy")
 
@@ -81,7 +82,7 @@ def describe(local_rank: int = 0, local_size: int = 1) -> Environment:
         versions=versions(),
         device=device,
         cpu=cpu,
-        cores=cores.available_cores(),
+        cores=host_cores.available_cores(),
         threads=cores.worker_cores(local_size),
         compiled_operations=library.find() is not None,
         host=platform.node(),

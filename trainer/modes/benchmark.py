@@ -21,9 +21,9 @@ from trainer.distributed import Group
 from trainer.errors import ConfigError, UserError
 from trainer.graph.network import find_network
 from trainer.inputs.dataset import AnyDataset, SyntheticDataset, open_dataset
-from trainer.machine import cores, memory, session
+from trainer.machine import memory, session
 from trainer.machine.load import LoadMeter
-from trainer.process import files, launcher
+from trainer.process import files, host_cores, launcher
 from trainer.run import outputs
 from trainer.safety import agreement
 
@@ -180,7 +180,7 @@ def _measure(
         run_once()
         first_run_sec = time.perf_counter() - built
         left_out = library.multiply_adds_left_out() - left_out
-        load = LoadMeter(cores.available_cores())
+        load = LoadMeter(host_cores.available_cores())
         durations_sec = time_runs(
             run_once,
             target.label,

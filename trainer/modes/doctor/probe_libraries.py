@@ -15,11 +15,12 @@ def tensorflow() -> dict[str, Any]:
     with start_up.without_the_unused():
         import tensorflow as tf
 
-    from trainer.machine import cores, environment
+    from trainer.machine import environment
+    from trainer.process import host_cores
 
     return {
         "cpu": environment.cpu_name(),
-        "cores": cores.available_cores(),
+        "cores": host_cores.available_cores(),
         "gpus": len(tf.config.list_physical_devices("GPU")),
         "kernels": _find_kernels(),
     }
