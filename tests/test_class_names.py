@@ -96,3 +96,10 @@ def test_a_label_without_a_name_is_refused(monkeypatch, label):
 )
 def test_the_first_difference_is_told(before, now, said):
     assert class_names.first_difference(before, now) == said
+
+
+def test_labels_that_are_keys_are_refused():
+    source = letters("ab", 3, 999_999)
+    assert class_names.count_classes(source) == 1_000_000
+    with pytest.raises(UserError, match=f"its label is {2**40}, of 2 examples: labels must be"):
+        class_names.count_classes(letters("ab", 3, 2**40))

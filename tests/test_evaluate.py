@@ -114,6 +114,16 @@ def test_logits_that_are_not_numbers_name_no_class():
     assert lines.getvalue() == '{"file": "x.png", "classes": [], "logits": [0.0, null, null]}\n'
 
 
+def test_probabilities_of_infinite_logits_are_no_numbers_of_json():
+    lines = io.StringIO()
+    written = PredictionFiles("ab", table=None, lines=lines, is_labelled=False, has_logits=False)
+    logits = np.array([0, np.inf], np.float32)
+    written.add(Prediction("x.png", logits, np.array([0, np.nan], np.float32)))
+    (first, second) = json.loads(lines.getvalue(), parse_constant=None)["classes"]
+    assert "NaN" not in lines.getvalue()
+    assert (first["class"], first["probability"], second["probability"]) == (1, None, 0)
+
+
 class Sizes:
     """Collects the shapes of an evaluation's images."""
 

@@ -1,5 +1,7 @@
 """Networks without variables: what is folded into convolutions, and that they answer as before."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,7 +12,9 @@ from models.slim_compat import slim
 from trainer.checkpoints import restore
 from trainer.config import Config, DataConfig, ModelConfig
 from trainer.graph.network import classify
-from trainer.modes.export import folding, frozen
+from trainer.inputs.images import encoded
+from trainer.inputs.images.reduction import find_parts
+from trainer.modes.export import check, folding, frozen
 
 tf1 = tf.compat.v1
 
@@ -201,3 +205,21 @@ def test_weights_for_which_a_graph_has_no_room_are_refused(monkeypatch):
     ):
         Built("tiny:network")
     Built("tiny:network", precision="bfloat16")
+
+
+@pytest.mark.parametrize("crop_fraction", [0.875, 1.0])
+def test_an_export_is_checked_with_a_picture_that_a_server_reduces(crop_fraction):
+    config = DataConfig(image_size=32, crop_fraction=crop_fraction, cache="decoded")
+    examples = check.Examples(config)
+    headers = [encoded.read_header(data) for data in examples.encoded]
+    sides = [int(crop_fraction * min(each.height, each.width)) for each in headers]
+    windows = np.array(
+        [
+            [(each.height - side) // 2, (each.width - side) // 2, side, side]
+            for each, side in zip(headers, sides, strict=True)
+        ]
+    )
+    full = find_parts(headers, windows, dataclasses.replace(config, resize="bilinear"))
+    parts = find_parts(headers, windows, config)
+    assert (parts.decoders != full.decoders).any()
+    assert examples.pixels.shape == (len(headers), 32, 32, 3)

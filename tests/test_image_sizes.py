@@ -11,10 +11,11 @@ from input_data import create_config, read_batches, read_train, write_folder
 from processes import ROOT, run, trainer, trainers
 from test_plan import make_plan
 
-from trainer.config import DataConfig
+from trainer.config import Config, DataConfig
 from trainer.distributed import Worker
 from trainer.errors import ConfigError
 from trainer.inputs.dataset import open_dataset
+from trainer.run import setup
 
 FLAGS = [*tiny.FLAGS, "--lr_schedule=constant", "--warmup_epochs=0", "--deterministic"]
 
@@ -26,6 +27,20 @@ FLAGS = [*tiny.FLAGS, "--lr_schedule=constant", "--warmup_epochs=0", "--determin
 def test_sizes_that_make_no_sense_are_refused(sizes):
     with pytest.raises(ConfigError, match="--progressive_image_size: must be EPOCH:SIZE"):
         DataConfig(image_size=16, progressive_image_size=sizes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "flag"),
+    [
+        ({"image_size": 16}, "image_size"),
+        ({"progressive_image_size": "0:16,3:64"}, "progressive_image_size"),
+        ({"eval_image_size": 16}, "eval_image_size"),
+    ],
+)
+def test_a_size_that_is_too_small_is_told_by_its_flag(sizes, flag):
+    data = DataConfig(**{"image_size": 64, **sizes})
+    with pytest.raises(ConfigError, match=f"--{flag}: must be at least 32 for resnet_v2_50, got "):
+        setup._check_image_sizes(Config(data=data))
 
 
 def test_a_size_begins_with_its_epoch():

@@ -221,3 +221,18 @@ def test_rows_that_are_missing_behind_an_early_end_are_found(tmp_path, name):
 def verdict(folder, *, thorough):
     (found,) = Verifier(str(folder), thorough=thorough).run(1)
     return found.faults
+
+
+def test_a_tiff_is_turned_by_its_own_tag_alone():
+    """Pillow itself would turn it by XMP, too, which its size in the header does not tell."""
+    description = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><y tiff:Orientation="6"/></x:xmpmeta>'
+    pixels = noise(3, HEIGHT, WIDTH)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "TIFF", tiffinfo={700: description})
+    with Image.open(io.BytesIO(out.getvalue())) as image:
+        image.load()
+        assert image.size == (HEIGHT, WIDTH)
+    data = out.getvalue()
+    header = encoded.read_header(data)
+    assert (header.height, header.width, header.orientation) == (HEIGHT, WIDTH, 1)
+    np.testing.assert_array_equal(Decoder().decode(data, header), pixels)

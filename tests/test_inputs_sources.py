@@ -278,6 +278,17 @@ def test_a_cache_that_does_not_fit_is_refused(tmp_path, monkeypatch):
             data.build_train(Worker(0, 2, 0, 2), seed=0)
 
 
+def test_caches_of_both_splits_have_to_fit_together(tmp_path, monkeypatch):
+    for split in ("train", "validation"):
+        write_folder(tmp_path / split, {"a": 10})
+    monkeypatch.setattr(free_memory, "available_bytes", lambda: 20_000)
+    data = open_dataset(tmp_path, cache="decoded")
+    with tf.Graph().as_default():
+        data.build_train(Worker(), seed=0)
+        with pytest.raises(ConfigError, match=r"--cache: decoded images need about .* 1 workers"):
+            data.build_evaluation(Worker())
+
+
 def test_bad_images_are_not_cached(tmp_path):
     write_folder(tmp_path, {"a": 5})
     (tmp_path / "a" / "3.png").write_bytes(encode(noise(3, 64, 64))[:-300])

@@ -90,6 +90,20 @@ def test_steps_at_given_epochs_with_given_factors():
     assert [rate(step) for step in range(20)] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"lr_schedule": "step", "lr_steps": "1.1:0.1"},
+        {"lr_schedule": "exponential", "lr_decay_epochs": 1.1, "lr_decay_factor": 0.1},
+    ],
+)
+def test_a_change_comes_after_as_many_steps_as_its_epochs_have(flags):
+    """In floating point, 1.1 epochs of 100 steps are a little more than 110."""
+    config = OptimizerConfig(base_learning_rate=1, warmup_epochs=0.0, **flags)
+    rate = create_schedule(config, global_batch_size=256, total_steps=150, steps_per_epoch=100)
+    assert (rate(109), rate(110)) == (1, pytest.approx(0.1))
+
+
 def test_changes_that_the_run_never_reaches_are_told():
     config = OptimizerConfig(lr_schedule="step", lr_steps="30:0.1,60:0.01,80:0.001")
     (line,) = describe_late_drops(config, total_steps=600, steps_per_epoch=10)

@@ -10,7 +10,7 @@ import pytest
 import tiny
 from test_plan import make_plan
 
-from trainer.config import Config
+from trainer.config import Config, OptimizerConfig
 from trainer.telemetry.mllog import MLPerfLogFile
 
 pytestmark = pytest.mark.processes
@@ -122,6 +122,23 @@ def test_a_loop_that_begins_anew_is_the_same_run(tmp_path):
     ]
     expected = [1, 2, 3, 1, 2, 3]
     assert epochs == [(f"epoch_{what}", each) for each in expected for what in ("start", "stop")]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "momentum"), [("sgd", 0.0), ("momentum", 0.8), ("lamb", None)]
+)
+def test_the_momentum_is_that_of_the_rule(tmp_path, optimizer, momentum):
+    path = tmp_path / "mlperf.log"
+    given = {} if optimizer == "sgd" else {"momentum": 0.8}
+    config = Config(optimizer=OptimizerConfig(optimizer=optimizer, **given))
+    log = MLPerfLogFile(str(path), config)
+    log.begin(make_plan(epochs=3.0), done=0, train_examples=1, eval_examples=1)
+    log.end()
+    logged = [json.loads(line.split(" ", 1)[1]) for line in path.read_text().splitlines()]
+    if momentum is None:
+        assert not [key for key in keys(logged) if key.endswith("_opt_momentum")]
+    else:
+        assert value(logged, "sgd_opt_momentum") == momentum
 
 
 def test_an_earlier_log_stays_until_steps_follow(tmp_path):

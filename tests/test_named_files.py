@@ -15,6 +15,7 @@ def place(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "list.txt").write_text("a.jpg\r\n\nno such.jpg\nb\n")
+    (tmp_path / "zero.txt").write_bytes(b"a.jpg\0b\0")
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
 
@@ -54,6 +55,7 @@ def test_what_of_a_folder_is_left_out_is_told(place):
         ("empty", "empty: has no images .names end in .jpg"),
         ("@gone.txt", "@gone.txt: the list cannot be read .No such file"),
         ("-", "-: names no file"),
+        ("@zero.txt", "the list of files has NUL bytes; it must have a name in each line"),
     ],
 )
 def test_nothing_to_classify_is_a_line(place, given, line):

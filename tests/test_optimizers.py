@@ -254,6 +254,7 @@ def test_a_clipped_run_reports_the_norm_before_and_takes_the_step_after(run_of):
         ({"lr_schedule": "step", "lr_steps": "30:-1"}, "--lr_steps: must be EPOCH:FACTOR"),
         ({"lr_schedule": "step", "lr_steps": "x:0.1"}, "--lr_steps: must be EPOCH:FACTOR"),
         ({"lr_schedule": "step", "lr_steps": "nan:0.1"}, "--lr_steps: must be EPOCH:FACTOR"),
+        ({"optimizer": "sgd", "momentum": 0.95}, "--momentum: must be given with another --opt"),
         ({"trust_coefficient": 0.1}, "--trust_coefficient: must be given with --optimizer=lars"),
         ({"lr_decay_factor": 0.5}, "--lr_decay_factor: must be given with --lr_schedule=exp"),
         ({"lr_decay_epochs": 1.0}, "--lr_decay_epochs: must be given with --lr_schedule=exp"),

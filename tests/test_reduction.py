@@ -51,10 +51,12 @@ def test_buckets_hold_neighbours_up_to_a_size():
     assert fill_buckets([3], 100) == [(0, 1)]
 
 
-def test_one_worker_keeps_its_gradients():
+@pytest.mark.parametrize("reduction", ["average", "adasum"])
+@pytest.mark.parametrize("compression", ["float16", "bfloat16"])
+def test_one_worker_keeps_its_gradients(reduction, compression):
     config = Config(
         communication=CommunicationConfig(
-            gradient_reduction="adasum", gradient_compression="bfloat16"
+            gradient_reduction=reduction, gradient_compression=compression
         )
     )
     gradient = tf.constant([1.0000001, 3.0])

@@ -243,6 +243,12 @@ class DataConfig(Checked):
                 )
         if self.dataset in ("tfrecord", "folder") and self.data_dir is None:
             raise ConfigError(f"--data_dir: must be given with --dataset={self.dataset}, got none")
+        default = type(self).__dataclass_fields__["crop_min_area"].default
+        if self.augment in ("none", "shift") and self.crop_min_area != default:
+            raise ConfigError(
+                "--crop_min_area: must be given with --augment=standard or rand, got "
+                f"{self.crop_min_area}"
+            )
         if self.repeated_augmentation > 1 and not self.is_augmented:
             raise ConfigError(
                 "--repeated_augmentation: must be 1 with --augment=none, unless images change by "

@@ -150,6 +150,7 @@ class OptimizerConfig(Checked):
                 f"0, such as 30:0.1,60:0.01, got {self.lr_steps!r}"
             )
         for name, other, is_used in (
+            ("momentum", "another --optimizer than sgd", self.optimizer != "sgd"),
             ("trust_coefficient", "--optimizer=lars", self.optimizer == "lars"),
             ("lr_decay_factor", _EXPONENTIALLY, self.lr_schedule == "exponential"),
             ("lr_decay_epochs", _EXPONENTIALLY, self.lr_schedule == "exponential"),

@@ -42,7 +42,11 @@ def create_schedule(
             for number, boundary in enumerate(STEP_BOUNDARIES, start=1)
         ]
     else:
-        drops = [(epoch * steps_per_epoch, factor) for epoch, factor in config.epochs_and_factors]
+        # Rounded, as in `run.plan`: 1.1 epochs of 100 steps are 110.00000000000001.
+        drops = [
+            (round(epoch * steps_per_epoch, 6), factor)
+            for epoch, factor in config.epochs_and_factors
+        ]
 
     def after_warmup(share: float) -> float:
         if config.lr_schedule == "cosine":
@@ -60,7 +64,7 @@ def create_schedule(
         if config.lr_schedule == "step":
             return peak * ([1.0] + [factor for begin, factor in drops if step >= begin])[-1]
         if config.lr_schedule == "exponential":
-            periods = step / (config.lr_decay_epochs * steps_per_epoch)
+            periods = step / round(config.lr_decay_epochs * steps_per_epoch, 6)
             return peak * config.lr_decay_factor ** math.floor(periods)
         return peak * after_warmup(min(1.0, (step - warmup) / max(1, total_steps - warmup)))
 

@@ -17,8 +17,15 @@ from trainer.graph import images as preprocessing
 from trainer.graph import precision
 
 
-def find_network(config: ModelConfig, image_size: int) -> models.Network:
+def find_network(
+    config: ModelConfig, image_size: int, *, flag: str = "image_size"
+) -> models.Network:
     """Returns the network that --model names.
+
+    Args:
+      config: the network.
+      image_size: height and width of its images, pixels.
+      flag: flag that gives them.
 
     Raises:
       ConfigError: there is no such network, or images of `image_size` pixels are too small for it.
@@ -30,7 +37,7 @@ def find_network(config: ModelConfig, image_size: int) -> models.Network:
     try:
         models.check_image_size(network, image_size)
     except ValueError as error:
-        raise ConfigError(f"--image_size: {error}") from None
+        raise ConfigError(f"--{flag}: {error}") from None
     return network
 
 

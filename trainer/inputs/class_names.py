@@ -12,12 +12,34 @@ from trainer.errors import UserError
 from trainer.inputs.source import Source, Split, name_of
 
 _SHOWN = 5
+# More are taken for keys, unless there are so many examples. The largest ImageNet has 21,841.
+_MOST_CLASSES = 1_000_000
 
 
 def name_classes(known: Sequence[str] | None, num_classes: int) -> list[str]:
     """Returns a name for every class of a network: its number, where it has no other."""
     names = list(known or ())[:num_classes]
     return names + [str(number) for number in range(len(names), num_classes)]
+
+
+def count_classes(source: Source) -> int:
+    """Returns how many classes there are at least, by the labels.
+
+    Raises:
+      UserError: there would be so many that labels must be something else, such as keys.
+    """
+    count = 1
+    for split in (source.train, source.validation):
+        if split is None or not len(split.labels):
+            continue
+        largest = int(split.labels.max())
+        if largest >= max(_MOST_CLASSES, 10 * len(split.labels)):
+            raise UserError(
+                f"{split.where(int(split.labels.argmax()))}: its label is {largest}, of "
+                f"{len(split.labels)} examples: labels must be the numbers of classes, from 0 on"
+            )
+        count = max(count, largest + 1)
+    return count
 
 
 class _Relabelled:

@@ -13,7 +13,7 @@ from trainer.config.statement import statement_of
 from trainer.distributed import Worker
 from trainer.errors import ConfigError, UserError, status_of
 from trainer.inputs import synthetic
-from trainer.inputs.class_names import by_name, name_classes
+from trainer.inputs.class_names import by_name, count_classes, name_classes
 from trainer.inputs.images.reader import ImageReader
 from trainer.inputs.images.sizes import describe_large
 from trainer.inputs.pipeline import Stream, build_stream
@@ -90,7 +90,10 @@ class Dataset:
 
     def _reader(self, split: str, worker: Worker) -> ImageReader:
         if split not in self._readers:
-            self._readers[split] = ImageReader(self._split(split), self._config, worker)
+            promised = sum(each.cache_bytes for each in self._readers.values())
+            self._readers[split] = ImageReader(
+                self._split(split), self._config, worker, promised_bytes=promised
+            )
         return self._readers[split]
 
     def describe_sizes(self) -> tuple[str, ...]:
@@ -204,12 +207,6 @@ def _check_labels(source: Source, num_classes: int) -> None:
             )
 
 
-def _count_classes(source: Source) -> int:
-    """Returns how many classes there are at least, by the labels."""
-    splits = [split for split in (source.train, source.validation) if split is not None]
-    return max((int(split.labels.max()) + 1 for split in splits if len(split.labels)), default=1)
-
-
 def _check_flags(config: DataConfig, kind: str) -> tuple[str, ...]:
     """Returns a line about flags that have a value and that synthetic data does not read.
 
@@ -319,7 +316,7 @@ def open_dataset(
     if class_names is not None:
         _check_labels(source, len(source.class_names or class_names))
         source = by_name(source, class_names)
-    classes = source.num_classes or _count_classes(source)
+    classes = source.num_classes or count_classes(source)
     if num_classes is not None and num_classes < classes:
         raise ConfigError(
             f"--num_classes: must be at least {classes}, as many as the data has, got {num_classes}"

@@ -49,10 +49,15 @@ class Prediction(NamedTuple):
             {
                 "class": number,
                 "name": names[number],
-                "probability": float(self.probabilities[number]),
+                "probability": _finite(self.probabilities[number]),
             }
             for number in self.best()
         ]
+
+
+def _finite(value: float) -> float | None:
+    """Returns a number as JSON has it: None for one that is not finite."""
+    return float(value) if math.isfinite(value) else None
 
 
 class PredictionFiles:
@@ -100,7 +105,7 @@ class PredictionFiles:
             row |= {f"{key}_{place}": value for key, value in told.items()}
         if self._has_logits:
             logits = prediction.logits.tolist()
-            record["logits"] = [v if math.isfinite(v) else None for v in logits]  # As JSON has it.
+            record["logits"] = [_finite(value) for value in logits]
             row |= {f"logit_{number}": value for number, value in enumerate(logits)}
         self._write(row, record)
 

@@ -100,7 +100,7 @@ def set_up(config: Config, group: Group, phases: PhaseTimes, *, first_step: int 
         validation_examples=info.num_validation_examples,
         is_synthetic=info.name == synthetic.NAME,
     )
-    find_network(config.model, min(size for _, size in config.data.sizes_by_epoch))
+    _check_image_sizes(config)
     phases.finish("data")
     tell_phase("building the graph of the network and of its training step", rank=rank)
     setup = _build(config, group, dataset, plan, mllog, phases, done=first_step)
@@ -124,6 +124,15 @@ def set_up(config: Config, group: Group, phases: PhaseTimes, *, first_step: int 
     )
     phases.finish("restore")
     return setup._replace(messages=messages)
+
+
+def _check_image_sizes(config: Config) -> None:
+    """Raises ConfigError where a size is too small for the network, by the flag that gives it."""
+    data = config.data
+    find_network(config.model, data.image_size)
+    smallest = min(size for _, size in data.sizes_by_epoch)
+    find_network(config.model, smallest, flag="progressive_image_size")
+    find_network(config.model, data.evaluation_size, flag="eval_image_size")
 
 
 def find_first_step(config: Config, group: Group) -> int:

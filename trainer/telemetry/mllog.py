@@ -187,7 +187,10 @@ class MLPerfLogFile:
 def _describe(config: Config, plan: Plan) -> dict[str, Any]:
     """Returns the parameters of a run, by MLPerf's keys."""
     optimizer = config.optimizer
-    rule = "lars" if optimizer.optimizer == "lars" else "sgd"
+    rule = optimizer.optimizer
+    family = "lars" if rule == "lars" else "sgd"
+    # Of other rules MLPerf has no key for it; plain SGD has none.
+    momenta = {"sgd": 0.0} | dict.fromkeys(("momentum", "nesterov", "lars"), optimizer.momentum)
     workers = plan.global_batch_size // (config.data.batch_size * optimizer.accumulate_steps)
     return {
         "submission_benchmark": "resnet",
@@ -204,7 +207,7 @@ def _describe(config: Config, plan: Plan) -> dict[str, Any]:
         / 256,
         "opt_learning_rate_warmup_epochs": optimizer.warmup_epochs,
         "opt_weight_decay": config.model.weight_decay,
-        f"{rule}_opt_momentum": optimizer.momentum,
+        **({f"{family}_opt_momentum": momenta[rule]} if rule in momenta else {}),
         "model_bn_span": config.data.batch_size * (workers if config.model.sync_batch_norm else 1),
     }
 

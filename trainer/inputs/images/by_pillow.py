@@ -55,6 +55,8 @@ def open_image(data: bytes) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             check_size(image.height, image.width)
+            if image.format == "TIFF":  # Which Pillow would turn by XMP, too, where it is decoded.
+                image.info.pop("xmp", None)
             yield image
     except UnidentifiedImageError as error:
         raise BadImageError(f"not an image that Pillow {__version__} reads") from error

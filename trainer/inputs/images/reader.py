@@ -41,13 +41,16 @@ class Image(NamedTuple):
 class ImageReader:
     """Reads images, from the data set or from memory. Several threads may use it."""
 
-    def __init__(self, split: Split, config: DataConfig, worker: Worker) -> None:
+    def __init__(
+        self, split: Split, config: DataConfig, worker: Worker, *, promised_bytes: float = 0.0
+    ) -> None:
         """Creates a reader with an empty cache.
 
         Args:
           split: the split that the images are read from.
           config: --cache and --max_bad_examples.
           worker: this worker, which shares the host's memory with local_size - 1 others.
+          promised_bytes: what caches of other splits will take of it.
 
         Raises:
           ConfigError: the host's memory does not suffice for --cache.
@@ -58,8 +61,9 @@ class ImageReader:
         self._lock = threading.Lock()
         self._bad: set[int] = set()
         self._cache: dict[int, Image] = {}
+        self.cache_bytes = 0.0
         if config.cache != "none":
-            self._check_memory(worker)
+            self.cache_bytes = self._check_memory(worker, promised_bytes)
 
     @property
     def bad_examples(self) -> int:
@@ -154,8 +158,12 @@ class ImageReader:
             return
         logging.warning("%s. It is left out, as number %d of %d allowed.", fault, count, allowed)
 
-    def _check_memory(self, worker: Worker) -> None:
-        """Raises ConfigError where the host's memory does not suffice for --cache."""
+    def _check_memory(self, worker: Worker, promised_bytes: float) -> float:
+        """Returns the bytes that all workers of this host will cache of the split.
+
+        Raises:
+          ConfigError: the host's memory does not suffice for them.
+        """
         count = len(self._split.labels)
         samples = np.linspace(0, count - 1, min(count, _SAMPLES)).astype(int)
         sizes = []
@@ -169,7 +177,7 @@ class ImageReader:
             sizes.append(len(data) if is_encoded else 3 * header.height * header.width)
         # Each worker caches every example in time, since each epoch is shuffled anew.
         needed = float(np.mean(sizes or [0])) * count * worker.local_size
-        available = free_memory.available_bytes()
+        available = max(0.0, free_memory.available_bytes() - promised_bytes)
         if needed > available:
             raise ConfigError(
                 f"--cache: {self._config.cache} images need about {needed / 2**30:.1f} GiB for "
@@ -177,3 +185,4 @@ class ImageReader:
                 f"left, got {self._config.cache!r}",
                 status=exit_status.FAILED,
             )
+        return needed

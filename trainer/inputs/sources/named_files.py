@@ -72,6 +72,8 @@ def _names_in(file: TextIO) -> Iterator[str]:
     """Yields the lines of a list that are not empty, without their ends."""
     for line in file:
         name = line.rstrip("\r\n")
+        if "\0" in name:  # Of `find -print0`, or of UTF-16.
+            raise UserError("the list of files has NUL bytes; it must have a name in each line")
         if name:
             yield name
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from trainer import exit_status
 from trainer.config import DataConfig
 from trainer.distributed import Worker
 from trainer.errors import UserError
+from trainer.inputs.images.by_pillow import MAX_PIXELS
 from trainer.inputs.images.pixels import ROW_SHAPES, ROW_TYPES, Rows, build_pixels
 from trainer.inputs.rows import EvaluationRows
 from trainer.inputs.source import Split
@@ -44,15 +46,23 @@ class Examples:
     def __init__(self, config: DataConfig) -> None:
         """Makes the pictures for a network's input, from smaller ones to those that are reduced."""
         size = config.image_size
+        # A JPEG is reduced where its crop has at least three times the size wanted.
+        large = math.ceil(3 * size / config.crop_fraction) + 2
         shapes = (
             (size, size, "PNG"),
-            (4 * size + 5, 3 * size + 2, "JPEG"),
+            (large + large // 4, large, "JPEG"),
             (size + 9, 2 * size, "JPEG"),
             (7, 9, "PNG"),
         )
-        self.encoded = [_draw(number, *shape) for number, shape in enumerate(shapes)]
-        self.labels = np.zeros(len(shapes), np.int64)
-        self.pixels = _decode(self, dataclasses.replace(config, batch_size=len(shapes)))
+        self.encoded = [
+            _draw(number, *shape)
+            for number, shape in enumerate(shapes)
+            if shape[0] * shape[1] <= MAX_PIXELS
+        ]
+        self.labels = np.zeros(len(self.encoded), np.int64)
+        # From a cache, crops are cut of whole decoded images, which a server does not do.
+        config = dataclasses.replace(config, batch_size=len(self.encoded), cache="none")
+        self.pixels = _decode(self, config)
 
     def read(self, example: int) -> bytes:
         return self.encoded[example]
