@@ -1,8 +1,10 @@
 """Starts real processes for tests."""
 
 import contextlib
+import functools
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -55,15 +57,29 @@ def trainer(*flags, **extra):
     return run([sys.executable, "-m", "trainer", *flags], **extra)
 
 
-def trainers(*command_lines):
-    """Runs several command lines of the trainer, which share no more than a loaded TensorFlow."""
+@functools.cache
+def _loaded():
+    """A process that has loaded TensorFlow, and runs trainers until this one ends."""
     program = ROOT / "tests" / "programs" / "several_trainers.py"
-    done = run([sys.executable, str(program), json.dumps(command_lines)], timeout_sec=900)
-    assert done.returncode == 0, done.stderr
-    return [
-        subprocess.CompletedProcess(flags, *ended)
-        for flags, ended in zip(command_lines, json.loads(done.stdout), strict=True)
-    ]
+    return subprocess.Popen(
+        [sys.executable, str(program)],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def trainers(*command_lines, cwd=ROOT, **extra):
+    """Runs several command lines of the trainer, which share no more than a loaded TensorFlow."""
+    process = _loaded()
+    done = []
+    for flags in command_lines:
+        print(json.dumps([flags, environment(**extra), str(cwd)]), file=process.stdin, flush=True)
+        answered, _, _ = select.select([process.stdout], [], [], 900)
+        assert answered, f"{flags}: no end"
+        done.append(subprocess.CompletedProcess(flags, *json.loads(process.stdout.readline())))
+    return done
 
 
 # Keeps a core busy; not for ever, should nobody end it.

@@ -31,7 +31,8 @@ PASSES = ("forward", "forward_backward", "train_step")
 
 
 def benchmark(*flags, **options):
-    return processes.trainer("--benchmark", *NETWORK, *flags, **options)
+    (done,) = processes.trainers(["--benchmark", *NETWORK, *flags], **options)
+    return done
 
 
 @pytest.fixture(scope="module")

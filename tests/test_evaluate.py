@@ -13,7 +13,7 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 import tiny
 from faulty_runs import MODULE, started
-from processes import trainer, trainers
+from processes import trainers
 
 from trainer import exit_status
 from trainer.config import Config
@@ -220,7 +220,8 @@ def test_every_checkpoint_of_a_run_is_evaluated_once_beside_it(tmp_path):
 @pytest.mark.processes
 def test_an_evaluation_that_hangs_is_ended(run):
     flags = [*tiny.FLAGS, f"--init_checkpoint={run}/model.ckpt-60", "--dataset=slow:dataset"]
-    done = trainer("--mode=evaluate", "--watchdog_seconds=3", *flags, HANG_AT_EXAMPLE="20")
+    flags += ["--mode=evaluate", "--watchdog_seconds=3"]
+    (done,) = trainers(flags, HANG_AT_EXAMPLE="20")
     assert done.returncode == exit_status.HUNG, done.stderr
     assert "(--watchdog_seconds) in step 3, after step 2" in done.stderr
 

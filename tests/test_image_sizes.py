@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 import tiny
 from input_data import create_config, read_batches, read_train, write_folder
-from processes import ROOT, run, trainer, trainers
+from processes import ROOT, run, trainers
 from test_plan import make_plan
 
 from trainer.config import Config, DataConfig
@@ -82,7 +82,7 @@ def test_a_run_equals_runs_of_one_size_that_go_on_from_each_other(tmp_path):
             assert "step 12: from here on, training images have 12 px" in done.stdout
             assert "step 23: from here on, training images have 16 px" in done.stdout
     assert "the run ends at epoch 1.5, before its images have 16 px" in done.stdout
-    done = trainer(*grows, f"--logdir={stopped}", "--steps=30", "--resume=must")
+    (done,) = trainers([*grows, f"--logdir={stopped}", "--steps=30", "--resume=must"])
     assert done.returncode == 0, done.stderr
     # Built for the size of its first step at once, not for another one before.
     assert done.stdout.count("building the graph for images of 16 px") == 1

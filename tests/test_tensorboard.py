@@ -12,7 +12,7 @@ import tensorboard_server
 import tensorflow as tf
 import tiny
 from processes import run as run_process
-from processes import trainer
+from processes import trainers
 from tensorflow.core.util import event_pb2
 
 from trainer.inputs.sources import tfrecord
@@ -30,10 +30,11 @@ def logs(tmp_path_factory, run):
     folder = tmp_path_factory.mktemp("logs")
     (folder / "whole").symlink_to(run)
     stopped = [*SLOW, "--steps=60", "--log_every=1", f"--logdir={folder}/stopped"]
-    assert trainer(*stopped, END_AT_STEP="37").returncode == 1
+    (ended,) = trainers(stopped, END_AT_STEP="37")
+    assert ended.returncode == 1
     before = (folder / "stopped" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(before[-1])["step"] >= 35
-    done = trainer(*stopped, "--resume=must")
+    (done,) = trainers([*stopped, "--resume=must"])
     assert done.returncode == 0, done.stderr
     for steps in (9, 5):  # The first ended before its first checkpoint: the second starts afresh.
         writer = create_writer(f"{folder}/restarted", rank=0, first_step=1)

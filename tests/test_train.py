@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from processes import ROOT, environment, horovodrun, run, trainer, trainers
+from processes import ROOT, environment, horovodrun, run, trainers
 from tensorboard.backend.event_processing import event_accumulator
 
 FLAGS = tiny.FLAGS
@@ -124,8 +124,11 @@ class TestRun:
                 *("--mode=evaluate", f"--init_checkpoint={run}/best", "--dataset=tiny:dataset"),
                 *(f"--result_json={tmp_path}/e.json", f"--predictions_csv={tmp_path}/e.csv"),
             ]
-            command = ["-m", "trainer", *flags, f"--batch_size={batch_size}"]
-            done = horovodrun(workers, command)
+            flags.append(f"--batch_size={batch_size}")
+            if workers == 1:
+                (done,) = trainers(flags)
+            else:
+                done = horovodrun(workers, ["-m", "trainer", *flags])
             assert done.returncode == 0, done.stderr
             told.append(read_json(tmp_path / "e.json")["result"])
             with open(tmp_path / "e.csv", encoding="utf-8", newline="") as file:
@@ -222,7 +225,7 @@ def test_a_resumed_run_shows_each_step_once_and_ends_as_a_straight_one(tmp_path)
         path.unlink()
     for path in (tmp_path / "eight").glob("model.ckpt-8*"):
         path.rename(stopped / path.name)
-    done = trainer(*common, "--steps=20", f"--logdir={stopped}", "--resume=must")
+    (done,) = trainers([*common, "--steps=20", f"--logdir={stopped}", "--resume=must"])
     assert done.returncode == 0, done.stderr
     assert f"resumed from {stopped}/model.ckpt-8" in done.stdout
     steps = [json.loads(line) for line in (stopped / "metrics.jsonl").read_text().splitlines()]
@@ -291,7 +294,6 @@ def test_what_is_in_the_current_folder_is_not_taken_for_this_program(tmp_path):
     supervise = [sys.executable, str(ROOT / "scripts" / "supervise.py"), "--max_restarts=0", "--"]
     logdir = f"--logdir={tmp_path}/log"
     for command in (
-        [*python, "--mode=describe", *flags],
         ["slim-horovod", "--mode=describe", *flags],
         ["horovodrun", "-np", "2", *python, *flags, "--steps=2", logdir],
         [*python, "--mode=evaluate", *flags, logdir],

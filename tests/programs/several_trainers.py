@@ -1,10 +1,9 @@
-"""Runs several command lines of the trainer, one after the other, and tells what came of each.
+"""Runs command lines of the trainer, one after the other, and tells what came of each.
 
-usage: several_trainers.py COMMAND_LINES
-
-COMMAND_LINES is a list of lists of flags, in JSON; what is printed is a list of exit status, stdout
-and stderr, likewise. Each command line runs in a process of its own, which begins where this one
-has loaded TensorFlow as the trainer does: loading it takes longer than most of what tests ask for.
+Each line of the standard input is a request: the flags, the environment variables, and the current
+folder, as a list in JSON; each line of the standard output its answer: exit status, stdout and
+stderr, likewise. Each command line runs in a process of its own, which begins where this one has
+loaded TensorFlow as the trainer does: loading it takes longer than most of what tests ask for.
 """
 
 import importlib
@@ -19,11 +18,16 @@ from trainer.config import Config
 from trainer.process import settings, start_up, streams
 
 
-def run_here(flags, folder):
+def run_here(flags, variables, place, folder):
     """Runs a command line in this process, which ends."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
     for number, name in ((1, "stdout"), (2, "stderr")):
         file = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT)
         os.dup2(file, number)
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(place)
     status = 1
     try:
         status = program.run(["slim-horovod", *flags])
@@ -36,12 +40,12 @@ def run_here(flags, folder):
         os._exit(status)
 
 
-def run(flags):
+def run(flags, variables, place):
     """Exit status, stdout and stderr of a command line in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         process = os.fork()
         if process == 0:
-            run_here(flags, folder)
+            run_here(flags, variables, place, folder)
         status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         texts = []
         for name in ("stdout", "stderr"):
@@ -54,7 +58,8 @@ def main():
     settings.apply(settings.Moment.TENSORFLOW, Config(), has_gpu=settings.has_gpu())
     with start_up.without_notes(), start_up.without_the_unused():
         importlib.import_module("tensorflow")
-    print(json.dumps([run(flags) for flags in json.loads(sys.argv[1])]))
+    for line in sys.stdin:
+        print(json.dumps(run(*json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":
