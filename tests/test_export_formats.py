@@ -37,12 +37,12 @@ def served(tmp_path_factory):
     model_file.write(run_folder, config, NAMES)
     (root / "a.jpg").write_bytes(encode(noise(1, 40, 50).repeat(3, 0).repeat(3, 1), "JPEG"))
     (root / "b.png").write_bytes(encode(noise(2, 30, 30)))
-    models, of_run = root / "models", f"--logdir={run_folder}"
-    (models / "flowers").mkdir(parents=True)
+    target, of_run = root / "exported", f"--logdir={run_folder}"
+    (target / "flowers").mkdir(parents=True)
     predicted, *exported = trainers(
         ["--mode=predict", of_run, f"--result_json={root}/p.json", f"{root}/a.jpg"],
         *(
-            ["--mode=export", of_run, f"--export_format={name}", f"--export_dir={models}/{folder}"]
+            ["--mode=export", of_run, f"--export_format={name}", f"--export_dir={target}/{folder}"]
             for name, folder in FOLDERS.items()
         ),
     )
@@ -61,7 +61,7 @@ def served(tmp_path_factory):
 def test_a_client_with_a_runtime_alone_answers_as_the_checkpoint(
     served, tmp_path, folder, file, has_names
 ):
-    exported = served / "models" / folder
+    exported = served / "exported" / folder
     assert sorted(path.name for path in exported.iterdir()) == ["labels.txt", "model.json", file]
     pixels = np.stack([noise(number, 16, 16) for number in range(20)])
     np.save(tmp_path / "pixels.npy", pixels)

@@ -125,10 +125,8 @@ class TestRun:
                 *(f"--result_json={tmp_path}/e.json", f"--predictions_csv={tmp_path}/e.csv"),
             ]
             flags.append(f"--batch_size={batch_size}")
-            if workers == 1:
-                (done,) = trainers(flags)
-            else:
-                done = horovodrun(workers, ["-m", "trainer", *flags])
+            joined = ["-m", "trainer", *flags]
+            done = horovodrun(workers, joined) if workers > 1 else trainers(flags)[0]
             assert done.returncode == 0, done.stderr
             told.append(read_json(tmp_path / "e.json")["result"])
             with open(tmp_path / "e.csv", encoding="utf-8", newline="") as file:

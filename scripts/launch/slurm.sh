@@ -12,7 +12,7 @@
 # Trains under Slurm, with a worker for each GPU. At its time limit and when it is preempted the job
 # saves, goes back into the queue and later goes on. From the repository's folder:
 #
-#   sbatch [sbatch's options] scripts/launch/slurm.sh --data_dir=DIR --logdir=DIR [flags]
+#   sbatch [sbatch's options] scripts/launch/slurm.sh --data_dir=DIR --logdir=/shared/RUN [flags]
 #
 # sbatch's options take the place of those above. Horovod has to be built with MPI: load the
 # cluster's MPI module before scripts/setup.sh, and put the line that loads it below as well.
