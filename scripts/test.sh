@@ -32,5 +32,5 @@ ruff check .
 mypy
 # Hundreds of processes load the same modules: only the first one is to compile them.
 unset PYTHONDONTWRITEBYTECODE
-# Three tests at a time: many wait for a process, also on two cores. tests/conftest.py says which not together.
-python -m pytest --numprocesses=3 --dist=loadfile "${selection[@]}" "$@"
+# Four tests at a time: many wait for a process, also on two cores. tests/conftest.py says which not together.
+python -m pytest --numprocesses=4 --dist=loadfile "${selection[@]}" "$@"

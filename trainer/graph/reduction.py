@@ -84,9 +84,8 @@ def fill_buckets(sizes: Sequence[int], most: int) -> list[tuple[int, int]]:
 
 def _average(compression: str, group: Group, gradient: tf.Tensor, name: str) -> tf.Tensor:
     """Averages a gradient by one all-reduce of Horovod, which fuses it with others."""
-    if group.worker.size == 1:
-        return gradient
-    sent = gradient if compression == "none" else tf.cast(gradient, compression)
+    is_sent = group.worker.size > 1
+    sent = tf.cast(gradient, compression) if is_sent and compression != "none" else gradient
     return tf.cast(group.average(sent, f"gradient/{name}"), tf.float32)
 
 
