@@ -13,20 +13,27 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-# Most of their tests start several training workers, or look at what these have left (`run`). They
-# run one after the other: two such jobs at once would be slow. (One of test_benchmark's does, too.)
+# What a launcher, or a person, has said is not meant for the workers that tests speak of.
+OF_LAUNCHERS = ("HOROVOD_", "OMPI_", "PMI", "SLURM_")
+for name in [each for each in os.environ if each.startswith(OF_LAUNCHERS)]:
+    del os.environ[name]
+os.environ["KERAS_BACKEND"] = "tensorflow"  # Of which scripts/convert_keras_weights.py is.
+
+
+# Files whose tests run one after the other, in two rows: those to whose workers things happen, and
+# those that start workers, or look at what these have left (`run`). More than two such jobs at once
+# would be slow. (One of test_benchmark's is such, too.)
 WITH_WORKERS = {
-    "test_distributed",
-    "test_doctor",
-    "test_evaluate",
-    "test_faults",
-    "test_golden_losses",
-    "test_keeper",
-    "test_mllog",
-    "test_monitoring",
-    "test_network_hosts",
-    "test_tensorboard",
-    "test_train",
+    "faults": {"test_doctor", "test_faults", "test_keeper", "test_network_hosts"},
+    "runs": {
+        "test_distributed",
+        "test_evaluate",
+        "test_golden_losses",
+        "test_mllog",
+        "test_monitoring",
+        "test_tensorboard",
+        "test_train",
+    },
 }
 
 
@@ -44,7 +51,8 @@ def pytest_xdist_make_scheduler(config, log):
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
-            return "with workers" if Path(file).stem in WITH_WORKERS else file
+            rows = (row for row, files in WITH_WORKERS.items() if Path(file).stem in files)
+            return next(rows, file)
 
     return Scheduling(config, log)
 

@@ -1,5 +1,6 @@
 """Starts real processes for tests."""
 
+import atexit
 import contextlib
 import functools
 import json
@@ -61,13 +62,15 @@ def trainer(*flags, **extra):
 def _loaded():
     """A process that has loaded TensorFlow, and runs trainers until this one ends."""
     program = ROOT / "tests" / "programs" / "several_trainers.py"
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, str(program)],
         env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
+    atexit.register(process.communicate)  # Its input ends, and so does it.
+    return process
 
 
 def trainers(*command_lines, cwd=ROOT, **extra):

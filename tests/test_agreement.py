@@ -74,6 +74,14 @@ def test_every_flag_counts():
         CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, momentum=0.5)
     )
     before, after = agreement.flags_of(CONFIG), agreement.flags_of(changed)
+    groups = [getattr(CONFIG, group.name) for group in dataclasses.fields(CONFIG)]
+    names = {
+        field.name
+        for group in groups
+        if dataclasses.is_dataclass(group)
+        for field in dataclasses.fields(group)
+    }
+    assert set(before) == {f"flag --{name}" for name in {"mode", *names}}
     assert {name for name in before if before[name] != after[name]} == {"flag --momentum"}
 
 

@@ -33,18 +33,25 @@ def create_store(folder, variables, *, facts=FACTS, **config):
     )
 
 
-@pytest.fixture
-def logdir(tmp_path):
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
     """A folder with checkpoints of the steps 1, 2 and 3, in which `w` is the step."""
+    folder = tmp_path_factory.mktemp("saved")
     with tf.Graph().as_default(), tf1.Session() as session:
         variable = tf1.get_variable("w", initializer=np.zeros([100, 100], np.float32))
         value = tf1.placeholder(tf.float32, [])
         assign = variable.assign(tf.fill([100, 100], value))
-        store = create_store(tmp_path, [variable])
+        store = create_store(folder, [variable])
         for step in (1, 2, 3):
             session.run(assign, {value: step})
             store.save(session, step)
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def logdir(saved, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
 
 
 def data_file(logdir, step):
@@ -128,8 +135,13 @@ def hurt_the_newest(logdir, suffix, damage):
 
 
 @pytest.mark.parametrize("suffix", ["data-00000-of-00001", "index"])
-@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "deleted"])
-@pytest.mark.parametrize("content", [None, b"", b"\x00garbage", b'{"format": "another"}'])
+@pytest.mark.parametrize(
+    ("damage", "content"),
+    [
+        *((damage, None) for damage in ("cut", "flipped", "emptied", "deleted")),
+        *(("flipped", content) for content in (b"", b"\x00garbage", b'{"format": "another"}')),
+    ],
+)
 def test_so_it_is_without_a_manifest(logdir, suffix, damage, content):
     manifest = logdir / "checkpoints.json"
     manifest.unlink()

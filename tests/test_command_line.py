@@ -190,6 +190,7 @@ def test_the_flags_that_are_paths():
         flag.name: flag.statement.help for flag in Config().flags() if flag.default is None
     }
     named = {n for n, text in described.items() if any(w in text for w in ("Folder", "File "))}
+    assert named
     assert named <= set(PATHS)
 
 

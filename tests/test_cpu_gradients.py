@@ -80,6 +80,7 @@ def convolution_gradients(dtype, *, threads=2, faster=True, **case):
         config = tf1.ConfigProto(intra_op_parallelism_threads=threads)
         with tf1.Session(config=config) as session:
             found = [value.astype(np.float32) for value in session.run(gradients)]
+            of_case.threads_of_process = len(os.listdir("/proc/self/task"))
     return found, of_case
 
 
@@ -118,15 +119,17 @@ def check_threads():
         {"maps": (3, 4, 4), "size": 3, "channels": (96, 32)},
     ):
         expected, _ = convolution_gradients(tf.float32, faster=False, **case)
+        there = {}
         for threads in (1, 3, 8):
-            before = len(os.listdir("/proc/self/task"))
             for dtype in DTYPES:
                 ours, graph = convolution_gradients(dtype, threads=threads, **case)
                 assert "SlimHorovodFilterGradient" in kinds_of(graph)
                 check(ours, expected, dtype)
-            print(threads, len(os.listdir("/proc/self/task")) - before)
+                there[threads] = graph.threads_of_process
+        assert there[8] >= there[1] + 7  # Each session has had its own.
 
 
+@needs_kernels
 def test_the_work_is_counted_as_tensorflows_own():
     graphs = [
         convolution_gradients(tf.bfloat16, faster=faster, **CASES["strided"])[1]

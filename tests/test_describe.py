@@ -99,15 +99,14 @@ def test_rows_outside_units_and_totals(resnet_v2_50):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_convolutions_are_counted_as_by_the_profiler(batch_size):
+def test_convolutions_are_counted_as_by_the_profiler():
     with tf.Graph().as_default() as graph:
-        images = tf1.placeholder(tf.float32, [batch_size, 224, 224, 3])
+        images = tf1.placeholder(tf.float32, [3, 224, 224, 3])
         with slim.arg_scope(models.resnet_arg_scope()):
             resnet_v2.resnet_v2_50(images, 1000, is_training=False)
     counted = flops.count_flops(graph.get_operations())
     assert counted == profiled_flops(graph, "Conv2D")
-    assert counted == batch_size * 6_964_510_720
+    assert counted == 3 * 6_964_510_720
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """scripts/prepare_digits.py: real images, split 1,437 / 360."""
 
 import collections
+import io
 
 import numpy as np
 import prepare_digits
 import pytest
 from input_data import create_config, read_evaluation, read_train
+from PIL import Image
 
 from trainer.distributed import Worker
 from trainer.inputs import dataset
@@ -49,26 +51,36 @@ def test_evaluation_on_three_workers_counts_each_digit_once_with_its_pixels(digi
         (int(label), (16 * pixels * 255 / 256).round().astype(np.uint8).tobytes())
         for pixels, label in zip(images.images, images.target, strict=True)
     }
-    count = 0
+    seen = collections.Counter()
     for rank in range(3):
         for batch in read_evaluation(data, worker=Worker(rank, 3)):
             for image, label, weight in zip(batch.images, batch.labels, batch.weights, strict=True):
-                count += int(weight)
                 assert (image[..., 0] == image[..., 2]).all()
-                if weight:
-                    assert (int(label), image[..., 0].tobytes()) in wanted
-    assert count == 360
+                seen[int(label), image[..., 0].tobytes()] += int(weight)
+    seen = +seen  # Without padding.
+    assert set(seen) <= wanted
+    assert seen == stored(data._source.validation)
+    assert seen.total() == 360
+
+
+def stored(split):
+    """How often each pair of label and pixels is in a split, by Pillow."""
+    images = (Image.open(io.BytesIO(split.read(number))) for number in range(len(split.labels)))
+    pixels = (np.asarray(image.convert("L")).tobytes() for image in images)
+    return collections.Counter(zip(map(int, split.labels), pixels, strict=True))
 
 
 def test_an_epoch_of_two_workers_has_every_training_digit_once(digits):
     data = open_digits(digits)
     steps = -(-1437 // 14)
     parts = [read_train(data, worker=Worker(rank, 2), steps=steps) for rank in range(2)]
-    labels = [
-        label for pair in zip(*parts, strict=True) for batch in pair for label in batch.labels
+    seen = [
+        (int(label), image[..., 0].tobytes())
+        for pair in zip(*parts, strict=True)
+        for batch in pair
+        for label, image in zip(batch.labels, batch.images, strict=True)
     ]
-    expected = collections.Counter(data._source.train.labels.tolist())
-    assert collections.Counter(int(label) for label in labels[:1437]) == expected
+    assert collections.Counter(seen[:1437]) == stored(data._source.train)
 
 
 def test_again_it_is_done_at_once(digits):

@@ -68,7 +68,7 @@ def simulate(initial, batches):
     """The same steps in one process: numpy averages both workers' gradients and updates.
 
     Returns:
-      the trained variables, and the moving statistics, by name.
+      the trained variables, and the moving statistics, by name; and the losses of the steps.
     """
     config = Config(**tiny.config_groups())
     values = {name: value.copy() for name, value in initial.items()}
@@ -85,6 +85,7 @@ def simulate(initial, batches):
         trained = tf1.trainable_variables()
         names = [variable.op.name for variable in trained]
         gradients = tf.gradients(tf.reduce_mean(losses), trained)
+        of_steps = []
         moving = [v for v in tf1.global_variables() if "moving" in v.op.name]
         updates = tf1.get_collection(tf1.GraphKeys.UPDATE_OPS)
         momentum = {name: np.zeros_like(values[name]) for name in names}
@@ -96,10 +97,15 @@ def simulate(initial, batches):
 
             for step in range(two_workers.STEPS):
                 of_workers, statistics = [], []
+                kernels = [values[name] for name in names if name.endswith("/weights")]
+                decay = config.model.weight_decay * sum(np.sum(w**2) for w in kernels) / 2
+                of_steps.append(decay)
                 for batch in batches:
                     load(tf1.global_variables())
                     feed = {images: batch["images"][step], labels: batch["labels"][step]}
-                    of_workers.append(session.run(gradients, feed))
+                    own, gradient = session.run((losses, gradients), feed)
+                    of_workers.append(gradient)
+                    of_steps[-1] += np.mean(own) / len(batches)
                     session.run(updates, feed)
                     statistics.append(session.run(moving))
                 for name, *gradient in zip(names, *of_workers, strict=True):
@@ -110,7 +116,7 @@ def simulate(initial, batches):
                     values[name] = values[name] - two_workers.LEARNING_RATE * momentum[name]
                 for variable, *statistic in zip(moving, *statistics, strict=True):
                     values[variable.op.name] = np.mean(statistic, axis=0)
-    return {name: values[name] for name in [*names, *(v.op.name for v in moving)]}
+    return {name: values[name] for name in [*names, *(v.op.name for v in moving)]}, of_steps
 
 
 def test_the_broadcast_makes_all_start_from_rank_0(folder):
@@ -145,13 +151,15 @@ def test_all_variables_stay_bit_identical(folder):
 
 def test_two_workers_equal_one_process_that_averages_their_gradients(folder):
     batches = load(folder, "averaged_batches")
-    expected = simulate(load(folder, "averaged_initial")[0], batches)
+    expected, losses = simulate(load(folder, "averaged_initial")[0], batches)
     assert difference(load(folder, "averaged_final")[0], expected) < 1e-5
+    for of_worker in batches:
+        np.testing.assert_allclose(of_worker["loss"], losses, rtol=1e-5)
 
 
 def test_without_averaging_they_do_not(folder):
     batches = load(folder, "alone_batches")
-    expected = simulate(load(folder, "alone_initial")[0], batches)
+    expected, _ = simulate(load(folder, "alone_initial")[0], batches)
     first, second = load(folder, "alone_final")
     assert difference(first, expected) > 1e-3
     assert difference(first, second) > 1e-3
@@ -218,7 +226,7 @@ def test_all_workers_see_a_request_at_the_same_step(folder):
         assert [step["request"] for step in steps] == [0.5, 0, 0]
 
 
-def test_the_loss_is_the_mean_over_the_workers(folder):
+def test_the_loss_is_the_same_on_all_workers(folder):
     first, second = load(folder, "averaged_batches")
     np.testing.assert_array_equal(first["loss"], second["loss"])
 

@@ -5,12 +5,13 @@ import dataclasses
 import pytest
 from input_data import Numbered, write_folder
 
-from trainer.config import DataConfig
+from trainer.config import Config, DataConfig
 from trainer.config.statement import statement_of
 from trainer.errors import ConfigError
 from trainer.inputs import dataset
 from trainer.inputs.conversion import convert
 from trainer.inputs.source import Source
+from trainer.run import setup
 
 KINDS = ("synthetic", "folder", "tfrecord", "plug-in")
 # Of each flag that has another value than its default: a value that is allowed by itself.
@@ -106,3 +107,17 @@ def test_a_network_with_a_background_class_gets_labels_from_one_on(places, kind)
     assert dataset.open_dataset(config_of(kind, places), num_classes=3).remarks == ()
     with pytest.raises(ConfigError, match="--label_offset: must be 0 for this data, or -1 "):
         dataset.open_dataset(config_of(kind, places, label_offset=1))
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"batch_size": 1, "mixup": 0.2, "cutmix": 1.0}, "--mixup and --cutmix: nothing is mixed"),
+        ({"batch_size": 1, "cutmix": 1.0}, "--cutmix: nothing is mixed, since partners are of one"),
+        ({"batch_size": 2, "cutmix": 1.0}, None),
+        ({"batch_size": 1}, None),
+    ],
+)
+def test_images_without_partners_are_told(flags, told):
+    lines = setup._describe_mixing(Config(data=DataConfig(**flags)))
+    assert [line[: len(told or "")] for line in lines] == ([told] if told else [])

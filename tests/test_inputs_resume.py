@@ -1,7 +1,5 @@
 """A stream that starts at step k is the straight run from step k on."""
 
-import time
-
 import numpy as np
 import pytest
 from input_data import create_config, numbered_dataset, read_batches, read_train
@@ -47,12 +45,11 @@ def test_augmentation_differs_between_epochs_and_seeds():
         assert (by_label[0][label] != by_label[2][label]).any()
 
 
-def test_a_start_in_the_middle_decodes_nothing_before_it():
+def test_a_start_in_the_middle_decodes_nothing_before_it(monkeypatch):
+    monkeypatch.setattr("trainer.inputs.pipeline.count_threads", lambda _: 2)
     examples, batch_size = 100_000, 50
     data = numbered_dataset(create_config(batch_size=batch_size), train=examples)
-    began = time.monotonic()
     start = examples // 2 // batch_size
     read_batches(lambda: data.build_train(Worker(), seed=0), start=start, steps=1)
-    assert time.monotonic() - began < 5
     # What is read ahead, but nothing of the 50,000 before.
     assert len(data._source.train.reads) < 1000

@@ -250,7 +250,8 @@ def test_a_plug_in_that_is_not_there_is_refused(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cache", [pytest.param("encoded", marks=pytest.mark.slow), "decoded"])
-def test_a_cache_changes_nothing_but_the_reads(tmp_path, cache):
+def test_a_cache_changes_nothing_but_the_reads(tmp_path, monkeypatch, cache):
+    monkeypatch.setattr("trainer.inputs.pipeline.count_threads", lambda _: 2)
     write_folder(tmp_path, {"a": 5, "b": 4}, image_format="JPEG")
     plain, cached = (
         open_dataset(tmp_path, cache=kind, validation_fraction=0.3, augment=augment)

@@ -1,5 +1,6 @@
 """scripts/convert_keras_weights.py: what it refuses, each in one line."""
 
+import functools
 import json
 import sys
 import zipfile
@@ -23,10 +24,13 @@ SCRIPT = ROOT / "scripts" / "convert_keras_weights.py"
 
 @pytest.fixture(scope="module", autouse=True)
 def keras():
-    """Loaded here, so that tests of other files go without."""
+    """Loaded here, so that tests of other files go without; each kind of network is built once."""
     import keras
 
-    return keras
+    with pytest.MonkeyPatch.context() as patching:
+        create = functools.cache(keras_weights.create_model)
+        patching.setattr(keras_weights, "create_model", lambda kind, **_: create(kind))
+        yield keras
 
 
 def load(path):

@@ -1,10 +1,12 @@
 """Schedules against values computed by hand."""
 
+import itertools
 import math
 
 import pytest
 
 from trainer.config import OptimizerConfig
+from trainer.config.statement import statement_of
 from trainer.graph.learning_rate import create_schedule, describe_late_drops
 
 
@@ -74,8 +76,10 @@ def test_a_run_shorter_than_its_warmup_reaches_the_peak():
 
 
 def test_no_schedule_is_negative_or_fails_past_the_end():
-    for name in ("constant", "cosine", "step", "polynomial"):
-        assert schedule(name, total_steps=3)(1000) >= 0
+    names = statement_of(OptimizerConfig.__dataclass_fields__["lr_schedule"]).choices
+    assert "exponential" in names
+    for name, step in itertools.product(names, (0, 1, 2, 3, 4, 1000)):
+        assert schedule(name, total_steps=3)(step) >= 0
 
 
 def test_steps_at_given_epochs_with_given_factors():

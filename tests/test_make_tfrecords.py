@@ -239,7 +239,7 @@ def test_killed_and_started_again_it_ends_as_if_undisturbed(tmp_path):
     assert len(expected) > 20
 
     out = tmp_path / "two"
-    for number, receipts in ((signal.SIGKILL, 5), (signal.SIGINT, 10)):
+    for number, receipts in ((signal.SIGKILL, 5), (signal.SIGINT, 20)):
         process = subprocess.Popen(
             command("make_tfrecords.py", *options, "--out", out),
             stdout=subprocess.DEVNULL,

@@ -76,16 +76,16 @@ class TestSlowWorkers:
 @pytest.mark.processes
 def test_a_slow_input_is_told_as_waiting_for_data(tmp_path):
     """On one core: there, one thread reads; several would finish their batches together."""
-    flags = [*tiny.FLAGS, "--dataset=slow:dataset", "--steps=16", f"--logdir={tmp_path}"]
+    flags = [*tiny.FLAGS, "--dataset=slow:dataset", "--steps=10", f"--logdir={tmp_path}"]
     command = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0))), sys.executable]
-    done = run_process([*command, "-m", "trainer", *flags], SLOW_INPUT_MS="300")
+    done = run_process([*command, "-m", "trainer", *flags], SLOW_INPUT_MS="1000")
     assert done.returncode == 0, done.stderr
     steps = [line for line in read_lines(tmp_path) if "train/loss" in line][4:]
     waits, times = (
         np.median([line[tag] for line in steps])
         for tag in ("perf/data_wait_ms", "perf/step_time_ms")
     )
-    assert 250 <= waits <= times
+    assert 600 <= waits <= times  # The next batch is read during a step.
     assert waits > times / 2  # Of which the small network takes little, on a busy machine too.
 
 

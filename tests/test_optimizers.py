@@ -24,7 +24,9 @@ def random_values(seed):
     return [rng.normal(size=shape).astype(np.float32) for shape in SHAPES]
 
 
-def run_rule(gradients, *, head_multiplier=1.0, clip=None, decay_all=False, optimizer="sgd"):
+def run_rule(
+    gradients, *, values=None, head_multiplier=1.0, clip=None, decay_all=False, optimizer="sgd"
+):
     """The variables after each step of the trainer's own rule."""
     config = Config(
         model=ModelConfig(weight_decay=DECAY, decay_bn_and_biases=decay_all),
@@ -37,7 +39,7 @@ def run_rule(gradients, *, head_multiplier=1.0, clip=None, decay_all=False, opti
         fine_tuning=FineTuningConfig(head_learning_rate_multiplier=head_multiplier),
     )
     with tf.Graph().as_default(), tf1.Session() as session:
-        pairs = zip(NAMES, random_values(0), strict=True)
+        pairs = zip(NAMES, values or random_values(0), strict=True)
         variables = [tf1.get_variable(name, initializer=value) for name, value in pairs]
         fed = [tf1.placeholder(tf.float32, shape) for shape in SHAPES]
         rate = tf1.placeholder(tf.float32, [])
@@ -119,9 +121,9 @@ class Reference:
         return w - rate * g
 
 
-def largest_difference(states, reference, gradients):
-    values, worst = random_values(0), 0.0
-    for state, step, rate in zip(states, gradients, RATES, strict=True):
+def largest_difference(states, reference, gradients, values=None):
+    values, worst = values or random_values(0), 0.0
+    for state, step, rate in zip(states, gradients, RATES, strict=False):
         values = reference.step(values, step, rate)
         for ours, theirs in zip(state, values, strict=True):
             worst = max(worst, np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
@@ -155,9 +157,14 @@ def test_biases_and_scales_decay_where_that_is_asked_for(optimizer):
 
 def test_weights_or_gradients_of_zero_have_a_ratio_of_one():
     zeros = [np.zeros(shape, np.float32) for shape in SHAPES]
+    without_gradients = run_rule([zeros] * 3, optimizer="lars")
+    reference = Reference("lars", without="ratio")
+    assert largest_difference(without_gradients, reference, [zeros] * 3) < 1e-5
+    gradients = [random_values(seed) for seed in (1, 2, 3)]
     for optimizer in ("lars", "lamb"):
-        for state in run_rule([zeros] * 3, optimizer=optimizer):
-            assert all(np.all(np.isfinite(value)) for value in state)
+        first, *_ = run_rule(gradients, values=zeros, optimizer=optimizer)
+        reference = Reference(optimizer, without="ratio")
+        assert largest_difference([first], reference, gradients[:1], zeros) < 1e-5
 
 
 def test_a_long_gradient_is_scaled_down_and_a_short_one_is_not():

@@ -114,16 +114,26 @@ def test_of_several_that_find_a_stale_lock_one_gets_it(tmp_path):
             "time.sleep(max(0, float(sys.argv[2]) - time.time()))\n"
             "try:\n    FileLock(sys.argv[1], on_loss=print).take()\n"
             "except UserError:\n    sys.exit(3)\n"
-            "time.sleep(1)\n"
+            "print('held', flush=True)\n"
+            "sys.stdin.read()\n"
         )
         begin = str(time.time() + 1)
         runs = [
             subprocess.Popen(
-                [sys.executable, "-c", code, str(tmp_path), begin], cwd=ROOT, env=environment()
+                [sys.executable, "-c", code, str(tmp_path), begin],
+                cwd=ROOT,
+                env=environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
             )
             for _ in range(4)
         ]
-        assert sorted(run.wait(timeout=30) for run in runs) == [0, 3, 3, 3]
+        said = [run.stdout.readline() for run in runs]  # Who has it holds it until all have tried.
+        assert sorted(said) == ["", "", "", "held\n"]
+        for run in runs:
+            run.communicate(timeout=30)
+        assert sorted(run.returncode for run in runs) == [0, 3, 3, 3]
 
 
 def test_whoever_lost_the_lock_hears_of_it(tmp_path, monkeypatch):

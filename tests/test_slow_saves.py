@@ -40,7 +40,7 @@ class SlowStore:
 @contextlib.contextmanager
 def released_soon(store):
     """Ends the save that is under way while the next one waits for it."""
-    timer = threading.Timer(0.2, store.release.release)
+    timer = threading.Timer(0.5, store.release.release)
     timer.start()
     yield
     timer.join()

@@ -294,7 +294,6 @@ def test_what_is_in_the_current_folder_is_not_taken_for_this_program(tmp_path):
     for command in (
         ["slim-horovod", "--mode=describe", *flags],
         ["horovodrun", "-np", "2", *python, *flags, "--steps=2", logdir],
-        [*python, "--mode=evaluate", *flags, logdir],
         [*supervise, *python, *flags, "--steps=3", logdir],
     ):
         done = run(command, cwd=tmp_path, env=env)

@@ -119,6 +119,7 @@ def set_up(config: Config, group: Group, phases: PhaseTimes, *, first_step: int 
         ),
         *setup.train.recomputed.describe(config.model.recompute),
         *_describe_image_sizes(config, plan),
+        *_describe_mixing(config),
         *setup.store.restore(setup.session),
         *(model_file.describe_start(config) if rank == 0 else ()),
     )
@@ -314,6 +315,15 @@ def _describe_image_sizes(config: Config, plan: Plan) -> tuple[str, ...]:
         f"--progressive_image_size: the run ends at epoch {plan.epoch_at(plan.total_steps):.1f}, "
         f"before its images have {config.data.image_size} px; its last ones have {last} px",
     )
+
+
+def _describe_mixing(config: Config) -> tuple[str, ...]:
+    """Returns a line where images have no partner to be mixed with."""
+    mixing = [name for name in ("mixup", "cutmix") if getattr(config.data, name)]
+    if not mixing or config.data.batch_size > 1:
+        return ()
+    flags = " and ".join(f"--{name}" for name in mixing)
+    return (f"{flags}: nothing is mixed, since partners are of one batch, and --batch_size is 1",)
 
 
 def _describe_statistics(
