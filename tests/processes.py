@@ -80,7 +80,10 @@ def trainers(*command_lines, cwd=ROOT, **extra):
     for flags in command_lines:
         print(json.dumps([flags, environment(**extra), str(cwd)]), file=process.stdin, flush=True)
         answered, _, _ = select.select([process.stdout], [], [], 900)
-        assert answered, f"{flags}: no end"
+        if not answered:
+            process.kill()
+            _loaded.cache_clear()
+            raise AssertionError(f"{flags}: no end")
         done.append(subprocess.CompletedProcess(flags, *json.loads(process.stdout.readline())))
     return done
 
