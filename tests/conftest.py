@@ -102,11 +102,12 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def how_kernels_run(request, record_property):
-    """Notes in the report of each test of the compiled kernels how these run on this machine."""
+def all_kernels(request, record_property, environment_stays, monkeypatch):
+    """Gives tests of the compiled kernels all, and notes in the report how they run here."""
     if request.node.path.name.startswith("test_cpu_"):
         import kernels
 
+        kernels.all_of_them(monkeypatch)
         record_property(kernel_summary.HOW, kernels.describe())
 
 

@@ -29,4 +29,10 @@ def describe():
     if library.reason_for_none():
         return ""
     given = switch.read().library
-    return f"with {given}" if given else "natively"
+    return "natively" if given in (None, library.LIBRARY) else f"with {given}"
+
+
+def all_of_them(monkeypatch):
+    """Has this process use all kernels that it can run, also where TensorFlow's are faster."""
+    if library.find() is not None and library.reason_for_no_convolutions(tf.bfloat16):
+        monkeypatch.setenv(switch.VARIABLE, str(library.LIBRARY))

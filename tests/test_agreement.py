@@ -3,10 +3,11 @@
 import dataclasses
 
 import pytest
+import tensorflow as tf
 import tiny
 
 from trainer.config import Config
-from trainer.cpu_kernels import switch
+from trainer.cpu_kernels import library, switch
 from trainer.distributed import Group, Worker
 from trainer.errors import UserError
 from trainer.safety import agreement
@@ -106,28 +107,56 @@ def test_a_plug_in_that_is_missing_is_a_users_mistake():
         agreement.code_of(dataclasses.replace(CONFIG, data=data))
 
 
-def with_kernels(value):
-    """A worker without an error, whose reason to do without the kernels is none."""
-    return value and ""
+def without(which, reason):
+    """A worker without an error, which does without these kernels."""
+
+    def answer(value):
+        return [which, reason] if isinstance(value, tuple) else value
+
+    return answer
 
 
-def without_kernels(value):
-    return value and "this CPU lacks AVX-512 with bfloat16"
+with_kernels = without("", "")
+OFF = without("the compiled kernels", "this CPU lacks AVX-512 with bfloat16")
+NO_CONVOLUTIONS = without("the compiled kernels of convolutions", "it has a matrix unit")
 
 
 def test_workers_with_and_without_the_compiled_kernels_are_refused(monkeypatch):
     monkeypatch.setenv(switch.VARIABLE, "0")
     with pytest.raises(UserError) as caught:
-        agreement.check_kernels(OtherWorkers(same, with_kernels))
+        agreement.check_kernels(OtherWorkers(same, with_kernels), tf.float32)
     assert str(caught.value) == (
         "worker 0 of 3 does without the compiled kernels (SLIM_HOROVOD_KERNELS=0 turns them off), "
         "which worker 2 uses. Give all workers the same SLIM_HOROVOD_KERNELS, build and kind of "
         "CPU, or set SLIM_HOROVOD_KERNELS=0 for all"
     )
-    agreement.check_kernels(OtherWorkers(without_kernels))
+    agreement.check_kernels(OtherWorkers(OFF), tf.float32)
+
+
+@pytest.mark.parametrize(
+    ("reason", "of_convolutions", "others", "message"),
+    [
+        ("", "it has AMX", [same, with_kernels], "0 of 3 .* of convolutions .it has AMX., .* 2 "),
+        ("", "", [same, NO_CONVOLUTIONS], "2 of 3 .* of convolutions .it has a .* unit., .* 0 "),
+        ("off", "it has AMX", [NO_CONVOLUTIONS], "0 of 2 .* compiled kernels .off., .* 1 "),
+        ("", "it has AMX", [NO_CONVOLUTIONS, OFF], "2 of 3 .* kernels .this CPU lacks .*, .* 0 "),
+        ("", "it has AMX", [NO_CONVOLUTIONS], None),
+    ],
+)
+def test_so_are_those_whose_convolutions_alone_differ(
+    monkeypatch, reason, of_convolutions, others, message
+):
+    monkeypatch.setattr(library, "reason_for_none", lambda: reason)
+    asked = {tf.bfloat16: of_convolutions, tf.float32: ""}
+    monkeypatch.setattr(library, "reason_for_no_convolutions", asked.get)
+    if message is None:
+        agreement.check_kernels(OtherWorkers(*others), tf.bfloat16)
+    else:
+        with pytest.raises(UserError, match=f"^worker {message}"):
+            agreement.check_kernels(OtherWorkers(*others), tf.bfloat16)
 
 
 def test_a_switch_that_is_none_is_one_line_on_every_worker(monkeypatch):
     monkeypatch.setenv(switch.VARIABLE, "maybe")
     with pytest.raises(UserError, match=r"^SLIM_HOROVOD_KERNELS: must be .* got 'maybe'$"):
-        agreement.check_kernels(OtherWorkers(same))
+        agreement.check_kernels(OtherWorkers(same), tf.float32)

@@ -308,6 +308,7 @@ def test_what_is_fed_in_place_of_a_convolution_is_what_bn_gets(name, dtype):
     np.testing.assert_allclose(found, expected, rtol=2**-8, atol=1e-5)
 
 
+@needs_kernels
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
 @pytest.mark.parametrize("name", ["1 x 1", "3 x 3"])
 def test_what_is_not_a_number_stays_so(name, dtype):

@@ -117,6 +117,7 @@ def test_the_relu_is_computed_with_it():
         assert "Relu" not in [kind.removeprefix("_MklNative") for kind in kinds]
 
 
+@needs_kernels
 def test_a_mean_that_is_far_from_zero_costs_no_digits():
     x = draw(tf.float32, (8, 32, 32, 16)) / 8 + 1000
     x = x.astype(np.float32).astype(np.float64)
@@ -134,6 +135,7 @@ def test_channels_that_are_constant_have_no_variance():
     np.testing.assert_array_equal(found[2], 0)
 
 
+@needs_kernels
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
 @pytest.mark.parametrize("is_training", [True, False])
 def test_what_is_not_a_number_stays_so(dtype, is_training):

@@ -74,6 +74,11 @@ def test_horovod_that_does_not_load_is_told_by_the_first_line_of_its_error():
     [
         ({}, "compiled for this CPU's AVX-512", None),
         ({"library": "/other.so"}, "/other.so, as given", None),
+        (
+            {"convolutions": "it has it"},
+            "compiled for this CPU's AVX-512; convolutions of bfloat16 are TensorFlow's: it has it",
+            None,
+        ),
         ({"missing": "they were not built"}, "TensorFlow's own: they were not built", None),
         (
             {"missing": "they can't be loaded (cut)", "broken": True},
@@ -89,7 +94,8 @@ def test_horovod_that_does_not_load_is_told_by_the_first_line_of_its_error():
     ],
 )
 def test_which_kernels_are_used_is_told(kernels, text, remedy):
-    kernels = {"wrong": "", "missing": "", "broken": False, "library": "", **kernels}
+    texts = dict.fromkeys(("wrong", "missing", "library", "convolutions"), "")
+    kernels = {**texts, "broken": False, **kernels}
     findings = list(
         libraries.check_devices({"cpu": "a CPU", "cores": 2, "gpus": 0, "kernels": kernels})
     )

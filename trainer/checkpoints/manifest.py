@@ -35,8 +35,8 @@ class RunFacts:
       fingerprint: the data set's fingerprint.
       versions: versions of Python and the packages, by name.
       config: every flag, as `dataclasses.asdict` gives them.
-      kernels: "on" or "off": whether the compiled kernels were used; None: an earlier version of
-        this program did not record it.
+      kernels: which compiled kernels were used, as `cpu_kernels.library.describe` has it; None: an
+        earlier version of this program did not record it.
     """
 
     workers: int

@@ -91,7 +91,8 @@ def _conv2d_gradient(op: tf.Operation, gradient: tf.Tensor) -> tuple[tf.Tensor, 
     inputs, filters = op.inputs
     dtype = inputs.dtype
     compiled = library.find()
-    geometry = None if compiled is None else _find_geometry(op)
+    takes_it = compiled is not None and not library.reason_for_no_convolutions(dtype)
+    geometry = _find_geometry(op) if takes_it else None
     if geometry is None and not library.sums_in_float32(dtype):
         inputs, filters, gradient = (tf.cast(x, tf.float32) for x in (inputs, filters, gradient))
     settings = {

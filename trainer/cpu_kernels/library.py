@@ -1,9 +1,10 @@
 """The compiled operations in src/, where they were built and this machine can run them.
 
-They are for CPUs that have AVX-512 with bfloat16 but no matrix unit. `gradients` builds them into a
-graph; a session whose configuration names `OPTIMIZER` puts them in the place of convolutions and
-batch normalization (BN), with what is next to these, and of the addition of weight decay. The
-README beside this file tells what they compute, how exactly, and how they are tested.
+They are for CPUs that have AVX-512 with bfloat16. `gradients` builds them into a graph; a session
+with an `add_optimizer` puts them in the place of convolutions and batch normalization (BN), with
+what is next to these, and of the addition of weight decay. With a matrix unit (AMX), convolutions
+of bfloat16 stay TensorFlow's. The README beside this file tells what they compute, how exactly, and
+how they are tested.
 """
 
 import ctypes
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
 
 from trainer.cpu_kernels import switch
 
@@ -22,9 +24,11 @@ from trainer.cpu_kernels import switch
 LIBRARY = Path(__file__).with_name(f"_kernels{importlib.machinery.EXTENSION_SUFFIXES[0]}")
 # The name of the optimizer of graphs: see src/graph_optimizer.cc.
 OPTIMIZER = "SlimHorovodGraphOptimizer"
+KEEPS_BFLOAT16_CONVOLUTIONS = "keeps_bfloat16_convolutions"  # A parameter of it.
 _CPUINFO = Path("/proc/cpuinfo")
 _INSTRUCTIONS = {"avx512f", "avx512bw", "avx512vl", "avx512_bf16"}
-_MATRIX_UNIT = "amx_bf16"
+# Of an x86 CPU's flags, those of a matrix unit, with which oneDNN multiplies values of a type.
+_MATRIX_UNIT_OF = {tf.bfloat16: "amx_bf16"}
 # Of an x86 CPU's flags, those of which oneDNN needs one for a type of low precision.
 _INSTRUCTIONS_OF = {
     tf.bfloat16: {"avx512f"},
@@ -60,13 +64,32 @@ def multiply_adds_left_out() -> int:
     return int(count())
 
 
-def describe() -> str:
-    """Returns "on" or "off": whether compiled operations take the place of TensorFlow's own.
+def describe(dtype: tf.DType) -> str:
+    """Returns what compiled operations take the place of TensorFlow's own: "on", "off", or all but.
+
+    Args:
+      dtype: the type of activations; with "on but for convolutions", its convolutions stay
+        TensorFlow's.
 
     Raises:
       UserError: the environment variable has a value that its rule forbids.
     """
-    return "off" if reason_for_none() else "on"
+    if reason_for_none():
+        return "off"
+    return "on but for convolutions" if reason_for_no_convolutions(dtype) else "on"
+
+
+def add_optimizer(options: RewriterConfig) -> None:
+    """Has sessions with these options put compiled operations into their graphs, if there are any.
+
+    Raises:
+      UserError: the environment variable has a value that its rule forbids.
+    """
+    if find() is None:
+        return
+    optimizer = options.custom_optimizers.add(name=OPTIMIZER)
+    keeps = bool(reason_for_no_convolutions(tf.bfloat16))
+    optimizer.parameter_map[KEEPS_BFLOAT16_CONVOLUTIONS].b = keeps
 
 
 def has_instructions(cpuinfo: Path = _CPUINFO) -> bool:
@@ -94,8 +117,12 @@ def sums_in_float32(dtype: tf.DType) -> bool:
     """
     if dtype not in _INSTRUCTIONS_OF:
         return True
-    is_on = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1").lower() not in ("0", "false")
-    return is_on and bool(cpu_flags() & _INSTRUCTIONS_OF[dtype])
+    return _has_onednn() and bool(cpu_flags() & _INSTRUCTIONS_OF[dtype])
+
+
+def _has_onednn() -> bool:
+    """Returns whether TensorFlow's own operations of x86 CPUs are oneDNN's."""
+    return os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1").lower() not in ("0", "false")
 
 
 def reason_for_none(cpuinfo: Path = _CPUINFO, library: Path = LIBRARY) -> str:
@@ -109,6 +136,25 @@ def reason_for_none(cpuinfo: Path = _CPUINFO, library: Path = LIBRARY) -> str:
       UserError: the environment variable has a value that its rule forbids.
     """
     return _find_reason(switch.read(), cpuinfo, library)
+
+
+def reason_for_no_convolutions(dtype: tf.DType) -> str:
+    """Returns why convolutions of a type stay TensorFlow's, where there are compiled operations.
+
+    By a matrix unit (AMX) oneDNN's take a third of the time of the compiled ones. What else a step
+    has of the type is as fast by the compiled ones as without such a unit. A library that the
+    environment names takes all.
+
+    Args:
+      dtype: the type.
+
+    Raises:
+      UserError: the environment variable has a value that its rule forbids.
+    """
+    by_unit = _MATRIX_UNIT_OF.get(dtype) in cpu_flags() and _has_onednn()
+    if by_unit and switch.read().library is None:
+        return "this CPU has a matrix unit (AMX), which TensorFlow's own use"
+    return ""
 
 
 @functools.cache
@@ -131,8 +177,6 @@ def _find_obstacle(cpuinfo: Path, library: Path) -> str:
     """Returns what is missing for the built operations; nothing where all is there."""
     if not has_instructions(cpuinfo):
         return "this CPU lacks AVX-512 with bfloat16"
-    if _MATRIX_UNIT in cpu_flags(cpuinfo):
-        return "this CPU has a matrix unit (AMX), which TensorFlow's own use"
     if not library.exists():
         return "they were not built"
     return ""

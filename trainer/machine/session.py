@@ -84,8 +84,8 @@ def create_config(
         if model.xla_scope == "graph":  # Else operations are marked: see graph/network.py.
             level = tf.compat.v1.OptimizerOptions.ON_1
             config.graph_options.optimizer_options.global_jit_level = level
-    elif library.find() is not None:  # XLA fuses BN itself, and can't compile our operations.
-        config.graph_options.rewrite_options.custom_optimizers.add(name=library.OPTIMIZER)
+    else:  # XLA fuses BN itself, and can't compile our operations.
+        library.add_optimizer(config.graph_options.rewrite_options)
     return config
 
 

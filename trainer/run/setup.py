@@ -346,5 +346,5 @@ def _create_facts(config: Config, group: Group, info: DatasetInfo, plan: Plan) -
         fingerprint=info.fingerprint,
         versions=environment.versions(),
         config=dataclasses.asdict(config),
-        kernels=library.describe(),
+        kernels=library.describe(precision.compute_dtype(config.model.precision)),
     )

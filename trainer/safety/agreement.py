@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tensorflow as tf
+
 from models import plug_in
 from trainer.config import Config
 from trainer.cpu_kernels import library, switch
 from trainer.distributed import Group
 from trainer.errors import UserError
+from trainer.graph import precision
 from trainer.inputs.dataset import DatasetInfo
 from trainer.machine import environment, gpu, session
 
@@ -86,7 +89,7 @@ def check_program(group: Group, config: Config) -> None:
         versions = {f"version of {k}": v for k, v in environment.versions().items()}
         facts = {**flags_of(config), **code_of(config), **versions}
     check(group, facts)
-    check_kernels(group)
+    check_kernels(group, precision.compute_dtype(config.model.precision))
     check_gpus(group)
 
 
@@ -110,24 +113,41 @@ def check_gpus(group: Group) -> None:
             )
 
 
-def check_kernels(group: Group) -> None:
-    """Compares over all workers whether the compiled kernels are used. A collective.
+_KERNELS = "the compiled kernels"
+_CONVOLUTIONS = f"{_KERNELS} of convolutions"
+
+
+def _without_kernels(dtype: tf.DType) -> tuple[str, str]:
+    """Returns which kernels are not used on this worker, and why; empty texts where all are."""
+    if reason := library.reason_for_none():
+        return _KERNELS, reason
+    reason = library.reason_for_no_convolutions(dtype)
+    return (_CONVOLUTIONS if reason else ""), reason
+
+
+def check_kernels(group: Group, dtype: tf.DType) -> None:
+    """Compares over all workers which compiled kernels are used. A collective.
+
+    Args:
+      group: all workers.
+      dtype: the type of activations.
 
     Raises:
-      UserError: some workers use them and others do not, whose results are rounded differently.
+      UserError: some workers use kernels and others do not, whose results are rounded differently.
     """
-    reason = ""
+    without = ("", "")
     with group.fail_together():  # The switch may have a value that is not allowed.
-        reason = library.reason_for_none()
-    reasons = group.gather(reason)
-    rank = next((rank for rank, each in enumerate(reasons) if bool(each) != bool(reasons[0])), None)
+        without = _without_kernels(dtype)
+    found = group.gather(without)
+    rank = next((rank for rank, (which, _) in enumerate(found) if which != found[0][0]), None)
     if rank is None:
         return
-    off = rank if reasons[rank] else 0
-    on = 0 if off else rank
+    fewer_kernels = ["", _CONVOLUTIONS, _KERNELS]
+    on, off = sorted((0, rank), key=lambda rank: fewer_kernels.index(found[rank][0]))
+    which, reason = found[off]
     raise UserError(
-        f"worker {off} of {group.worker.size} does without the compiled kernels "
-        f"({reasons[off]}), which worker {on} uses. Give all workers the same "
+        f"worker {off} of {group.worker.size} does without {which} "
+        f"({reason}), which worker {on} uses. Give all workers the same "
         f"{switch.VARIABLE}, build and kind of CPU, or set {switch.VARIABLE}=0 for all"
     )
 

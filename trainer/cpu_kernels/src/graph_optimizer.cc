@@ -34,9 +34,10 @@ namespace optimizer {
 namespace {
 
 // Each rewrite looks for what those before it have left.
-void Rewrite(RewrittenGraph* graph) {
+void Rewrite(bool keeps_bfloat16_convolutions, RewrittenGraph* graph) {
   for (auto& [name, node] : graph->nodes()) {
-    if (IsConvolution(*node)) MakeOurConvolution(graph, node);
+    if (IsConvolution(*node) && !(keeps_bfloat16_convolutions && IsOfBfloat16(*node)))
+      MakeOurConvolution(graph, node);
   }
   for (auto& [name, node] : graph->nodes()) {
     if (CanBeOurNorm(graph, *node)) MakeOurNorm(node);
@@ -57,7 +58,11 @@ void Rewrite(RewrittenGraph* graph) {
 
 class SlimHorovodGraphOptimizer : public tensorflow::grappler::CustomGraphOptimizer {
  public:
-  absl::Status Init(const tensorflow::RewriterConfig_CustomGraphOptimizer*) override {
+  // The parameters are those of library.add_optimizer.
+  absl::Status Init(const tensorflow::RewriterConfig_CustomGraphOptimizer* config) override {
+    if (config == nullptr) return absl::OkStatus();
+    const auto found = config->parameter_map().find("keeps_bfloat16_convolutions");
+    keeps_bfloat16_convolutions_ = found != config->parameter_map().end() && found->second.b();
     return absl::OkStatus();
   }
   std::string name() const override { return "SlimHorovodGraphOptimizer"; }
@@ -70,10 +75,13 @@ class SlimHorovodGraphOptimizer : public tensorflow::grappler::CustomGraphOptimi
     const bool is_function = dynamic_cast<const GrapplerFunctionItem*>(&item) != nullptr;
     if (!is_function) {
       RewrittenGraph rewritten(item, graph);
-      Rewrite(&rewritten);
+      Rewrite(keeps_bfloat16_convolutions_, &rewritten);
     }
     return absl::OkStatus();
   }
+
+ private:
+  bool keeps_bfloat16_convolutions_ = false;
 };
 
 // Once: to register it again, with another copy of this library, would end the process.

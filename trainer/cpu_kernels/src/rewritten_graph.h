@@ -107,10 +107,15 @@ class RewrittenGraph {
   std::set<std::string> fed_;         // Tensors that are not computed, but given.
 };
 
-inline bool IsOfKnownType(const NodeDef& node) {
+inline bool IsOfType(const NodeDef& node, DataType wanted) {
   DataType type;
-  return TryGetNodeAttr(node, "T", &type) &&
-         (type == tensorflow::DT_FLOAT || type == tensorflow::DT_BFLOAT16);
+  return TryGetNodeAttr(node, "T", &type) && type == wanted;
+}
+inline bool IsOfBfloat16(const NodeDef& node) {
+  return IsOfType(node, tensorflow::DT_BFLOAT16);
+}
+inline bool IsOfKnownType(const NodeDef& node) {
+  return IsOfType(node, tensorflow::DT_FLOAT) || IsOfBfloat16(node);
 }
 
 // The sizes of a tensor; none where they are not known before it is there.

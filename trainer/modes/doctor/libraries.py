@@ -65,7 +65,10 @@ def _describe_kernels(found: dict[str, Any]) -> Finding:
         )
         text = f"TensorFlow's own: {found['missing']}"
         return Finding("kernels", text, remedy if found["broken"] else None)
-    return Finding("kernels", f"{named}, as given" if named else "compiled for this CPU's AVX-512")
+    text = f"{named}, as given" if named else "compiled for this CPU's AVX-512"
+    if found["convolutions"]:
+        text += f"; convolutions of bfloat16 are TensorFlow's: {found['convolutions']}"
+    return Finding("kernels", text)
 
 
 def check_settings(config: Config, *, has_gpu: bool) -> Iterator[Finding]:

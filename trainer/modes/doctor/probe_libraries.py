@@ -31,16 +31,30 @@ def _find_kernels() -> dict[str, Any]:
 
     The fields: "wrong", what is wrong with the environment variable; "missing", why TensorFlow's
     own are used; "broken", whether that is a fault; "library", the file that the environment
-    variable names. Each is empty where it does not apply.
+    variable names; "convolutions", why those of bfloat16 are TensorFlow's. Each is empty where it
+    does not apply.
     """
+    import tensorflow as tf
+
     from trainer.cpu_kernels import library, switch
 
     try:
         named, reason = switch.read().library, library.reason_for_none()
     except UserError as error:
-        return {"wrong": str(error), "missing": "", "broken": True, "library": ""}
-    broken = reason.startswith(library.NOT_LOADED)
-    return {"wrong": "", "missing": reason, "broken": broken, "library": str(named or "")}
+        return {
+            "wrong": str(error),
+            "missing": "",
+            "broken": True,
+            "library": "",
+            "convolutions": "",
+        }
+    return {
+        "wrong": "",
+        "missing": reason,
+        "broken": reason.startswith(library.NOT_LOADED),
+        "library": str(named or ""),
+        "convolutions": library.reason_for_no_convolutions(tf.bfloat16),
+    }
 
 
 def slim() -> dict[str, Any]:
