@@ -102,13 +102,15 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def all_kernels(request, record_property, environment_stays, monkeypatch):
+def all_kernels(request, record_property, environment_stays):
     """Gives tests of the compiled kernels all, and notes in the report how they run here."""
-    if request.node.path.name.startswith("test_cpu_"):
-        import kernels
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.path.name.startswith("test_cpu_"):
+            import kernels
 
-        kernels.all_of_them(monkeypatch)
-        record_property(kernel_summary.HOW, kernels.describe())
+            kernels.all_of_them(patch)
+            record_property(kernel_summary.HOW, kernels.describe())
+        yield
 
 
 def pytest_terminal_summary(terminalreporter):
