@@ -1,5 +1,6 @@
 """Random erasing: what is inside and outside of the rectangle, and when there is one."""
 
+import functools
 import math
 
 import numpy as np
@@ -49,6 +50,12 @@ def erased():
     return read_images(random_erasing=0.5)
 
 
+@pytest.fixture(scope="module")
+def all_erased():
+    """Pixels where every image has a rectangle."""
+    return read_images(random_erasing=1.0)[0]
+
+
 def test_about_half_of_the_images_have_one_full_rectangle_and_nothing_else_changes(plain, erased):
     for before, after in zip(plain[1], erased[1], strict=True):  # Labels, shares, boxes.
         np.testing.assert_array_equal(before, after)
@@ -61,9 +68,8 @@ def test_about_half_of_the_images_have_one_full_rectangle_and_nothing_else_chang
         assert mask.sum() >= height * width - 1  # Noise may be what was there: 1 of 2 ** 24.
 
 
-def test_areas_aspects_and_places_keep_to_the_papers_bounds(plain):
-    images, _ = read_images(random_erasing=1.0)
-    rectangles = np.array([rectangle_of(m) for m in (plain[0] != images).any(-1)])
+def test_areas_aspects_and_places_keep_to_the_papers_bounds(plain, all_erased):
+    rectangles = np.array([rectangle_of(m) for m in (plain[0] != all_erased).any(-1)])
     assert len(rectangles) == 200  # All of them.
     top, left, height, width = rectangles.T
     # A side is rounded to a pixel.
@@ -88,8 +94,8 @@ def test_areas_aspects_and_places_keep_to_the_papers_bounds(plain):
         assert places.max() > 0.9
 
 
-def test_the_noise_has_all_values_alike_and_is_new_for_each_image(plain):
-    images, _ = read_images(random_erasing=1.0)
+def test_the_noise_has_all_values_alike_and_is_new_for_each_image(plain, all_erased):
+    images = all_erased
     masks = (plain[0] != images).any(-1)
     values = images[masks]
     assert len(values) > 100_000
@@ -102,13 +108,18 @@ def test_the_noise_has_all_values_alike_and_is_new_for_each_image(plain):
     assert len(starts) == 200
 
 
+@functools.cache
+def applying(size, probability):
+    """A session with the operation for images of a size, and what it is fed and gives."""
+    with tf.Graph().as_default() as graph:
+        fed = tf1.placeholder(tf.uint8, [size, size, 3]), tf1.placeholder(tf.float32, [7])
+        result = random_erasing.apply(*fed, probability)
+        return tf1.Session(graph=graph), fed, result
+
+
 def apply_to(pixels, randoms, probability):
-    with tf.Graph().as_default():
-        result = random_erasing.apply(
-            tf.constant(pixels), tf.constant(randoms, tf.float32), probability
-        )
-        with tf1.Session() as session:
-            return session.run(result)
+    session, fed, result = applying(len(pixels), probability)
+    return session.run(result, dict(zip(fed, (pixels, randoms), strict=True)))
 
 
 @pytest.mark.parametrize("size", [1, 2, 37, 224])
@@ -134,14 +145,12 @@ def test_the_rectangle_is_numpys(numbers, size):
     np.testing.assert_array_equal((image != pixels).any(-1), expected)
 
 
-def test_the_rectangles_are_those_of_the_seed(erased):
+def test_the_rectangles_are_those_of_the_seed(plain, erased):
     again, _ = read_images(random_erasing=0.5)
     np.testing.assert_array_equal(again, erased[0])
-    plain, _ = read_images(seed=1)
-    other, _ = read_images(seed=1, random_erasing=0.5)
-    masks = [
-        (one != two).any((1, 2, 3)) for one, two in ((plain, other), (again, read_images()[0]))
-    ]
+    before, _ = read_images(seed=1)
+    after, _ = read_images(seed=1, random_erasing=0.5)
+    masks = [(one != two).any((1, 2, 3)) for one, two in ((before, after), (plain[0], again))]
     assert (masks[0] != masks[1]).any()
 
 
