@@ -11,6 +11,7 @@ from tf_slim.nets import resnet_v2 as slim_resnet_v2
 import models
 from models import resnet_utils, resnet_v2
 from models.slim_compat import slim
+from trainer.checkpoints import restore
 
 tf1 = tf.compat.v1
 
@@ -182,44 +183,52 @@ def test_a_checkpoint_of_slims_network_gives_the_same_logits(networks, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("size", "arguments", "is_training"),
+    ("size", "arguments", "modes"),
     [
-        (81, {"global_pool": False}, True),
-        (81, {"global_pool": False, "num_classes": 5}, True),
-        (81, {"global_pool": False, "output_stride": 4}, True),
-        (80, {"global_pool": False, "output_stride": 8}, True),
-        (80, {"global_pool": False, "output_stride": 8}, False),
-        (81, {"global_pool": False, "output_stride": 16}, True),
-        (81, {"global_pool": False, "output_stride": 32}, True),
-        (33, {"include_root_block": False, "num_classes": 5, "output_stride": 2}, True),
-        (33, {"include_root_block": False, "num_classes": 5, "output_stride": 2}, False),
-        (33, {"include_root_block": False, "global_pool": False}, True),
-        (64, {}, True),
+        (81, {"global_pool": False}, [True]),
+        (81, {"global_pool": False, "num_classes": 5}, [True]),
+        (81, {"global_pool": False, "output_stride": 4}, [True]),
+        (80, {"global_pool": False, "output_stride": 8}, [True, False]),
+        (81, {"global_pool": False, "output_stride": 16}, [True]),
+        (81, {"global_pool": False, "output_stride": 32}, [True]),
+        (33, {"include_root_block": False, "num_classes": 5, "output_stride": 2}, [True, False]),
+        (33, {"include_root_block": False, "global_pool": False}, [True]),
+        (64, {}, [True]),
     ],
 )
 @pytest.mark.slow
-def test_every_argument_gives_slims_result(size, arguments, is_training, tmp_path):
+def test_every_argument_gives_slims_result(size, arguments, modes):
+    """In training and, where `modes` has False, with the same variables in evaluation."""
     images = np.random.default_rng(4).uniform(-1, 1, (2, size, size, 3)).astype(np.float32)
-    results = []
+    results, values = [], {}
     for modules in (SLIMS, OURS):
         with tf.Graph().as_default(), tf1.Session() as session:
             tf1.set_random_seed(5)
-            net, end_points = build_small(
-                modules, tf.constant(images), is_training=is_training, **arguments
-            )
-            saver = tf1.train.Saver()
-            if results:
-                saver.restore(session, str(tmp_path / "slim"))
+            built = [
+                build_small(
+                    modules,
+                    tf.constant(images),
+                    is_training=is_training,
+                    reuse=tf1.AUTO_REUSE,
+                    **arguments,
+                )
+                for is_training in modes
+            ]
+            variables = {each.op.name: each for each in tf1.global_variables()}
+            if values:
+                # Without a file, which would take longer: the names are those of a checkpoint.
+                assert variables.keys() == values.keys()
+                restore.assign(session, [(variables[name], values[name]) for name in values])
             else:
                 session.run(tf1.global_variables_initializer(), random_initial_values(seed=6))
-                saver.save(session, str(tmp_path / "slim"))
-            results.append(session.run([net, end_points]))
-    (slim_net, slim_points), (our_net, our_points) = results
+                values = session.run(variables)
+            results.append(session.run(built))
     squeezed = "num_classes" in arguments and arguments.get("global_pool", True)
-    assert_relatively_close(our_net, np.squeeze(slim_net, (1, 2)) if squeezed else slim_net)
-    for name in slim_points.keys() - {"predictions"}:
-        assert_relatively_close(our_points[name], slim_points[name])
-    assert set(slim_points) <= set(our_points)
+    for (slim_net, slim_points), (our_net, our_points) in zip(*results, strict=True):
+        assert_relatively_close(our_net, np.squeeze(slim_net, (1, 2)) if squeezed else slim_net)
+        for name in slim_points.keys() - {"predictions"}:
+            assert_relatively_close(our_points[name], slim_points[name])
+        assert set(slim_points) <= set(our_points)
 
 
 @pytest.mark.slow
