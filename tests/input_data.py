@@ -75,16 +75,29 @@ def read_batches(build, *, start=0, steps=None):
     with tf.Graph().as_default() as graph:
         stream = build()
         graph.finalize()
-        with tf1.Session() as session:
-            session.run(stream.initializer, {stream.start_step: start})
-            count = stream.steps - start if steps is None else steps
-            try:
-                return [session.run(stream.batch) for _ in range(count)], stream
-            except tf.errors.OpError as error:
-                reason = stream.explain(error)
-                if reason is None:
-                    raise
-                raise reason from None
+        return _run_stream(stream, start, steps), stream
+
+
+def _run_stream(stream, start, steps):
+    """Batches of a stream, in a session of its own."""
+    with tf1.Session() as session:
+        session.run(stream.initializer, {stream.start_step: start})
+        count = stream.steps - start if steps is None else steps
+        try:
+            return [session.run(stream.batch) for _ in range(count)]
+        except tf.errors.OpError as error:
+            reason = stream.explain(error)
+            if reason is None:
+                raise
+            raise reason from None
+
+
+def read_starts(data, starts, *, worker, seed, end):
+    """Batches from each start to step `end`: a graph for all, which takes long to build."""
+    with tf.Graph().as_default() as graph:
+        stream = data.build_train(worker, seed=seed)
+        graph.finalize()
+        return [_run_stream(stream, start, end - start) for start in starts]
 
 
 def read_train(data, *, worker=None, seed=0, start=0, steps):

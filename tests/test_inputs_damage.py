@@ -108,13 +108,20 @@ def test_a_bad_image_stops_training_and_evaluation_with_one_line(tmp_path, name)
         assert "\n" not in message
 
 
+@pytest.fixture(scope="module")
+def labels_without_bad(tmp_path_factory):
+    """What training reads in 6 steps where all images are good."""
+    folder = tmp_path_factory.mktemp("good")
+    write_images(folder)
+    good = dataset.open_dataset(create_config(data_dir=str(folder)))
+    return labels_of(read_train(good, steps=6))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SOME_SLOW)
-def test_in_training_the_next_good_image_takes_a_bad_ones_place(tmp_path, name):
+def test_in_training_the_next_good_image_takes_a_bad_ones_place(tmp_path, labels_without_bad, name):
     data = folder_data(tmp_path, name, max_bad_examples=1)
-    good = dataset.open_dataset(create_config(data_dir=str(tmp_path)))
-    good._source.train.read = lambda _: encode(noise(0))
-    expected = labels_of(read_train(good, steps=6))
+    expected = labels_without_bad
     place = {int(position) for position in np.flatnonzero(expected == BAD)}
     batches, stream = read_batches(lambda: data.build_train(Worker(), seed=0), steps=6)
     read = labels_of(batches)
@@ -247,8 +254,9 @@ def test_a_class_that_can_not_be_listed_does_not_end_a_verification(tmp_path, mo
             raise PermissionError(errno.EACCES, "Permission denied", path)
         return scan(path)
 
-    monkeypatch.setattr(os, "scandir", refuse)
-    verdicts = list(Verifier(str(tmp_path)).run(1))
+    with monkeypatch.context() as patching:  # What removes `tmp_path` lists folders, too.
+        patching.setattr(os, "scandir", refuse)
+        verdicts = list(Verifier(str(tmp_path)).run(1))
     assert sum(verdict.examples for verdict in verdicts) == 5
     refused, empty, bad = (fault for verdict in verdicts for fault in verdict.faults)
     assert refused == f"{tmp_path}/c: cannot be listed (Permission denied)"
