@@ -101,17 +101,24 @@ def test_weight_decay_is_over_kernels_alone(stepped):
     assert metrics.loss == pytest.approx(metrics.cross_entropy + expected, rel=1e-6)
 
 
+@pytest.fixture(scope="module")
+def descended():
+    """A step of plain descent, by a learning rate of 0.5."""
+    groups = tiny.config_groups() | {"optimizer": OptimizerConfig(optimizer="sgd")}
+    return run_steps(Config(**groups), 1, learning_rate=0.5)
+
+
 @pytest.mark.slow
-def test_weight_decay_moves_kernels_and_nothing_else():
+def test_weight_decay_moves_kernels_and_nothing_else(descended):
     """Without a cross-entropy to follow, a step is lr * decay * w for kernels, and 0 for others."""
     groups = tiny.config_groups()
     groups["optimizer"] = OptimizerConfig(optimizer="sgd")
-    with_decay = run_steps(Config(**groups), 1)
+    with_decay = descended
     groups["model"] = ModelConfig(model="tiny:network", weight_decay=0.0, batch_norm_decay=DECAY)
-    without = run_steps(Config(**groups), 1)
+    without = run_steps(Config(**groups), 1, learning_rate=0.5)
     for name, value in with_decay[0].items():
         moved = with_decay[1][name].astype(np.float64) - without[1][name]
-        expected = -0.1 * 0.01 * value if name.endswith("/weights") else np.zeros_like(value)
+        expected = -0.5 * 0.01 * value if name.endswith("/weights") else np.zeros_like(value)
         np.testing.assert_allclose(moved, expected, atol=1e-7, err_msg=name)
 
 
@@ -127,9 +134,8 @@ def test_cross_entropy_is_numpys(smoothing):
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
-def test_gradient_norm_is_the_update_of_plain_descent():
-    groups = tiny.config_groups() | {"optimizer": OptimizerConfig(optimizer="sgd")}
-    initial, final, steps = run_steps(Config(**groups), 1, learning_rate=0.5)
+def test_gradient_norm_is_the_update_of_plain_descent(descended):
+    initial, final, steps = descended
     trained = [name for name in initial if "moving" not in name and name != "global_step"]
     squares = sum(np.sum(((final[name] - initial[name]) / 0.5) ** 2) for name in trained)
     assert steps[0][0].gradient_norm == pytest.approx(np.sqrt(squares), rel=1e-4)

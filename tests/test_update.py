@@ -1,6 +1,7 @@
 """Updates: several batches in one, none where something is not finite, float16's loss scale."""
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -26,16 +27,22 @@ def create_config(*, network="network", batch_size=tiny.BATCH_SIZE, accumulate_s
     return Config(**groups)
 
 
+@functools.cache
+def build(config):
+    """The trainer's own graph: it, what trains, and the initializer of its variables."""
+    with tf.Graph().as_default() as graph:
+        tf1.set_random_seed(1)
+        train = train_step.build_train_graph(config, Group(), open_dataset(config.data))
+        return graph, train, tf1.global_variables_initializer()
+
+
 class Run:
-    """A session that takes steps of the trainer's own graph."""
+    """A session, which shares its graph, but no variable, with others of the configuration."""
 
     def __init__(self, config):
-        self.graph = tf.Graph()
+        self.graph, self.train, initializer = build(config)
         with self.graph.as_default():
-            tf1.set_random_seed(1)
-            self.train = train_step.build_train_graph(config, Group(), open_dataset(config.data))
             self.variables = {v.op.name: v for v in tf1.global_variables()}
-            initializer = tf1.global_variables_initializer()
         self.session = tf1.Session(graph=self.graph)
         self.session.run(initializer)
         self.session.run(self.train.broadcast_op)
