@@ -100,22 +100,28 @@ def count_in_hlo(folder):
     }
 
 
-@pytest.mark.processes
-@pytest.mark.parametrize(
-    ("name", "scope"), [*((name, "graph") for name in CONVOLUTIONS), ("train_step", "network")]
-)
-def test_with_xla_a_run_executes_the_same_convolutions(name, scope, tmp_path):
-    result = tmp_path / "counts.json"
-    done = processes.run(
-        [sys.executable, "tests/programs/count_convolutions.py", name, scope, str(result)],
-        TF_XLA_FLAGS="--tf_xla_cpu_global_jit",
-        XLA_FLAGS=f"--xla_dump_to={tmp_path} --xla_dump_hlo_as_text",
-    )
+XLA_CASES = [*((name, "graph") for name in CONVOLUTIONS), ("train_step", "network")]
+
+
+@pytest.fixture(scope="module")
+def under_xla(tmp_path_factory):
+    """A folder for each pass and scope: what ran under XLA, and what XLA had compiled."""
+    folder = tmp_path_factory.mktemp("xla")
+    cases = [":".join(case) for case in XLA_CASES]
+    program = [sys.executable, "tests/programs/count_convolutions.py"]
+    done = processes.run([*program, str(folder), *cases])
     assert done.returncode == 0, done.stderr
-    counts = json.loads(result.read_text())
+    return folder
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("name", "scope"), XLA_CASES)
+def test_with_xla_a_run_executes_the_same_convolutions(name, scope, under_xla):
+    folder = under_xla / f"{name}:{scope}"
+    counts = json.loads((folder / "counts.json").read_text())
     assert counts["_XlaRun"] > 0
     assert sum(classify(counts).values()) == 0, "all are within XLA's clusters"
-    assert count_in_hlo(tmp_path) == CONVOLUTIONS[name]
+    assert count_in_hlo(folder) == CONVOLUTIONS[name]
 
 
 def test_only_a_scalar_leaves_the_device():

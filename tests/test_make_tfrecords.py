@@ -9,9 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+from shared import program
+
+import make_tfrecords
 import numpy as np
 import pytest
 import tensorflow as tf
+import verify_dataset
 from input_data import encode, noise, write_folder
 from test_inputs_damage import big_png
 
@@ -267,15 +271,32 @@ def test_killed_and_started_again_it_ends_as_if_undisturbed(tmp_path):
     assert all((out / name).stat().st_mtime_ns == changed for name, changed in finished.items())
 
 
+def run_here(script, capsys, monkeypatch, *arguments):
+    """Runs a script as its last line does, in this process, which has TensorFlow loaded."""
+    monkeypatch.setattr(sys, "argv", [script.__file__, *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        program.run(script.main)
+    said = capsys.readouterr()
+    if isinstance(ended.value.code, str):  # Python prints it and exits with status 1.
+        return subprocess.CompletedProcess(sys.argv, 1, said.out, f"{said.err}{ended.value}\n")
+    return subprocess.CompletedProcess(sys.argv, ended.value.code or 0, said.out, said.err)
+
+
 @pytest.mark.processes
-def test_the_programs_say_what_is_wrong_in_one_line(tmp_path):
+def test_the_programs_say_what_is_wrong_in_one_line(tmp_path, capsys, monkeypatch):
+    def make(*arguments):
+        return run_here(make_tfrecords, capsys, monkeypatch, *arguments)
+
+    def verify(*arguments):
+        return run_here(verify_dataset, capsys, monkeypatch, *arguments)
+
     result = run("make_tfrecords.py", "--images", tmp_path / "none", "--out", tmp_path / "out")
     assert result.returncode == 1
     assert result.stderr.startswith("make_tfrecords.py: --images: must be a folder that exists")
     assert result.stderr.count("\n") == 1
     write_folder(tmp_path / "in", {"a": 3, "b": 2})
     (tmp_path / "in" / "a" / "t.jpg").write_bytes(b"text")
-    result = run("make_tfrecords.py", "--images", tmp_path / "in", "--out", tmp_path / "out")
+    result = make("--images", tmp_path / "in", "--out", tmp_path / "out", "--processes", 1)
     assert result.returncode == 1
     assert "--max_bad: 1 files cannot be read, where 0 are allowed" in result.stderr
     result = run("verify_dataset.py", "--data_dir", tmp_path / "in")
@@ -287,16 +308,14 @@ def test_the_programs_say_what_is_wrong_in_one_line(tmp_path):
         "1 faults",
     ]
     (tmp_path / "in" / "a" / "t.jpg").unlink()
-    assert (
-        run("make_tfrecords.py", "--images", tmp_path / "in", "--out", tmp_path / "out").returncode
-        == 0
-    )
-    result = run("verify_dataset.py", "--data_dir", tmp_path / "out")
+    result = make("--images", tmp_path / "in", "--out", tmp_path / "out", "--processes", 1)
+    assert result.returncode == 0
+    result = verify("--data_dir", tmp_path / "out")
     assert (result.returncode, result.stdout) == (0, "train: 5 examples\nno faults\n")
     (shard,) = (tmp_path / "out").glob("*-of-*")
     shard.unlink()
     shard.symlink_to(tmp_path / "vanished")
-    result = run("verify_dataset.py", "--data_dir", tmp_path / "out")
+    result = verify("--data_dir", tmp_path / "out")
     assert result.returncode == 1
     assert str(shard) in result.stdout
     assert "Traceback" not in result.stderr

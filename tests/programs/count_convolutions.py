@@ -1,11 +1,15 @@
-"""Run by test_benchmark_targets under XLA: traces a run of a pass, and writes down what ran.
+"""Run by test_benchmark_targets under XLA: traces runs of passes, and writes down what ran.
 
-usage: count_convolutions.py PASS XLA_SCOPE RESULT_JSON
+usage: count_convolutions.py FOLDER PASS:XLA_SCOPE...
+
+Each runs in a process of its own, which begins where this one has loaded TensorFlow: loading it
+takes most of the time. FOLDER/PASS:XLA_SCOPE then has counts.json, and what XLA has compiled.
 """
 
 import collections
 import dataclasses
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -62,6 +66,25 @@ def trace(name, **flags):
     )
 
 
+def count_under_xla(case, folder):
+    """Runs a pass with its scope; XLA reads its flags when it first compiles something."""
+    os.environ["TF_XLA_FLAGS"] = "--tf_xla_cpu_global_jit"
+    os.environ["XLA_FLAGS"] = f"--xla_dump_to={folder} --xla_dump_hlo_as_text"
+    name, scope = case.split(":")
+    (folder / "counts.json").write_text(json.dumps(trace(name, xla=True, xla_scope=scope)))
+
+
+def main():
+    for case in sys.argv[2:]:
+        folder = Path(sys.argv[1]) / case
+        folder.mkdir()
+        process = os.fork()
+        if process == 0:
+            count_under_xla(case, folder)
+            os._exit(0)
+        if os.waitpid(process, 0)[1] != 0:
+            sys.exit(f"{case} failed")
+
+
 if __name__ == "__main__":
-    counts = trace(sys.argv[1], xla=True, xla_scope=sys.argv[2])
-    Path(sys.argv[3]).write_text(json.dumps(counts))
+    main()
