@@ -257,6 +257,7 @@ def test_all_threads_of_a_worker_stay_on_its_own_cores(folder):
 # One of two workers whose cycles take a day: a gradient waits, until the step's last tensor comes.
 _WITH_LONG_CYCLES = """
 import os, time
+import fast_tensorflow
 import numpy as np
 import tensorflow as tf
 import horovod.tensorflow as hvd
