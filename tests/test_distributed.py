@@ -283,9 +283,10 @@ def test_what_is_waited_for_does_not_wait_for_horovods_cycle():
     assert done.stdout.count("True") == 6, done.stdout + done.stderr
 
 
-def test_sums_through_shared_memory_are_exact_and_gloo_stands_in_for_it():
+def test_sums_through_shared_memory_are_exact_and_gloo_stands_in_for_it(tmp_path):
     """The sums of float32 are numpy's, bit for bit, however many tensors pass at once."""
-    done = horovodrun(3, ["tests/programs/shared_memory_sums.py"], HOROVOD_CYCLE_TIME="1")
+    command = ["tests/programs/shared_memory_sums.py", str(tmp_path)]
+    done = horovodrun(3, command, HOROVOD_CYCLE_TIME="1")
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     assert done.stdout.count("[] wrong, 3 buffers") == 3, said

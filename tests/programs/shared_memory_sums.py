@@ -1,11 +1,15 @@
 """One of three workers: Horovod's sums against numpy, through shared memory and through Gloo.
 
+usage: shared_memory_sums.py FOLDER
+
 Prints two lines: how many workers' buffers are mapped, and which sums were wrong.
 """
 
 import contextlib
 import os
 import resource
+import sys
+import time
 from pathlib import Path
 
 import fast_tensorflow  # noqa: F401
@@ -20,13 +24,17 @@ SIZES = (0, 1, 3, 15, 17, 1000, 4097, PIECE - 1, PIECE, PIECE + 5, 3 * PIECE + 7
 def find_wrong_sums(rounds):
     """Averages and sums of tensors of these sizes, one alone or many at once: what was wrong."""
     rng = np.random.default_rng(5)  # The same numbers on all workers.
+    # Parts of one long row, since to draw all numbers anew would take most of the time.
+    row = rng.normal(size=2 * max(SIZES))
     wrong = []
     for number in range(rounds):
         sizes = rng.choice(SIZES, size=rng.integers(1, 12))
         dtype = np.float64 if number % 5 == 4 else np.float32  # Gloo has the float64.
-        values = [
-            [rng.normal(size=size).astype(dtype) for size in sizes] for _ in range(hvd.size())
-        ]
+        values = []
+        for _ in range(hvd.size()):
+            starts = rng.integers(max(SIZES), size=len(sizes))
+            parts = zip(starts, sizes, strict=True)
+            values.append([row[start : start + size].astype(dtype) for start, size in parts])
         op = hvd.Average if number % 2 else hvd.Sum
         got = hvd.grouped_allreduce(
             [tf.constant(value) for value in values[hvd.rank()]], op=op, name=f"sums/{number}"
@@ -58,11 +66,23 @@ def no_new_files():
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
+def wait_until_all_have_ended(folder, rank, size):
+    """Else a worker could find addresses of the start before: they are deleted with the last."""
+    (folder / f"ended_{rank}").touch()
+    end_sec = time.monotonic() + 60
+    while len(list(folder.glob("ended_*"))) < size:
+        if time.monotonic() > end_sec:
+            raise TimeoutError("another worker has not ended")
+        time.sleep(0.01)
+
+
 def main():
     """With shared memory; then without, since one worker can't have it."""
     hvd.init()
     lines = [f"{find_wrong_sums(20)} wrong, {shared_buffers()} buffers"]
+    rank, size = hvd.rank(), hvd.size()
     hvd.shutdown()
+    wait_until_all_have_ended(Path(sys.argv[1]), rank, size)
     hvd.init()
     with no_new_files() if hvd.rank() == 1 else contextlib.nullcontext():
         hvd.allreduce(tf.constant([1.0]), name="first")
