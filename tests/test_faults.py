@@ -193,39 +193,49 @@ def test_a_worker_that_differs_is_refused_before_the_first_step(tmp_path, differ
 BAD = "37"
 
 
-def run_with_nan(tmp_path, policy, *, steps=12):
-    flags = [
-        *FLAGS,
-        f"--steps={steps}",
-        f"--logdir={tmp_path}/log",
-        f"--on_nonfinite={policy}",
-        f"--result_json={tmp_path}/result.json",
-        f"--checkpoint_every={0 if policy == 'stop' else 1}",
-        "--keep_checkpoints=20",
-        "--eval_every_epochs=0",
-    ]
+def assert_is_finite(checkpoint):
+    reader = tf.train.load_checkpoint(checkpoint)
+    for name in reader.get_variable_to_shape_map():
+        assert np.all(np.isfinite(reader.get_tensor(name))), name
+
+
+def test_nan_on_one_rank_rolls_back_once_and_then_stops_and_the_state_before_is_saved(tmp_path):
+    """The same batch comes again, since nothing has changed."""
+    logdir = tmp_path / "log"
+    flags = [*FLAGS, "--steps=12", f"--logdir={logdir}", "--on_nonfinite=rollback"]
+    # Of the state that is saved at the end, no checkpoint is due.
+    flags += ["--checkpoint_every=3", "--keep_checkpoints=20", "--eval_every_epochs=0"]
     code, output = finish([*HOROVODRUN, *FAULTY, *flags], BAD_EXAMPLES=BAD, HASHES=tmp_path)
     hashes = [(tmp_path / f"variables_{rank}").read_text() for rank in (0, 1)]
     assert hashes[0] == hashes[1]
-    newest = search.find_newest(f"{tmp_path}/log")
-    reader = tf.train.load_checkpoint(newest.prefix)
-    for name in reader.get_variable_to_shape_map():
-        assert np.all(np.isfinite(reader.get_tensor(name))), name
-    return code, output, newest
-
-
-def test_nan_on_one_rank_stops_the_run_and_the_state_before_is_saved(tmp_path):
-    code, output, newest = run_with_nan(tmp_path, "stop")
     assert code != 0
-    assert newest.step == 4
-    assert "The state after step 4 is saved" in output
+    assert output.count("all go back to the newest checkpoint, this once") == 1
+    assert "slim-horovod: step 5: the loss is nan" in output
     assert "step 5: the loss is nan, the gradient's norm nan; the first gradient" in output
     assert "is that of conv1/weights, on worker " in output
-    assert read_status(tmp_path / "log")["state"] == "failed"
+    assert "The state after step 4 is saved" in output
+    newest = search.find_newest(str(logdir))
+    assert newest.step == 4
+    assert sorted(layout.steps_in(str(logdir))) == [3, 4]
+    assert_is_finite(newest.prefix)
+    assert read_status(logdir)["state"] == "failed"
+
+
+def test_nan_stops_the_run_at_once_where_nothing_else_is_said(tmp_path):
+    """Workers decide together, as the test before shows."""
+    logdir = tmp_path / "log"
+    flags = [*FLAGS, "--steps=12", f"--logdir={logdir}", "--checkpoint_every=0"]
+    (done,) = trainers([*flags, "--eval_every_epochs=0"], BAD_EXAMPLES=BAD)
+    assert done.returncode != 0
+    newest = search.find_newest(str(logdir))
+    assert f"slim-horovod: step {newest.step + 1}: the loss is nan" in done.stderr
+    assert f"The state after step {newest.step} is saved" in done.stderr
+    assert "all go back" not in done.stdout
+    assert_is_finite(newest.prefix)
+    assert read_status(logdir)["state"] == "failed"
 
 
 def test_nan_is_skipped_and_counted(tmp_path):
-    """Workers decide together, as the tests before and behind show."""
     flags = [*FLAGS, "--steps=12", "--on_nonfinite=skip", f"--result_json={tmp_path}/result.json"]
     (done,) = trainers([*flags, f"--logdir={tmp_path}/log"], BAD_EXAMPLES=BAD)
     assert done.returncode == 0, done.stderr
@@ -234,16 +244,7 @@ def test_nan_is_skipped_and_counted(tmp_path):
     assert "left out; 1 up to now" in said
     result = json.loads((tmp_path / "result.json").read_text())["result"]
     assert result["skipped_steps"] == said.count("left out; ") >= 1  # Once in each epoch.
-    reader = tf.train.load_checkpoint(f"{tmp_path}/log/model.ckpt-12")
-    for name in reader.get_variable_to_shape_map():
-        assert np.all(np.isfinite(reader.get_tensor(name))), name
-
-
-def test_nan_on_one_rank_rolls_back_once(tmp_path):
-    code, output, newest = run_with_nan(tmp_path, "rollback")
-    assert code != 0  # The same batch comes again.
-    assert output.count("all go back to the newest checkpoint, this once") == 1
-    assert f"slim-horovod: step {newest.step + 1}: the loss is nan" in output
+    assert_is_finite(f"{tmp_path}/log/model.ckpt-12")
 
 
 def test_a_full_disk_during_a_save_costs_that_save_alone(tmp_path):
