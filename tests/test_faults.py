@@ -275,9 +275,9 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
     flags = [*FLAGS, "--steps=100000", f"--logdir={logdir}"]
     with started([*MODULE, *flags]) as run:
         run.wait_for("step 5/")
-        code, output = finish([*MODULE, *flags])
-        assert code == 1
-        assert f"process {run.process.pid} on {os.uname().nodename} has" in output
+        (refused,) = trainers(flags)
+        assert refused.returncode == 1
+        assert f"process {run.process.pid} on {os.uname().nodename} has" in refused.stderr
         assert read_status(logdir)["state"] == "running"
         run.process.kill()
         run.wait()
