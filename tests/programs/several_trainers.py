@@ -3,7 +3,8 @@
 Each line of the standard input is a request: the flags, the environment variables, and the current
 folder, as a list in JSON; each line of the standard output its answer: exit status, stdout and
 stderr, likewise. Each command line runs in a process of its own, which begins where this one has
-loaded TensorFlow as the trainer does: loading it takes longer than most of what tests ask for.
+loaded TensorFlow as the trainer does, and other packages: loading them takes longer than most of
+what tests ask for. The program's own modules are left to each, in the order of its mode.
 """
 
 import importlib
@@ -16,6 +17,11 @@ import traceback
 from trainer import __main__ as program
 from trainer.config import Config
 from trainer.process import settings, start_up, streams
+
+PACKAGES = (
+    *("tensorflow", "tf_slim", "PIL.Image", "google_crc32c", "tqdm", "multiprocessing.connection"),
+    *("tensorboard.plugins.custom_scalar.summary", "tensorboard.plugins.hparams.summary"),
+)
 
 
 def run_here(flags, variables, place, folder):
@@ -57,7 +63,8 @@ def run(flags, variables, place):
 def main():
     settings.apply(settings.Moment.TENSORFLOW, Config(), has_gpu=settings.has_gpu())
     with start_up.without_notes(), start_up.without_the_unused():
-        importlib.import_module("tensorflow")
+        for name in PACKAGES:
+            importlib.import_module(name)
     for line in sys.stdin:
         print(json.dumps(run(*json.loads(line))), flush=True)
 
