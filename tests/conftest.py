@@ -38,7 +38,7 @@ WITH_WORKERS = {
 
 
 def pytest_configure(config):
-    """Loads TensorFlow, but not into the process that only hands out tests to two others."""
+    """Loads TensorFlow, but not into the process that only hands out tests to others."""
     if not config.getoption("numprocesses", None):
         import fast_tensorflow  # noqa: F401
 

@@ -93,7 +93,10 @@ def _run_stream(stream, start, steps):
 
 
 def read_starts(data, starts, *, worker, seed, end):
-    """Batches from each start to step `end`: a graph for all, which takes long to build."""
+    """Batches from each start to step `end`: a graph for all, which takes long to build.
+
+    In the order of `starts`: of one before, only what Python keeps for the stream could be left.
+    """
     with tf.Graph().as_default() as graph:
         stream = data.build_train(worker, seed=seed)
         graph.finalize()

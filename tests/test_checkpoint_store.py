@@ -246,6 +246,10 @@ def test_a_resume_with_other_kernels_says_so_in_one_line():
         "the compiled kernels were on, now they are off: results are rounded otherwise, and bits "
         "will differ"
     ]
+    (line,) = changes.describe(
+        before, dataclasses.replace(FACTS, kernels="on but for convolutions")
+    )
+    assert line.startswith("the compiled kernels were on, now they are on but for convolutions: ")
     # Earlier versions did not record it.
     assert changes.describe(FACTS, before) == []
 

@@ -1,13 +1,21 @@
 """Which compiled operations are used on a CPU with a matrix unit (AMX), which oneDNN's can use."""
 
+from types import SimpleNamespace
+
+import kernels
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 from kernels import needs_kernels, skip_without_onednn
 
+from trainer.config import Config, ModelConfig
 from trainer.cpu_kernels import gradients, library, switch
+from trainer.distributed import Group
 from trainer.machine import session
+from trainer.modes.doctor import probe_libraries
+from trainer.run import setup
+from trainer.safety import agreement
 
 
 @pytest.fixture
@@ -85,6 +93,36 @@ def test_those_of_float32_are_compiled():
 def test_where_nothing_would_use_the_unit_those_of_bfloat16_are_compiled(monkeypatch):
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
     assert library.describe(tf.bfloat16) == "on"
+
+
+@pytest.mark.usefixtures("with_unit")
+@pytest.mark.parametrize("is_used", [True, False])
+def test_doctor_tells_it_where_there_are_compiled_ones(monkeypatch, is_used):
+    monkeypatch.setenv(switch.VARIABLE, "1")
+    monkeypatch.setattr(library, "reason_for_none", lambda: "" if is_used else "none were built")
+    told = probe_libraries.tensorflow()["kernels"]["convolutions"]
+    assert ("matrix unit (AMX)" in told) == is_used
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_a_run_compares_and_records_is_that_of_its_precision(monkeypatch, precision):
+    config = Config(model=ModelConfig(precision=precision))
+    monkeypatch.setattr(library, "describe", lambda dtype: dtype.name)
+    info = SimpleNamespace(num_train_examples=1, fingerprint="")
+    plan = SimpleNamespace(global_batch_size=1, total_steps=1)
+    assert setup._create_facts(config, Group(), info, plan).kernels == precision
+    asked = []
+    monkeypatch.setattr(agreement, "check_kernels", lambda group, dtype: asked.append(dtype))
+    agreement.check_program(Group(), config)
+    assert asked == [tf.as_dtype(precision)]
+
+
+@needs_kernels
+@pytest.mark.usefixtures("with_unit", "unnamed")
+def test_tests_of_the_kernels_have_all(monkeypatch):
+    kernels.all_of_them(monkeypatch)
+    assert library.describe(tf.bfloat16) == "on"
+    assert kernels.describe() == "natively"
 
 
 @needs_kernels

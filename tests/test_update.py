@@ -29,7 +29,10 @@ def create_config(*, network="network", batch_size=tiny.BATCH_SIZE, accumulate_s
 
 @functools.cache
 def build(config):
-    """The trainer's own graph: it, what trains, and the initializer of its variables."""
+    """The trainer's own graph: it, what trains, and the initializer of its variables.
+
+    Tests share it: what they add to it has no variables of its own.
+    """
     with tf.Graph().as_default() as graph:
         tf1.set_random_seed(1)
         train = train_step.build_train_graph(config, Group(), open_dataset(config.data))

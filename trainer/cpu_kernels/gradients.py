@@ -2,7 +2,8 @@
 
 A graph is built with the gradients by filters and biases, and with those of batch normalization
 (BN) and of the ReLU behind it. Gradients by the inputs of convolutions are TensorFlow's here; the
-optimizer of graphs, see `library`, replaces them as it does convolutions.
+optimizer of graphs, see `library`, replaces them as it does convolutions. With a matrix unit (AMX)
+all that is of convolutions of bfloat16 stays TensorFlow's.
 
 Gradients of low precision are sums of float32 in any case. On CPUs TensorFlow's own bias gradient
 adds up bfloat16 as such, and makes 256 of 1,000 ones; so does, where oneDNN has no such type, its

@@ -1,10 +1,10 @@
 """The compiled operations in src/, where they were built and this machine can run them.
 
 They are for CPUs that have AVX-512 with bfloat16. `gradients` builds them into a graph; a session
-with an `add_optimizer` puts them in the place of convolutions and batch normalization (BN), with
-what is next to these, and of the addition of weight decay. With a matrix unit (AMX), convolutions
-of bfloat16 stay TensorFlow's. The README beside this file tells what they compute, how exactly, and
-how they are tested.
+whose options went through `add_optimizer` puts them in the place of convolutions and batch
+normalization (BN), with what is next to these, and of the addition of weight decay. With a matrix
+unit (AMX), convolutions of bfloat16 stay TensorFlow's, with what it fuses with them. The README
+beside this file tells what they compute, how exactly, and how they are tested.
 """
 
 import ctypes
@@ -65,11 +65,10 @@ def multiply_adds_left_out() -> int:
 
 
 def describe(dtype: tf.DType) -> str:
-    """Returns what compiled operations take the place of TensorFlow's own: "on", "off", or all but.
+    """Returns which compiled operations are used: "on", "on but for convolutions" or "off".
 
     Args:
-      dtype: the type of activations; with "on but for convolutions", its convolutions stay
-        TensorFlow's.
+      dtype: the type of activations.
 
     Raises:
       UserError: the environment variable has a value that its rule forbids.
@@ -141,9 +140,9 @@ def reason_for_none(cpuinfo: Path = _CPUINFO, library: Path = LIBRARY) -> str:
 def reason_for_no_convolutions(dtype: tf.DType) -> str:
     """Returns why convolutions of a type stay TensorFlow's, where there are compiled operations.
 
-    By a matrix unit (AMX) oneDNN's take a third of the time of the compiled ones. What else a step
-    has of the type is as fast by the compiled ones as without such a unit. A library that the
-    environment names takes all.
+    By a matrix unit (AMX) oneDNN's take a quarter of the time of the compiled ones, and gradients
+    by filters two thirds (docs/experiments.md). What else a step has of the type is faster by the
+    compiled ones. A library that the environment names takes all.
 
     Args:
       dtype: the type.
@@ -151,10 +150,10 @@ def reason_for_no_convolutions(dtype: tf.DType) -> str:
     Raises:
       UserError: the environment variable has a value that its rule forbids.
     """
-    by_unit = _MATRIX_UNIT_OF.get(dtype) in cpu_flags() and _has_onednn()
-    if by_unit and switch.read().library is None:
-        return "this CPU has a matrix unit (AMX), which TensorFlow's own use"
-    return ""
+    unit = _MATRIX_UNIT_OF.get(dtype)
+    if unit is None or unit not in cpu_flags() or not _has_onednn() or switch.read().library:
+        return ""
+    return "this CPU has a matrix unit (AMX), which TensorFlow's own use"
 
 
 @functools.cache
@@ -182,12 +181,13 @@ def _find_obstacle(cpuinfo: Path, library: Path) -> str:
     return ""
 
 
-def cpu_flags(cpuinfo: Path = _CPUINFO) -> set[str]:
+@functools.cache  # It is asked for every convolution, and is long where there are many CPUs.
+def cpu_flags(cpuinfo: Path = _CPUINFO) -> frozenset[str]:
     """Returns what the CPU can do, and other words of the file that lists it."""
     try:
-        return set(cpuinfo.read_text(encoding="utf-8").split())
+        return frozenset(cpuinfo.read_text(encoding="utf-8").split())
     except OSError:
-        return set()
+        return frozenset()
 
 
 @functools.cache

@@ -16,7 +16,7 @@ class Setting(NamedTuple):
     """Which compiled operations the environment asks for.
 
     Attributes:
-      is_on: whether they are used where they are built and this CPU can run them.
+      is_on: whether they are used where they are built, this CPU can run them, and they are faster.
       library: the file to load in place of the built one, on any CPU: it is for those who test the
         operations, with a build that emulates the instructions or has sanitizers. None: the built
         one.

@@ -81,8 +81,8 @@ def check_program(group: Group, config: Config) -> None:
     """Compares flags, code, versions, kernels and GPUs over all workers. A collective.
 
     Raises:
-      UserError: a worker's flags, code or versions differ from worker 0's, some use the compiled
-        kernels and some do not, or two have the same GPU.
+      UserError: a worker's flags, code, versions or compiled kernels differ from worker 0's, or two
+        have the same GPU.
     """
     facts: Facts = {}
     with group.fail_together():

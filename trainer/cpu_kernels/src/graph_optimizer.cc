@@ -2,7 +2,7 @@
 //
 //   a convolution that pointwise.h or winograd.h is faster at,  -> SlimHorovodConvolution
 //   with what TensorFlow has fused with it, or its gradient by
-//   the inputs
+//   the inputs; in bfloat16 unless these are to be kept
 //   BN, and the ReLU that these have fused with it              -> SlimHorovodNorm
 //   BN by moving averages of what nothing else needs of a       -> a part of
 //   convolution                                                    SlimHorovodConvolution

@@ -53,7 +53,7 @@ def _find_kernels() -> dict[str, Any]:
         "missing": reason,
         "broken": reason.startswith(library.NOT_LOADED),
         "library": str(named or ""),
-        "convolutions": library.reason_for_no_convolutions(tf.bfloat16),
+        "convolutions": "" if reason else library.reason_for_no_convolutions(tf.bfloat16),
     }
 
 
