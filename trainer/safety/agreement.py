@@ -20,6 +20,8 @@ from trainer.machine import environment, gpu, session
 _OWN_PACKAGES = ("flags", "models", "trainer")
 _CODE = (".py", ".cc", ".h")
 _MAX_DIFFERENCES = 3
+_KERNELS = "the compiled kernels"
+_CONVOLUTIONS = f"{_KERNELS} of convolutions"
 
 Facts = Mapping[str, str]
 
@@ -111,10 +113,6 @@ def check_gpus(group: Group) -> None:
                 f"worker {rank} of {group.worker.size} has the GPU of worker {names.index(name)} "
                 f"({name}): give each its own, by the launcher's options or CUDA_VISIBLE_DEVICES"
             )
-
-
-_KERNELS = "the compiled kernels"
-_CONVOLUTIONS = f"{_KERNELS} of convolutions"
 
 
 def _without_kernels(dtype: tf.DType) -> tuple[str, str]:
