@@ -7,8 +7,8 @@ first (`decode`) and replaces the bad ones.
 """
 
 import contextlib
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias
 
 import tensorflow as tf
 
@@ -24,6 +24,7 @@ from trainer.machine import cores, session
 _CHUNK_SIZES = range(32, 15, -1)
 _BATCHES_AHEAD = 2
 _HOST = "/cpu:0"
+_Function: TypeAlias = tf.types.experimental.ConcreteFunction
 
 
 class Batch(NamedTuple):
@@ -120,6 +121,53 @@ def _chunk_size(batch_size: int) -> int:
     return next((size for size in _CHUNK_SIZES if batch_size % size == 0), _CHUNK_SIZES[0])
 
 
+def _on_host(function: Callable[..., Any], *arguments: tf.TypeSpec) -> _Function:
+    """Traces a function of the pipeline with the attribute that has it run on one device as it is.
+
+    Functions without it are partitioned among devices at each start of a stream. That takes 0.1 s
+    of each thread, nearly all of it for a search of oneDNN's operations among all there are
+    (`MklLayoutRewritePass`, TensorFlow 2.21).
+
+    Args:
+      function: the function of the arguments' tensors, all of whose operations are the CPU's.
+      arguments: what describes the arguments.
+    """
+    attributes = {"experimental_ints_on_device": True}
+    traced = tf.function(function, autograph=False, experimental_attributes=attributes)
+    return traced.get_concrete_function(*arguments)
+
+
+def _map(
+    elements: tf.data.Dataset, function: _Function, *, threads: int | None = None
+) -> tf.data.Dataset:
+    """Makes `Dataset.map` of a traced function, which `Dataset.map` itself would trace again.
+
+    Args:
+      elements: the dataset.
+      function: the function of an element, from `_on_host`.
+      threads: how many elements are mapped at once; they come in order. None: one, by the caller.
+    """
+    structure = tf.nest.map_structure(
+        lambda output: tf.TensorSpec(output.shape, output.dtype), function.structured_outputs
+    )
+    outputs = tf.nest.flatten(structure)
+    arguments = {
+        "input_dataset": tf.data.experimental.to_variant(elements),
+        "other_arguments": function.captured_inputs,
+        "f": function,
+        "output_types": [spec.dtype for spec in outputs],
+        "output_shapes": [spec.shape for spec in outputs],
+        "preserve_cardinality": True,
+    }
+    if threads is None:
+        mapped = tf.raw_ops.MapDataset(**arguments)
+    else:
+        mapped = tf.raw_ops.ParallelMapDatasetV2(
+            **arguments, num_parallel_calls=tf.constant(threads, tf.int64), deterministic="true"
+        )
+    return tf.data.experimental.from_variant(mapped, structure)
+
+
 def _regroup(chunks: tf.data.Dataset, count: int, batch_size: int) -> tf.data.Dataset:
     """Makes batches of chunks of `count` rows; row by row only where a batch ends in a chunk."""
     if batch_size % count:
@@ -127,11 +175,11 @@ def _regroup(chunks: tf.data.Dataset, count: int, batch_size: int) -> tf.data.Da
     if batch_size == count:
         return chunks
 
-    @tf.autograph.experimental.do_not_convert  # As below.
     def join(batch: Batch) -> Batch:
         return Batch(*(tf.reshape(part, [batch_size, *part.shape[2:]]) for part in batch))
 
-    return chunks.batch(batch_size // count, drop_remainder=True).map(join)
+    chunks = chunks.batch(batch_size // count, drop_remainder=True)
+    return _map(chunks, _on_host(join, chunks.element_spec))
 
 
 def _read_op(rows: GuardedRows, start: tf.Tensor, count: int, *, decode: bool) -> Rows:
@@ -153,25 +201,26 @@ def _build_chunks(
     """Makes batches of `count` examples; where decoding fails, again and with checks."""
     training = isinstance(rows.maker, TrainRows)
 
-    @tf.function(autograph=False)  # Traced once for both of its uses below.
     def create_batch(row: Rows) -> Batch:
         images = build_pixels(row, config, training=training)
         return Batch(images, row.labels, row.weights, row.shares, row.boxes)
 
-    @tf.autograph.experimental.do_not_convert
     def create_chunk(start: tf.Tensor) -> Batch:
         quick = tf.data.Dataset.from_tensor_slices(_read_op(rows, start, count, decode=False))
-        quick = quick.map(create_batch).batch(count, drop_remainder=True).ignore_errors()
+        create = _on_host(create_batch, quick.element_spec)
+        quick = _map(quick, create).batch(count, drop_remainder=True).ignore_errors()
         careful = tf.data.Dataset.from_tensors(start)
-        careful = careful.map(lambda start: _read_op(rows, start, count, decode=True))
-        careful = careful.unbatch().map(create_batch).batch(count, drop_remainder=True)
+        read = _on_host(
+            lambda start: _read_op(rows, start, count, decode=True), careful.element_spec
+        )
+        careful = _map(_map(careful, read).unbatch(), create).batch(count, drop_remainder=True)
         return quick.concatenate(careful).take(1).get_single_element()
 
     @tf.autograph.experimental.do_not_convert  # It would leave its source in a temporary file.
     def is_there(batch: Batch) -> tf.Tensor:
         return batch.weights[0] >= 0
 
-    chunks = starts.map(create_chunk, num_parallel_calls=threads, deterministic=True)
+    chunks = _map(starts, _on_host(create_chunk, starts.element_spec), threads=threads)
     return chunks.take_while(is_there)
 
 
