@@ -1,5 +1,6 @@
 """What several test files share: a run costs half a minute."""
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -39,8 +40,16 @@ WITH_WORKERS = {
 
 def pytest_configure(config):
     """Loads TensorFlow, but not into the process that only hands out tests to others."""
+    gc.disable()  # What is loaded and collected stays: see below.
     if not config.getoption("numprocesses", None):
         import fast_tensorflow  # noqa: F401
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish():
+    """Exempts all modules and tests from the collections of garbage that tests bring about."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

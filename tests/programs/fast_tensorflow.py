@@ -4,5 +4,5 @@ import importlib
 
 from trainer.process import start_up
 
-with start_up.without_the_unused():
+with start_up.without_the_unused(), start_up.without_collection():
     importlib.import_module("tensorflow")

@@ -7,6 +7,7 @@ loaded TensorFlow as the trainer does, and other packages: loading them takes lo
 what tests ask for. The program's own modules are left to each, in the order of its mode.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -62,7 +63,10 @@ def run(flags, variables, place):
 
 def main():
     settings.apply(settings.Moment.TENSORFLOW, Config(), has_gpu=settings.has_gpu())
-    with start_up.without_notes(), start_up.without_the_unused():
+    contexts = (start_up.without_notes, start_up.without_the_unused, start_up.without_collection)
+    with contextlib.ExitStack() as stack:
+        for each in contexts:
+            stack.enter_context(each())
         for name in PACKAGES:
             importlib.import_module(name)
     for line in sys.stdin:
