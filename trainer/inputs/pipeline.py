@@ -124,9 +124,8 @@ def _chunk_size(batch_size: int) -> int:
 def _on_host(function: Callable[..., Any], *arguments: tf.TypeSpec) -> _Function:
     """Traces a function of the pipeline with the attribute that has it run on one device as it is.
 
-    Functions without it are partitioned among devices at each start of a stream. That takes 0.1 s
-    of each thread, nearly all of it for a search of oneDNN's operations among all there are
-    (`MklLayoutRewritePass`, TensorFlow 2.21).
+    Functions without it are prepared for several devices anew at each start of a stream, which
+    takes 0.1 s of each thread (TensorFlow 2.21).
 
     Args:
       function: the function of the arguments' tensors, all of whose operations are the CPU's.
@@ -140,24 +139,21 @@ def _on_host(function: Callable[..., Any], *arguments: tf.TypeSpec) -> _Function
 def _map(
     elements: tf.data.Dataset, function: _Function, *, threads: int | None = None
 ) -> tf.data.Dataset:
-    """Makes `Dataset.map` of a traced function, which `Dataset.map` itself would trace again.
+    """Makes `Dataset.map` of a function from `_on_host`, which `Dataset.map` would trace again.
 
     Args:
       elements: the dataset.
-      function: the function of an element, from `_on_host`.
+      function: the function of an element.
       threads: how many elements are mapped at once; they come in order. None: one, by the caller.
     """
     structure = tf.nest.map_structure(
         lambda output: tf.TensorSpec(output.shape, output.dtype), function.structured_outputs
     )
-    outputs = tf.nest.flatten(structure)
     arguments = {
-        "input_dataset": tf.data.experimental.to_variant(elements),
-        "other_arguments": function.captured_inputs,
         "f": function,
-        "output_types": [spec.dtype for spec in outputs],
-        "output_shapes": [spec.shape for spec in outputs],
+        "other_arguments": function.captured_inputs,
         "preserve_cardinality": True,
+        **_in_and_out(elements, structure),
     }
     if threads is None:
         mapped = tf.raw_ops.MapDataset(**arguments)
@@ -168,10 +164,40 @@ def _map(
     return tf.data.experimental.from_variant(mapped, structure)
 
 
+def _take_while(elements: tf.data.Dataset, predicate: _Function) -> tf.data.Dataset:
+    """Makes `Dataset.take_while` of a function from `_on_host`."""
+    structure = elements.element_spec
+    kept = tf.raw_ops.TakeWhileDataset(
+        predicate=predicate,
+        other_arguments=predicate.captured_inputs,
+        **_in_and_out(elements, structure),
+    )
+    return tf.data.experimental.from_variant(kept, structure)
+
+
+def _unbatch(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Makes `Dataset.unbatch` of batches of a known size, without its function for ragged ones."""
+    structure = tf.nest.map_structure(
+        lambda spec: tf.TensorSpec(spec.shape[1:], spec.dtype), batches.element_spec
+    )
+    elements = tf.raw_ops.UnbatchDataset(**_in_and_out(batches, structure))
+    return tf.data.experimental.from_variant(elements, structure)
+
+
+def _in_and_out(elements: tf.data.Dataset, structure: Any) -> dict[str, Any]:
+    """Returns what an operation is given that makes a dataset of this structure of another one."""
+    outputs = tf.nest.flatten(structure)
+    return {
+        "input_dataset": tf.data.experimental.to_variant(elements),
+        "output_types": [spec.dtype for spec in outputs],
+        "output_shapes": [spec.shape for spec in outputs],
+    }
+
+
 def _regroup(chunks: tf.data.Dataset, count: int, batch_size: int) -> tf.data.Dataset:
     """Makes batches of chunks of `count` rows; row by row only where a batch ends in a chunk."""
     if batch_size % count:
-        return chunks.unbatch().batch(batch_size, drop_remainder=True)
+        return _unbatch(chunks).batch(batch_size, drop_remainder=True)
     if batch_size == count:
         return chunks
 
@@ -213,15 +239,14 @@ def _build_chunks(
         read = _on_host(
             lambda start: _read_op(rows, start, count, decode=True), careful.element_spec
         )
-        careful = _map(_map(careful, read).unbatch(), create).batch(count, drop_remainder=True)
+        careful = _map(_unbatch(_map(careful, read)), create).batch(count, drop_remainder=True)
         return quick.concatenate(careful).take(1).get_single_element()
 
-    @tf.autograph.experimental.do_not_convert  # It would leave its source in a temporary file.
     def is_there(batch: Batch) -> tf.Tensor:
         return batch.weights[0] >= 0
 
     chunks = _map(starts, _on_host(create_chunk, starts.element_spec), threads=threads)
-    return chunks.take_while(is_there)
+    return _take_while(chunks, _on_host(is_there, chunks.element_spec))
 
 
 def build_stream(
