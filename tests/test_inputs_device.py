@@ -101,17 +101,18 @@ def test_an_error_comes_through(monkeypatch, images):
         read(lambda: data.build_train(Worker(), seed=0), steps=8)
 
 
-def test_no_function_of_a_stream_is_prepared_for_several_devices(images):
+# Batches of one chunk, of two, and of rows of two.
+@pytest.mark.parametrize("batch_size", [4, 64, 33])
+def test_no_function_on_the_host_is_prepared_for_several_devices(images, batch_size):
     """Each start of a stream would take 0.1 s longer."""
-    data = open_images(images)
+    data = open_images(images, batch_size=batch_size)
     with tf.Graph().as_default() as graph:
         data.build_train(Worker(), seed=0)
         data.build_evaluation(Worker())
     library = {each.signature.name: each for each in graph.as_graph_def().library.function}
-    nodes = [
-        *graph.as_graph_def().node,
-        *(node for each in library.values() for node in each.node_def),
-    ]
+    nodes = [*graph.as_graph_def().node]
+    nodes += [node for function in library.values() for node in function.node_def]
+    assert not [node.name for node in nodes if "PartitionedCall" in node.op]
     called = {
         value.func.name
         for node in nodes
@@ -119,7 +120,7 @@ def test_no_function_of_a_stream_is_prepared_for_several_devices(images):
         for value in node.attr.values()
         if value.HasField("func")
     }
-    assert len(called) >= 8
-    assert [
-        name for name in called if not library[name].attr["experimental_ints_on_device"].b
-    ] == []
+    assert len(called) == 8 + 2 * (batch_size == 64)
+    for name in called:
+        assert library[name].attr["experimental_ints_on_device"].b, name
+        assert library[name].attr["_tf_data_function"].b, name  # Left alone by graph optimizers.

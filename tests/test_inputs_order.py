@@ -68,7 +68,7 @@ def test_the_stream_reads_what_the_order_says(size, monkeypatch):
     config = create_config(batch_size=batch_size, augment="none")
     data = numbered_dataset(config, train=EXAMPLES)
     expected = stream_of(EpochOrder(EXAMPLES, seed=5), size, batch_size, steps)
-    for threads in (1, 4):
+    for threads in (1, 4) if size == 1 else (4,):
         monkeypatch.setattr("trainer.inputs.pipeline.count_threads", lambda _, n=threads: n)
         batches = [
             read_train(data, worker=Worker(rank, size), seed=5, steps=steps) for rank in range(size)

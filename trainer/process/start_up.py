@@ -55,15 +55,13 @@ def _age_sec(process: identity.Process) -> float:
 def without_collection() -> Iterator[None]:
     """Turns Python's collector of cyclic garbage off for what is made inside, and stays.
 
-    It would look through all modules and all operations of the graph again and again: 0.2 s when it
-    is turned on again, were they not exempt from it for good.
+    It would look through all modules and all operations of the graph again and again.
     """
     is_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
         if is_on:
             gc.enable()
 
