@@ -40,8 +40,8 @@ WITH_WORKERS = {
 
 def pytest_configure(config):
     """Loads TensorFlow, but not into the process that only hands out tests to others."""
-    gc.disable()  # What is loaded and collected stays: see below.
     if not config.getoption("numprocesses", None):
+        gc.disable()  # Until all is loaded: see below.
         import fast_tensorflow  # noqa: F401
 
 

@@ -8,6 +8,7 @@ what tests ask for. The program's own modules are left to each, in the order of 
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -69,6 +70,7 @@ def main():
             stack.enter_context(each())
         for name in PACKAGES:
             importlib.import_module(name)
+        gc.freeze()
     for line in sys.stdin:
         print(json.dumps(run(*json.loads(line))), flush=True)
 
