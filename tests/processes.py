@@ -109,5 +109,5 @@ def check_with_and_without_onednn(code):
     """Runs code in processes of their own, in which every session has threads of its own."""
     for onednn in "01":
         extra = {"TF_OVERRIDE_GLOBAL_THREADPOOL": "1", "TF_ENABLE_ONEDNN_OPTS": onednn}
-        done = run([sys.executable, "-c", code], **extra)
+        done = run([sys.executable, "-c", f"import fast_tensorflow\n{code}"], **extra)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -11,6 +11,8 @@ import urllib.request
 
 from processes import environment
 
+# `python -m tensorboard.main`, which loads TensorFlow, without Keras.
+_PROGRAM = "import fast_tensorflow; from tensorboard import main; main.run_main()"
 _START_SEC = 120
 _LOAD_SEC = 120
 
@@ -46,7 +48,7 @@ class Server:
 @contextlib.contextmanager
 def serve(logdir, *flags, ready):
     """Starts a server; waits until it has read what `ready`, a function of it, asks for."""
-    command = [sys.executable, "-m", "tensorboard.main", f"--logdir={logdir}"]
+    command = [sys.executable, "-c", _PROGRAM, f"--logdir={logdir}"]
     command += ["--host=127.0.0.1", "--port=0", "--samples_per_plugin=scalars=100000", *flags]
     with subprocess.Popen(
         command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

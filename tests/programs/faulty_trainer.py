@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 
 from trainer import __main__ as main
+from trainer.config import Config
+from trainer.machine.loading import load_tensorflow
 from trainer.process import launcher
 from trainer.process.quick_exit import QuickExit
 
@@ -205,6 +207,7 @@ def tell_hashes(folder, rank):
 
 
 def run():
+    load_tensorflow(Config())  # As the trainer does: what is spoilt would load it with Keras.
     launched = launcher.find()
     rank = launched.rank if launched else 0
     if "HASHES" in os.environ:

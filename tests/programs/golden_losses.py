@@ -36,6 +36,7 @@ from trainer.cpu_kernels import library, switch
 from trainer.graph import train_step
 from trainer.inputs.dataset import open_dataset
 from trainer.machine import session
+from trainer.process.quick_exit import QuickExit
 
 FILE = Path(__file__).resolve().parent.parent / "golden_losses.json"
 PRECISIONS = ("float32", "bfloat16")
@@ -248,4 +249,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    QuickExit().exit(main())

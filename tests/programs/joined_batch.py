@@ -21,6 +21,7 @@ from trainer.config import Config, OptimizerConfig
 from trainer.graph import train_step
 from trainer.inputs.dataset import open_dataset
 from trainer.machine import session
+from trainer.process.quick_exit import QuickExit
 
 STEPS = 2
 LEARNING_RATE = 0.1
@@ -73,4 +74,6 @@ def main():
 
 
 if __name__ == "__main__":
+    leaving = QuickExit()
     main()
+    leaving.exit(0)

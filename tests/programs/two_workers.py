@@ -26,6 +26,7 @@ from trainer.graph.evaluation import build_evaluation_graph
 from trainer.graph.reduction import reduce_gradients
 from trainer.inputs.dataset import open_dataset
 from trainer.machine import session
+from trainer.process.quick_exit import QuickExit
 from trainer.run.evaluation import evaluate
 from trainer.run.evaluation_details import EvaluationDetails
 
@@ -246,4 +247,6 @@ def main():
 
 
 if __name__ == "__main__":
+    leaving = QuickExit()
     main()
+    leaving.exit(0)
