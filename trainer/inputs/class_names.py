@@ -35,7 +35,7 @@ def count_classes(source: Source) -> int:
         largest = int(split.labels.max())
         if largest >= max(_MOST_CLASSES, 10 * len(split.labels)):
             raise UserError(
-                f"{split.where(int(split.labels.argmax()))}: its label is {largest}, of "
+                f"{split.where(int(np.argmax(split.labels)))}: its label is {largest}, of "
                 f"{len(split.labels)} examples: labels must be the numbers of classes, from 0 on"
             )
         count = max(count, largest + 1)
