@@ -179,7 +179,7 @@ def _take_while(elements: tf.data.Dataset, predicate: _Function) -> tf.data.Data
 
 
 def _unbatch(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """Makes `Dataset.unbatch` of batches of a known size, without its function for ragged ones."""
+    """Makes `Dataset.unbatch`, which would map a function of its own first, of dense batches."""
     structure = tf.nest.map_structure(
         lambda spec: tf.TensorSpec(spec.shape[1:], spec.dtype), batches.element_spec
     )

@@ -16,7 +16,7 @@ import numpy as np
 
 def answer_as_saved_model(exported: Path, folder: Path, pixels: Any) -> Iterator[tuple[str, Any]]:
     """Yields the logits of each signature, by its name."""
-    # TensorFlow loads Keras, with all that Keras loads, where it is installed: half of its time.
+    # TensorFlow loads Keras, with all that Keras loads, where it is installed: a third of its time.
     sys.modules["keras.src.optimizers"] = None  # type: ignore[assignment]  # So its import fails.
     import tensorflow as tf
 
