@@ -22,11 +22,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from trainer.graph import scopes
+from trainer.graph.recomputed_parts import NORM, find_cheap_parts, find_units
 
-_SUMS = ("Add", "AddV2", "AddN")
-_NORM = "FusedBatchNormV3"
-# What may follow on BN and takes little time beside a convolution: memory limits it.
-_CHEAP = frozenset(("Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Mul", "Cast"))
 # What reads a shape, not numbers.
 SHAPE_READERS = frozenset(("Shape", "ShapeN", "Size", "Rank"))
 
@@ -88,7 +85,7 @@ def compute_gradients(
     gradients = tf.gradients(loss, variables, [seed], gate_gradients=gate_gradients)
     backward = graph.get_operations()[len(forward) :]
     activations = _list_between(forward, inputs, loss)
-    find_parts = {"norms": _find_cheap_parts, "blocks": _find_units}[kind]
+    find_parts = {"norms": find_cheap_parts, "blocks": find_units}[kind]
     readers = _find_readers(backward, seed.op)
     of_batch = {inputs.op, *activations}
     parts = [_Part(part, of_batch, readers) for part in find_parts(activations)]
@@ -118,46 +115,6 @@ def _list_between(
             before.add(op)
             waiting += [tensor.op for tensor in op.inputs]
     return [op for op in forward if op in before and op != inputs.op]
-
-
-def _find_units(activations: Sequence[tf.Operation]) -> Iterator[list[tf.Operation]]:
-    """Yields the operations between the sums at the ends of residual units.
-
-    A sum of two activations that nothing needs any more is such an end. What follows on the last
-    one is no part: the backward pass begins there, and would compute it again at once.
-    """
-    last_use = {tensor.ref(): op for op in activations for tensor in op.inputs}
-    activation = set(activations)
-    part: list[tf.Operation] = []
-    for op in activations:
-        summands = [tensor for tensor in op.inputs if tensor.op in activation]
-        is_end = (
-            op.type in _SUMS
-            and len(summands) > 1
-            and (op.outputs[0].shape.rank or 0) > 2
-            and all(last_use[tensor.ref()] == op for tensor in summands)
-        )
-        if is_end:
-            yield part
-            part = []
-        else:
-            part.append(op)
-
-
-def _find_cheap_parts(activations: Sequence[tf.Operation]) -> Iterator[list[tf.Operation]]:
-    """Yields each layer of BN, with the cheap operations that follow on it.
-
-    Its input is kept in any case, since its gradient needs that.
-    """
-    part_of: dict[tf.Operation, list[tf.Operation]] = {}
-    for op in activations:
-        before = [part_of[tensor.op] for tensor in op.inputs if tensor.op in part_of]
-        if op.type == _NORM:
-            part_of[op] = [op]
-        elif op.type in _CHEAP and before:
-            part_of[op] = before[0]
-            before[0].append(op)
-    yield from (part for op, part in part_of.items() if op.type == _NORM)
 
 
 class _Reader(NamedTuple):
@@ -237,7 +194,7 @@ class _Part:
         if tensor.op.type in ("Pad", "PadV2"):
             return False
         others = [op for op in tensor.consumers() if op in self._of_batch]
-        return not all(op.type == _NORM and not op.get_attr("is_training") for op in others)
+        return not all(op.type == NORM and not op.get_attr("is_training") for op in others)
 
     def _copy(self, tensor: tf.Tensor) -> tf.Tensor:
         """Returns the tensor, computed again; the same one where it is kept."""

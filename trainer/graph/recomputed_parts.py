@@ -1,0 +1,50 @@
+"""Parts of a forward pass that --recompute computes again as a whole: see `recompute`."""
+
+from collections.abc import Iterator, Sequence
+
+import tensorflow as tf
+
+NORM = "FusedBatchNormV3"
+_SUMS = ("Add", "AddV2", "AddN")
+# What may follow on BN and takes little time beside a convolution: memory limits it.
+_CHEAP = frozenset(("Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Mul", "Cast"))
+
+
+def find_units(activations: Sequence[tf.Operation]) -> Iterator[list[tf.Operation]]:
+    """Yields the operations between the sums at the ends of residual units.
+
+    A sum of two activations that nothing needs any more is such an end. What follows on the last
+    one is no part: the backward pass begins there, and would compute it again at once.
+    """
+    last_use = {tensor.ref(): op for op in activations for tensor in op.inputs}
+    activation = set(activations)
+    part: list[tf.Operation] = []
+    for op in activations:
+        summands = [tensor for tensor in op.inputs if tensor.op in activation]
+        is_end = (
+            op.type in _SUMS
+            and len(summands) > 1
+            and (op.outputs[0].shape.rank or 0) > 2
+            and all(last_use[tensor.ref()] == op for tensor in summands)
+        )
+        if is_end:
+            yield part
+            part = []
+        else:
+            part.append(op)
+
+
+def find_cheap_parts(activations: Sequence[tf.Operation]) -> Iterator[list[tf.Operation]]:
+    """Yields each layer of BN, with the cheap operations that follow on it.
+
+    Its input is kept in any case, since its gradient needs that.
+    """
+    part_of: dict[tf.Operation, list[tf.Operation]] = {}
+    for op in activations:
+        before = [part_of[tensor.op] for tensor in op.inputs if tensor.op in part_of]
+        if op.type == NORM:
+            part_of[op] = [op]
+        elif op.type in _CHEAP and before:
+            part_of[op] = before[0]
+            before[0].append(op)
+    yield from (part for op, part in part_of.items() if op.type == NORM)
