@@ -256,7 +256,7 @@ def test_sums_of_accumulated_gradients_are_counted():
 def test_with_recompute_the_ends_of_units_are_kept():
     """The first part begins at the images; random numbers of dropout are not of the batch."""
     model = {"model": "tiny:residual_network"}
-    kept = memory_of(model=model)
+    kept = memory_of(model=model | {"recompute": "none"})
     blocks = memory_of(model=model | {"recompute": "blocks"})
     # Per image, float32: the image, the first two units' results, the ReLU behind the last one.
     maps = 16 * 16 * 3 + 3 * 16 * 16 * 32

@@ -90,7 +90,7 @@ def build_forward_backward(config: Config, group: Group, dataset: AnyDataset) ->
         losses.total,
         variables,
         inputs=pixels,
-        kind=config.model.recompute,
+        config=config.model,
         gate_gradients=False,
     )
     return _create_target("Forward-backward", tf.linalg.global_norm(gradients), stream)

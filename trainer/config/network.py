@@ -63,11 +63,12 @@ class ModelConfig(Checked):
         elsewhere=("dtype", "amp", "fp16", "use_fp16"),
     )
     recompute: str = flag(
-        "none",
+        "auto",
         "Activations that the backward pass computes again instead of the forward pass keeping "
         "them, for larger batches; the same bits. norms: BN and activation functions; blocks: all "
-        "within residual units.",
-        choices=("none", "norms", "blocks"),
+        "within residual units; auto: BN and ReLU where that takes no time, by the compiled "
+        "kernels for CPUs.",
+        choices=("auto", "none", "norms", "blocks"),
         changes_training=False,
         elsewhere=("checkpoint_activations", "grad_checkpointing", "gradient_checkpointing"),
     )
@@ -101,7 +102,7 @@ class ModelConfig(Checked):
         super().__post_init__()
         if self.xla_scope != "graph" and not self.xla:
             raise ConfigError(f"--xla_scope: must be given with --xla, got {self.xla_scope!r}")
-        if self.recompute != "none" and self.xla:
+        if self.recompute in ("norms", "blocks") and self.xla:
             raise ConfigError(
                 "--recompute: must be none with --xla, which may merge the copies, got "
                 f"{self.recompute!r}"

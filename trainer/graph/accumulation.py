@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
+from trainer.graph.initial_values import create_zeros
+
 
 class Accumulator:
     """Means of tensors over the batches of an update.
@@ -42,5 +44,8 @@ class Accumulator:
     def build_reset(self) -> tf.Operation:
         """Adds what sets the sums to 0: before a run's first batch, at the end of each update."""
         return tf.group(
-            *(total.assign(tf.zeros_like(total), read_value=False) for total in self._sums)
+            *(
+                total.assign(create_zeros(total.shape, total.dtype), read_value=False)
+                for total in self._sums
+            )
         )

@@ -69,7 +69,7 @@ def estimate(config: Config, num_classes: int) -> TrainingMemory:
         each = losses.build_cross_entropy(logits, labels, loss=config.optimizer.loss)
         forward = graph.get_operations()
         of_all, recomputed = recompute.compute_gradients(
-            tf.reduce_mean(each), trained, inputs=images, kind=config.model.recompute
+            tf.reduce_mean(each), trained, inputs=images, config=config.model
         )
         found = zip(of_all, trained, strict=True)
         # A variable that the loss does not use has none.

@@ -20,9 +20,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
+from tensorflow.core.framework import attr_value_pb2
 
+from trainer.config import ModelConfig
 from trainer.graph import scopes
-from trainer.graph.recomputed_parts import NORM, find_cheap_parts, find_units
+from trainer.graph.recomputed_parts import (
+    NORM,
+    find_cheap_parts,
+    find_free_parts,
+    find_units,
+    is_compiled,
+)
 
 # What reads a shape, not numbers.
 SHAPE_READERS = frozenset(("Shape", "ShapeN", "Size", "Rank"))
@@ -43,8 +51,8 @@ class Recomputed(NamedTuple):
     most_bytes: int
 
     def describe(self, kind: str) -> tuple[str, ...]:
-        """Returns a line about what the flag does with this network; none for kind `none`."""
-        if kind == "none":
+        """Returns a line about what the flag does with this network, if it was given."""
+        if kind in ("auto", "none"):
             return ()
         parts = {"norms": "groups of BN and activation functions", "blocks": "residual units"}[kind]
         if self.parts == 0:
@@ -60,7 +68,7 @@ def compute_gradients(
     variables: Sequence[tf.Variable],
     *,
     inputs: tf.Tensor,
-    kind: str,
+    config: ModelConfig,
     gate_gradients: bool = True,
 ) -> tuple[list[tf.Tensor | None], Recomputed]:
     """Adds the gradients of a loss, of which some activations are computed again.
@@ -69,7 +77,7 @@ def compute_gradients(
       loss: float32 [].
       variables: variables to differentiate by.
       inputs: the network's input: what depends on it are activations.
-      kind: value of --recompute.
+      config: has --recompute.
       gate_gradients: see `tf.gradients`.
 
     Returns:
@@ -78,14 +86,18 @@ def compute_gradients(
     """
     graph = loss.graph
     forward = graph.get_operations()
-    if kind == "none":
+    if config.recompute == "none" or config.xla:
         gradients = tf.gradients(loss, variables, gate_gradients=gate_gradients)
         return gradients, Recomputed(0, 0, 0)
     seed = tf.ones_like(loss)
     gradients = tf.gradients(loss, variables, [seed], gate_gradients=gate_gradients)
     backward = graph.get_operations()[len(forward) :]
     activations = _list_between(forward, inputs, loss)
-    find_parts = {"norms": find_cheap_parts, "blocks": find_units}[kind]
+    find_parts = {
+        "auto": find_free_parts,
+        "norms": find_cheap_parts,
+        "blocks": find_units,
+    }[config.recompute]
     readers = _find_readers(backward, seed.op)
     of_batch = {inputs.op, *activations}
     parts = [_Part(part, of_batch, readers) for part in find_parts(activations)]
@@ -225,6 +237,10 @@ class _Part:
             for source in op.inputs
         ]
         attributes = {name: value for name, value in op.node_def.attr.items() if name != "_class"}
+        if is_compiled(op):
+            # With statistics that it is given it makes the same bits as with those of the batch.
+            sources[3:] = op.outputs[3:5]
+            attributes["is_training"] = attr_value_pb2.AttrValue(b=False)
         with _alone(op.device):
             return op.graph.create_op(
                 op.type,

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import tensorflow as tf
 
 NORM = "FusedBatchNormV3"
+_COMPILED_GRADIENT = "SlimHorovodNormGradient"  # Of BN: see cpu_kernels/gradients.py.
 _SUMS = ("Add", "AddV2", "AddN")
 # What may follow on BN and takes little time beside a convolution: memory limits it.
 _CHEAP = frozenset(("Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Mul", "Cast"))
@@ -48,3 +49,28 @@ def find_cheap_parts(activations: Sequence[tf.Operation]) -> Iterator[list[tf.Op
             part_of[op] = before[0]
             before[0].append(op)
     yield from (part for op, part in part_of.items() if op.type == NORM)
+
+
+def find_free_parts(activations: Sequence[tf.Operation]) -> Iterator[list[tf.Operation]]:
+    """Yields those layers of BN that take no time, with the ReLU that follows on each.
+
+    They are compiled, and have their statistics by then. That the forward pass does not write to
+    memory what nothing keeps makes up for what the backward pass computes (docs/experiments.md).
+    """
+    for part in find_cheap_parts(activations):
+        norm, *behind = part
+        if is_compiled(norm) and all(op.type == "Relu" for op in behind):
+            yield part
+
+
+def is_compiled(op: tf.Operation) -> bool:
+    """Returns whether an operation is BN by the statistics of a batch, and will be compiled.
+
+    Its gradient is compiled then: TensorFlow's would need an output that only its own BN has.
+    """
+    return (
+        op.type == NORM
+        and op.get_attr("is_training")
+        and op.get_attr("exponential_avg_factor") == 1
+        and any(reader.type == _COMPILED_GRADIENT for reader in op.outputs[3].consumers())
+    )

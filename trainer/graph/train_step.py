@@ -255,7 +255,7 @@ def _compute_gradients(
     """
     variables = selection.trained_variables()
     gradients, recomputed = recompute.compute_gradients(
-        loss, variables, inputs=inputs, kind=config.model.recompute
+        loss, variables, inputs=inputs, config=config.model
     )
     pairs = zip(gradients, variables, strict=True)
     found = [(gradient, variable) for gradient, variable in pairs if gradient is not None]

@@ -19,6 +19,7 @@ from trainer.config import Config
 from trainer.cpu_kernels import library
 from trainer.distributed import Group
 from trainer.errors import ConfigError, UserError
+from trainer.graph.initial_values import build_initializer
 from trainer.graph.network import find_network
 from trainer.inputs.dataset import AnyDataset, SyntheticDataset, open_dataset
 from trainer.machine import memory, session
@@ -162,7 +163,7 @@ def _measure(
     with tf.Graph().as_default() as pass_graph:
         tf1.set_random_seed(config.run.seed)
         target = targets.PASSES[name](config, group, _open_dataset(config, name))
-        initializer = tf1.global_variables_initializer()
+        initializer = build_initializer()
         pass_graph.finalize()
     session_config = session.create_config(model=config.model)
     memory.reset_peak()

@@ -17,6 +17,7 @@ from trainer.cpu_kernels import library
 from trainer.distributed import Group
 from trainer.graph import learning_rate, moving_statistics, precision, scopes, train_step
 from trainer.graph.evaluation import EvaluationGraph, build_evaluation_graph
+from trainer.graph.initial_values import build_initializer
 from trainer.graph.network import find_network
 from trainer.graph.selection import Selection
 from trainer.inputs import synthetic
@@ -230,8 +231,7 @@ def _build(
             fine_tuning=config.fine_tuning,
             head=Head(dataset.info.class_names, config.optimizer.loss),
         )
-        with tf.name_scope(scopes.START):
-            initializer = tf1.global_variables_initializer()
+        initializer = build_initializer()
         main_graph.finalize()
     phases.finish("graph")
     tell_phase("setting the variables", rank=rank)

@@ -26,7 +26,7 @@ def explain_shortage(config: Config, *, trains: bool) -> Iterator[None]:
             raise
         remedies = ["a smaller --batch_size"]
         if trains:
-            if config.model.recompute == "none" and not config.model.xla:
+            if config.model.recompute != "blocks" and not config.model.xla:
                 remedies.append("--recompute=blocks")
             remedies.append("--accumulate_steps to have as many images per update")
         if config.model.precision == "float32":
