@@ -218,6 +218,42 @@ def test_what_would_take_time_is_kept_by_default():
     assert not [op for op in graph.get_operations() if op.name.startswith(scopes.RECOMPUTED)]
 
 
+def gradients_behind_padding(kind):
+    """Gradients of a unit that pads between its convolutions, as slim does; kinds of copies."""
+    rng = np.random.default_rng(0)
+
+    def convolve(maps, channels, stride=1):
+        shape = [3, 3, maps.shape[3], channels]
+        kernel = tf1.Variable(rng.normal(size=shape), dtype=tf.float32, use_resource=True)
+        return tf.nn.conv2d(maps, kernel, stride, "VALID" if stride > 1 else "SAME")
+
+    with tf.Graph().as_default() as graph, tf1.Session(config=session.create_config()) as run:
+        images = tf.constant(rng.normal(size=(8, 16, 16, 32)), tf.float32) * tf1.Variable(1.0)
+        first = convolve(images, 32)
+        maps, *_ = tf1.nn.fused_batch_norm(first, tf.ones([32]), tf.zeros([32]))
+        padded = tf.pad(tf.nn.relu(maps), [[0, 0], [1, 1], [1, 1], [0, 0]])
+        unit = convolve(padded, 32, stride=2) + tf.nn.max_pool2d(first, 2, 2, "VALID")
+        last = unit + convolve(unit, 32)
+        gradients, _ = recompute.compute_gradients(
+            tf.reduce_mean(tf.square(last)),
+            tf1.trainable_variables()[1:],
+            inputs=images,
+            config=configuration(kind).model,
+        )
+        run.run(tf1.global_variables_initializer())
+        again = [op for op in graph.get_operations() if op.name.startswith(scopes.RECOMPUTED)]
+        return run.run(gradients), {op.type for op in again}
+
+
+def test_padding_that_a_gradient_reads_is_kept():
+    expected, none = gradients_behind_padding("none")
+    gradients, copied = gradients_behind_padding("blocks")
+    assert not none
+    assert "FusedBatchNormV3" in copied
+    assert "Pad" not in copied
+    assert all(map(np.array_equal, gradients, expected))
+
+
 def test_flops_are_those_of_the_definition():
     def count(kind):
         config = configuration(kind, dataset="synthetic", augment="standard")

@@ -16,6 +16,7 @@ of variables that exist, which slim's layers, made inside, are not.
 
 import collections
 import contextlib
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ from trainer.graph.recomputed_parts import (
     is_compiled,
 )
 
+_PADS = frozenset(("Pad", "PadV2"))
 # What reads a shape, not numbers.
 SHAPE_READERS = frozenset(("Shape", "ShapeN", "Size", "Rank"))
 
@@ -98,12 +100,36 @@ def compute_gradients(
         "norms": find_cheap_parts,
         "blocks": find_units,
     }[config.recompute]
-    readers = _find_readers(backward, seed.op)
     of_batch = {inputs.op, *activations}
-    parts = [_Part(part, of_batch, readers) for part in find_parts(activations)]
-    copies = [copied for part in parts if (copied := part.reroute())]
-    sizes = [count_bytes([t for op in part for t in op.outputs]) for part in copies]
-    return gradients, Recomputed(len(copies), sum(map(len, copies)), max(sizes, default=0))
+    readers = _find_readers(backward, seed.op)
+    copies = _copy_parts(find_parts(activations), of_batch, readers)
+    # What takes no time is not kept from its copy's turn to the gradient that reads it, either.
+    readers = _find_readers(backward, seed.op) if config.recompute == "blocks" else {}
+    of_batch |= {op for part in copies for op in part}
+    within = [_copy_parts(find_free_parts(part), of_batch, readers) for part in copies]
+    sizes = [_count_at_a_time(*each) for each in zip(copies, within, strict=True)]
+    operations = sum(len(part) for part in itertools.chain(copies, *within))
+    return gradients, Recomputed(len(copies), operations, max(sizes, default=0))
+
+
+def _copy_parts(
+    parts: Iterable[list[tf.Operation]],
+    of_batch: set[tf.Operation],
+    readers: dict[tf.Operation, list["_Reader"]],
+) -> list[list[tf.Operation]]:
+    """Gives readers copies of parts, and lists the copies of each part that has any."""
+    all_parts = [_Part(part, of_batch, readers) for part in parts]
+    return [copied for part in all_parts if (copied := part.reroute())]
+
+
+def _count_at_a_time(part: Sequence[tf.Operation], within: Sequence[Sequence[tf.Operation]]) -> int:
+    """Returns the bytes of a part's copies, of which some were copied again, one after another."""
+
+    def count(operations: Iterable[tf.Operation]) -> int:
+        return count_bytes(tensor for op in operations for tensor in op.outputs)
+
+    again = [count(operations) for operations in within]
+    return count(part) - sum(again) + max(again, default=0)
 
 
 def count_bytes(tensors: Iterable[tf.Tensor]) -> int:
@@ -172,7 +198,8 @@ class _Part:
     ) -> None:
         self._own = {op for op in operations if _can_be_copied(op)}
         self._of_batch = of_batch
-        found = (reader for op in self._own for reader in readers.get(op, ()))
+        self._read = {op for op in self._own if readers.get(op)}
+        found = (reader for op in self._read for reader in readers[op])
         self._readers = sorted(found, key=lambda reader: (reader.number, reader.position))
         self._copies: dict[tf.Operation, tf.Operation] = {}
         self._kept: dict[object, tf.Tensor] = {}
@@ -203,7 +230,7 @@ class _Part:
             return False
         # Without another reader of their results, padding would become a part of the convolution
         # behind it, and a convolution one of BN by moving averages behind it: both round otherwise.
-        if tensor.op.type in ("Pad", "PadV2"):
+        if tensor.op.type in _PADS:
             return False
         others = [op for op in tensor.consumers() if op in self._of_batch]
         return not all(op.type == NORM and not op.get_attr("is_training") for op in others)
@@ -227,7 +254,8 @@ class _Part:
         return self._copies[tensor.op].outputs[tensor.value_index]
 
     def _is_copied(self, tensor: tf.Tensor) -> bool:
-        return tensor.op in self._own and (tensor.shape.rank or 0) > 1
+        is_kept = tensor.op.type in _PADS and tensor.op in self._read  # See `_is_rerouted`.
+        return tensor.op in self._own and (tensor.shape.rank or 0) > 1 and not is_kept
 
     def _create_copy(self, op: tf.Operation) -> tf.Operation:
         sources = [
@@ -237,7 +265,7 @@ class _Part:
             for source in op.inputs
         ]
         attributes = {name: value for name, value in op.node_def.attr.items() if name != "_class"}
-        if is_compiled(op):
+        if op.type == NORM and op.get_attr("is_training") and is_compiled(op):
             # With statistics that it is given it makes the same bits as with those of the batch.
             sources[3:] = op.outputs[3:5]
             attributes["is_training"] = attr_value_pb2.AttrValue(b=False)

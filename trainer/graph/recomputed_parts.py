@@ -64,13 +64,12 @@ def find_free_parts(activations: Sequence[tf.Operation]) -> Iterator[list[tf.Ope
 
 
 def is_compiled(op: tf.Operation) -> bool:
-    """Returns whether an operation is BN by the statistics of a batch, and will be compiled.
+    """Returns whether an operation is BN by the statistics of this batch, and will be compiled.
 
     Its gradient is compiled then: TensorFlow's would need an output that only its own BN has.
     """
-    return (
-        op.type == NORM
-        and op.get_attr("is_training")
-        and op.get_attr("exponential_avg_factor") == 1
-        and any(reader.type == _COMPILED_GRADIENT for reader in op.outputs[3].consumers())
-    )
+    if op.type != NORM or op.get_attr("exponential_avg_factor") != 1:
+        return False
+    # A copy has the statistics of what it is a copy of.
+    statistics = op.outputs[3] if op.get_attr("is_training") else op.inputs[3]
+    return any(reader.type == _COMPILED_GRADIENT for reader in statistics.consumers())
