@@ -1,8 +1,8 @@
 """Zeros that variables begin with, which take memory once.
 
 TensorFlow's graph optimizers compute what depends on constants alone before the first run, and
-keep it for as long as the session lives. A `tf.zeros` of any size is such a constant: beside the
-slots of an update rule there would be as many zeros again, 98 MiB for resnet_v2_50 with momentum.
+keep it for as long as the session lives. A `tf.zeros` of up to 10 MiB is such a constant: beside
+the slots of an update rule there would be about as many zeros again (docs/experiments.md).
 So zeros are made by an operation that TensorFlow takes for one with a state, and leaves alone.
 """
 
