@@ -27,6 +27,7 @@ import tensorflow.compat.v1 as tf1
 from trainer import distributed
 from trainer.config import Config, DataConfig, ModelConfig, RunConfig
 from trainer.graph import train_step
+from trainer.graph.initial_values import build_initializer
 from trainer.inputs.dataset import open_dataset
 from trainer.machine.session import create_config
 from trainer.plan import create_plan
@@ -76,7 +77,7 @@ def create_steps(logdir: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
         dataset = open_dataset(config.data, num_classes=_CLASSES)
         built = train_step.build_train_graph(config, group, dataset)
         session = tf1.Session(config=create_config())
-        session.run(tf1.global_variables_initializer())
+        session.run(build_initializer())
         session.run(built.broadcast_op)
         session.run(built.stream.initializer, {built.stream.start_step: 0})
     run_step = built.create_step(session)

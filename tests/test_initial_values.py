@@ -1,6 +1,7 @@
 """Initial values: those of TensorFlow's own initializer, without zeros that stay in memory."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
@@ -14,12 +15,12 @@ from trainer.machine import session
 LARGE = 1024  # Elements: the filters of tiny:residual_network have 9,216.
 
 
-def run_initially(build_initializer):
+def run_initially(build_initializer, optimizer):
     """Initial values of a training graph, and the sizes of constants in the graph that ran."""
     config = Config(
         model=ModelConfig(model="tiny:residual_network"),
         data=DataConfig(dataset="tiny:dataset", image_size=16, batch_size=8),
-        optimizer=OptimizerConfig(optimizer="adam"),
+        optimizer=OptimizerConfig(optimizer=optimizer),
     )
     with tf.Graph().as_default():
         tf1.set_random_seed(1)
@@ -45,13 +46,16 @@ def list_constants(run, operation):
     ]
 
 
-def test_values_are_those_of_tensorflows_initializer_and_zeros_are_no_constants():
-    expected, folded = run_initially(tf1.global_variables_initializer)
-    values, constants = run_initially(initial_values.build_initializer)
+@pytest.mark.parametrize(
+    ("optimizer", "slot", "number"), [("adam", "Adam", 0), ("rmsprop", "RMSProp", 1)]
+)
+def test_values_are_those_of_tensorflows_initializer_and_are_no_constants(optimizer, slot, number):
+    expected, folded = run_initially(tf1.global_variables_initializer, optimizer)
+    values, constants = run_initially(initial_values.build_initializer, optimizer)
     assert values.keys() == expected.keys()
     assert all(np.array_equal(values[name], value) for name, value in expected.items())
-    slots = [value for name, value in values.items() if name.endswith("/Adam")]
-    assert any(value.size > LARGE and not value.any() for value in slots)
+    slots = [value for name, value in values.items() if name.endswith(f"/{slot}")]
+    assert any(value.size > LARGE and np.all(value == number) for value in slots)
     assert max(folded) > LARGE  # Else there would be nothing to mend.
     assert max(constants) <= LARGE
 

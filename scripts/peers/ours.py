@@ -13,6 +13,7 @@ from peers.protocol import Case, Prepared, serve
 from trainer import distributed
 from trainer.benchmark import passes
 from trainer.config import Config, DataConfig, ModelConfig
+from trainer.graph.initial_values import build_initializer
 from trainer.inputs.dataset import open_dataset
 from trainer.machine import session
 from trainer.process import settings
@@ -30,7 +31,7 @@ def prepare(case: Case, *, xla: bool) -> Prepared:
             config, distributed.Group(), open_dataset(data, num_classes=None)
         )
         run = tf1.Session(config=session.create_config(model=model))
-        run.run(tf1.global_variables_initializer())
+        run.run(build_initializer())
         run.run(target.begin)
         run.run(target.stream.initializer, {target.stream.start_step: 0})
         parameters = sum(v.shape.num_elements() for v in tf1.trainable_variables())

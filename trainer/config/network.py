@@ -104,6 +104,6 @@ class ModelConfig(Checked):
             raise ConfigError(f"--xla_scope: must be given with --xla, got {self.xla_scope!r}")
         if self.recompute in ("norms", "blocks") and self.xla:
             raise ConfigError(
-                "--recompute: must be none with --xla, which may merge the copies, got "
+                "--recompute: must be auto or none with --xla, which may merge the copies, got "
                 f"{self.recompute!r}"
             )

@@ -18,12 +18,25 @@ def create_zeros(shape: tf.Tensor | tf.TensorShape, dtype: tf.DType) -> tf.Tenso
 
 
 def build_initializer() -> tf.Operation:
-    """Adds what sets all global variables to their initial values to the default graph."""
+    """Adds what sets all global variables to their initial values to the default graph.
+
+    Their own initializers, which it consists of, get the zeros, too.
+    """
     variables = tf1.global_variables()
     with tf.name_scope(scopes.START):
         for variable in variables:
             assign = variable.initializer
             value = assign.inputs[1]
-            if value.op.type == "Fill" and tf.get_static_value(value.op.inputs[1]) == 0:
-                assign._update_input(1, create_zeros(value.op.inputs[0], value.dtype))
+            if _is_foldable(value):
+                shape, element = value.op.inputs
+                assign._update_input(1, create_zeros(shape, value.dtype) + element)
         return tf1.variables_initializer(variables)
+
+
+def _is_foldable(value: tf.Tensor) -> bool:
+    """Returns whether a value is one number in a known shape, as zeros are, or RMSProp's ones."""
+    if value.op.type != "Fill" or not (value.dtype.is_floating or value.dtype.is_integer):
+        return False
+    shape, element = value.op.inputs
+    known = tf.get_static_value(shape), tf.get_static_value(element)
+    return shape.dtype == tf.int32 and all(each is not None for each in known)

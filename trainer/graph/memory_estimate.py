@@ -38,8 +38,11 @@ class TrainingMemory:
 
     @property
     def total(self) -> int:
-        """Their sum: a step needs more, for what lives shortly, and for the libraries."""
-        return sum(dataclasses.astuple(self))
+        """Their sum without `recomputed`, which is there when some activations are not any more.
+
+        A step needs more, for what lives shortly, and for the libraries.
+        """
+        return sum(dataclasses.astuple(self)) - self.recomputed
 
 
 def estimate(config: Config, num_classes: int) -> TrainingMemory:

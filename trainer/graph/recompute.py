@@ -1,10 +1,10 @@
 """--recompute: activations that are computed again in the backward pass, and not kept until then.
 
 The backward pass is built as always. Then its operations are given copies of what they read of the
-forward pass: operations of the same kinds and attributes, on the same weights, which begin at a
-tensor that is kept. A copy waits until the first gradient that needs it is about to be used, so
-that the tensors of one residual unit are in memory at a time (arXiv:1604.06174). The same
-operations on the same numbers give the same bits.
+forward pass: operations of the same kinds, on the same weights, which begin at a tensor that is
+kept. Compiled BN gets the statistics that it found the first time. A copy waits until the first
+gradient that needs it is about to be used, so that the tensors of one residual unit are in memory
+at a time (arXiv:1604.06174). The same operations on the same numbers give the same bits.
 
 Updates of moving statistics, random numbers, collectives, and whatever else has a state are no part
 of a copy: what they gave the first time is used again, so they happen once.
@@ -45,7 +45,7 @@ class Recomputed(NamedTuple):
       parts: number of parts, each of which is computed again as a whole: residual units, or groups
         of cheap operations.
       operations: number of operations that run again.
-      most_bytes: size of all tensors of the largest part: there is one part at a time.
+      most_bytes: size of what is there of the largest part at a time.
     """
 
     parts: int
@@ -53,7 +53,7 @@ class Recomputed(NamedTuple):
     most_bytes: int
 
     def describe(self, kind: str) -> tuple[str, ...]:
-        """Returns a line about what the flag does with this network, if it was given."""
+        """Returns a line about what the flag does with this network, if it names parts."""
         if kind in ("auto", "none"):
             return ()
         parts = {"norms": "groups of BN and activation functions", "blocks": "residual units"}[kind]
@@ -79,7 +79,7 @@ def compute_gradients(
       loss: float32 [].
       variables: variables to differentiate by.
       inputs: the network's input: what depends on it are activations.
-      config: has --recompute.
+      config: what is computed again; nothing with XLA.
       gate_gradients: see `tf.gradients`.
 
     Returns:
@@ -88,7 +88,9 @@ def compute_gradients(
     """
     graph = loss.graph
     forward = graph.get_operations()
-    if config.recompute == "none" or config.xla:
+    # Joined layers of BN have another gradient, and one worker's memory stands for that of many.
+    is_off = config.recompute == "auto" and config.sync_batch_norm
+    if config.recompute == "none" or config.xla or is_off:
         gradients = tf.gradients(loss, variables, gate_gradients=gate_gradients)
         return gradients, Recomputed(0, 0, 0)
     seed = tf.ones_like(loss)
@@ -103,7 +105,7 @@ def compute_gradients(
     of_batch = {inputs.op, *activations}
     readers = _find_readers(backward, seed.op)
     copies = _copy_parts(find_parts(activations), of_batch, readers)
-    # What takes no time is not kept from its copy's turn to the gradient that reads it, either.
+    # Of copied units, what takes no time is copied once more, or it would wait for its gradient.
     readers = _find_readers(backward, seed.op) if config.recompute == "blocks" else {}
     of_batch |= {op for part in copies for op in part}
     within = [_copy_parts(find_free_parts(part), of_batch, readers) for part in copies]
@@ -126,7 +128,8 @@ def _count_at_a_time(part: Sequence[tf.Operation], within: Sequence[Sequence[tf.
     """Returns the bytes of a part's copies, of which some were copied again, one after another."""
 
     def count(operations: Iterable[tf.Operation]) -> int:
-        return count_bytes(tensor for op in operations for tensor in op.outputs)
+        tensors = (tensor for op in operations for tensor in op.outputs)
+        return count_bytes(tensor for tensor in tensors if not _is_fused(tensor))
 
     again = [count(operations) for operations in within]
     return count(part) - sum(again) + max(again, default=0)
@@ -135,6 +138,12 @@ def _count_at_a_time(part: Sequence[tf.Operation], within: Sequence[Sequence[tf.
 def count_bytes(tensors: Iterable[tf.Tensor]) -> int:
     """Returns the size of tensors; those of unknown shape, as of BN's reserve, have none."""
     return sum((tensor.shape.num_elements() or 0) * tensor.dtype.size for tensor in tensors)
+
+
+def _is_fused(tensor: tf.Tensor) -> bool:
+    """Returns whether a tensor never is in memory: it is BN's result, before the ReLU alone."""
+    readers = [reader.type for reader in tensor.consumers()]
+    return tensor.op.type == NORM and readers == ["Relu"]
 
 
 def _list_between(

@@ -190,7 +190,6 @@ def _describe_memory(config: Config, memory: TrainingMemory) -> str:
             f"activations of {data.batch_size} images in {config.model.precision}",
             memory.activations,
         ),
-        (f"what --recompute={config.model.recompute} has at a time", memory.recomputed),
         ("variables", memory.variables),
         ("gradients", memory.gradients),
         (f"slots of {update.optimizer}", memory.slots),
@@ -198,9 +197,13 @@ def _describe_memory(config: Config, memory: TrainingMemory) -> str:
         ("sums of --accumulate_steps", memory.sums),
     ]
     told = " + ".join(f"{name} {size / 2**20:,.0f}" for name, size in parts if size)
+    again = ""
+    if memory.recomputed:
+        mib = memory.recomputed / 2**20
+        again = f" (up to {mib:,.0f} by --recompute={config.model.recompute})"
     return (
         f"training keeps at least {memory.total / 2**20:,.0f} MiB per worker: {told}; libraries, "
-        "the input and what lives shortly come on top"
+        f"the input and what lives shortly{again} come on top"
     )
 
 
