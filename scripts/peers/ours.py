@@ -6,16 +6,9 @@ usage: python -m peers.ours plain|xla
 import functools
 import sys
 
-import tensorflow as tf
-import tensorflow.compat.v1 as tf1
-
 from peers.protocol import Case, Prepared, serve
-from trainer import distributed
-from trainer.benchmark import passes
 from trainer.config import Config, DataConfig, ModelConfig
-from trainer.graph.initial_values import build_initializer
-from trainer.inputs.dataset import open_dataset
-from trainer.machine import session
+from trainer.machine.loading import load_tensorflow
 from trainer.process import settings
 
 _PASSES = {"forward": "forward", "train": "train_step"}
@@ -26,6 +19,15 @@ def prepare(case: Case, *, xla: bool) -> Prepared:
     data = DataConfig(dataset="synthetic", batch_size=case.batch_size, image_size=case.image_size)
     model = ModelConfig(precision=case.precision, xla=xla)
     config = Config(mode="benchmark", data=data, model=model)
+    import tensorflow as tf
+    import tensorflow.compat.v1 as tf1
+
+    from trainer import distributed
+    from trainer.benchmark import passes
+    from trainer.graph.initial_values import build_initializer
+    from trainer.inputs.dataset import open_dataset
+    from trainer.machine import session
+
     with tf.Graph().as_default():
         target = passes.PASSES[_PASSES[case.task]](
             config, distributed.Group(), open_dataset(data, num_classes=None)
@@ -44,5 +46,6 @@ def prepare(case: Case, *, xla: bool) -> Prepared:
 
 
 if __name__ == "__main__":
-    settings.restart_with_settings()  # As `python -m trainer` does.
+    settings.restart_with_settings()  # As `python -m trainer` does, which has no Keras either.
+    load_tensorflow(Config())
     serve(functools.partial(prepare, xla=sys.argv[1] == "xla"))

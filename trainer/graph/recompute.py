@@ -93,7 +93,7 @@ def compute_gradients(
     if config.recompute == "none" or config.xla or is_off:
         gradients = tf.gradients(loss, variables, gate_gradients=gate_gradients)
         return gradients, Recomputed(0, 0, 0)
-    seed = tf.ones_like(loss)
+    seed = tf.ones_like(loss, name=f"{scopes.GRADIENTS}seed")
     gradients = tf.gradients(loss, variables, [seed], gate_gradients=gate_gradients)
     backward = graph.get_operations()[len(forward) :]
     activations = _list_between(forward, inputs, loss)
@@ -283,7 +283,7 @@ class _Part:
                 op.type,
                 sources,
                 [result.dtype for result in op.outputs],
-                name=op.name,
+                name=op.name.removeprefix(scopes.RECOMPUTED),
                 attrs=attributes,
                 op_def=op.op_def,
             )

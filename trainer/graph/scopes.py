@@ -7,7 +7,7 @@ The slash lets several calls put operations into the same scope. Variables that 
 INPUTS = "inputs/"
 LOSSES = "losses/"
 GRADIENTS = "gradients/"
-RECOMPUTED = "recomputed/"
+RECOMPUTED = "gradients/recomputed/"
 UPDATE = "update/"
 CHECKS = "update/checks/"
 HISTOGRAMS = "update/histograms/"
