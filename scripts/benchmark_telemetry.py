@@ -29,7 +29,7 @@ from trainer.config import Config, DataConfig, ModelConfig, RunConfig
 from trainer.graph import train_step
 from trainer.graph.initial_values import build_initializer
 from trainer.inputs.dataset import open_dataset
-from trainer.machine.session import create_config
+from trainer.machine.session import open_session
 from trainer.plan import create_plan
 from trainer.run.monitor import create_monitor
 from trainer.telemetry import tags
@@ -76,7 +76,7 @@ def create_steps(logdir: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
     with tf.Graph().as_default():
         dataset = open_dataset(config.data, num_classes=_CLASSES)
         built = train_step.build_train_graph(config, group, dataset)
-        session = tf1.Session(config=create_config())
+        session = open_session()
         session.run(build_initializer())
         session.run(built.broadcast_op)
         session.run(built.stream.initializer, {built.stream.start_step: 0})

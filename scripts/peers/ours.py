@@ -32,7 +32,7 @@ def prepare(case: Case, *, xla: bool) -> Prepared:
         target = passes.PASSES[_PASSES[case.task]](
             config, distributed.Group(), open_dataset(data, num_classes=None)
         )
-        run = tf1.Session(config=session.create_config(model=model))
+        run = session.open_session(model=model)
         run.run(build_initializer())
         run.run(target.begin)
         run.run(target.stream.initializer, {target.stream.start_step: 0})

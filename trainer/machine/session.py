@@ -6,7 +6,7 @@ from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
 from trainer.config import ModelConfig
 from trainer.cpu_kernels import library
 from trainer.errors import UserError
-from trainer.machine import cores
+from trainer.machine import cores, library_pages
 from trainer.process import launcher
 
 
@@ -87,6 +87,29 @@ def create_config(
     else:  # XLA fuses BN itself, and can't compile our operations.
         library.add_optimizer(config.graph_options.rewrite_options)
     return config
+
+
+def open_session(
+    *,
+    local_rank: int = 0,
+    local_size: int = 1,
+    model: ModelConfig = ModelConfig(),  # noqa: B008
+) -> tf.compat.v1.Session:
+    """Opens a session for the default graph, which is complete.
+
+    What the libraries needed to get this far is no longer part of the process's memory.
+
+    Args:
+      local_rank: as in `create_config`.
+      local_size: as in `create_config`.
+      model: as in `create_config`.
+
+    Raises:
+      UserError: there are GPUs, but fewer than workers.
+    """
+    config = create_config(local_rank=local_rank, local_size=local_size, model=model)
+    library_pages.give_back()
+    return tf.compat.v1.Session(config=config)
 
 
 def _limit_optimizers(options: RewriterConfig) -> None:

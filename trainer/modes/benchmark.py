@@ -165,12 +165,12 @@ def _measure(
         target = targets.PASSES[name](config, group, _open_dataset(config, name))
         initializer = build_initializer()
         pass_graph.finalize()
-    session_config = session.create_config(model=config.model)
-    memory.reset_peak()
     with (
-        tf1.Session(graph=pass_graph, config=session_config) as pass_session,
+        pass_graph.as_default(),
+        session.open_session(model=config.model) as pass_session,
         target.stream.explain_errors(),
     ):
+        memory.reset_peak()
         pass_session.run(initializer)
         pass_session.run(target.begin)
         pass_session.run(target.stream.initializer, {target.stream.start_step: 0})

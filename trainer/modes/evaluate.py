@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
-import tensorflow.compat.v1 as tf1
 
 from trainer import distributed
 from trainer.checkpoints import layout, restore, search
@@ -19,7 +18,7 @@ from trainer.errors import ConfigError, UserError
 from trainer.graph.evaluation import build_evaluation_graph
 from trainer.inputs import synthetic
 from trainer.inputs.dataset import AnyDataset, DatasetInfo, SyntheticDataset, open_dataset
-from trainer.machine.session import create_config
+from trainer.machine.session import open_session
 from trainer.run import outputs
 from trainer.run.evaluation import Evaluation, Observer, evaluate, write_scalars
 from trainer.run.evaluation_details import EvaluationDetails, EvaluationPredictions
@@ -162,12 +161,10 @@ class _Evaluator:
             with tf.Graph().as_default() as main_graph:
                 self._graph = build_evaluation_graph(config, group, self._dataset)
                 self._variables = restore.network_variables()
-                self._session = tf1.Session(
-                    config=create_config(
-                        local_rank=group.worker.local_rank,
-                        local_size=group.worker.local_size,
-                        model=config.model,
-                    )
+                self._session = open_session(
+                    local_rank=group.worker.local_rank,
+                    local_size=group.worker.local_size,
+                    model=config.model,
                 )
                 self.load(prefix)
                 main_graph.finalize()

@@ -10,7 +10,6 @@ from typing import Any, TextIO
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-import tensorflow.compat.v1 as tf1
 from tqdm import tqdm
 
 from trainer.checkpoints import restore, search
@@ -155,7 +154,7 @@ def _classify(
         logits = classify(config, stream.batch.images, num_classes=num_classes)
         probabilities = build_probabilities(logits, config.optimizer.loss)
         fetches = (logits, probabilities, stream.batch.weights)
-        with tf1.Session(config=session.create_config(model=config.model)) as predict_session:
+        with session.open_session(model=config.model) as predict_session:
             restore.restore_weights(
                 predict_session,
                 prefix,

@@ -23,7 +23,7 @@ from trainer.graph.selection import Selection
 from trainer.inputs import synthetic
 from trainer.inputs.dataset import AnyDataset, DatasetInfo, open_dataset
 from trainer.machine import environment
-from trainer.machine.session import create_config
+from trainer.machine.session import open_session
 from trainer.plan import Plan, create_plan
 from trainer.process import start_up, texts
 from trainer.run import outputs
@@ -233,16 +233,13 @@ def _build(
         )
         initializer = build_initializer()
         main_graph.finalize()
-    phases.finish("graph")
-    tell_phase("setting the variables", rank=rank)
-    session = tf1.Session(
-        graph=main_graph,
-        config=create_config(
+        phases.finish("graph")
+        tell_phase("setting the variables", rank=rank)
+        session = open_session(
             local_rank=group.worker.local_rank,
             local_size=group.worker.local_size,
             model=config.model,
-        ),
-    )
+        )
     session.run(initializer)
     return Setup(
         dataset=dataset,
