@@ -171,7 +171,9 @@ def main() -> None:
     parser.add_argument("--exported", type=program.path, required=True, help="--export_dir")
     parser.add_argument("--checkpoint", required=True, help="prefix of the exported checkpoint")
     parser.add_argument("--onnx", type=program.path, help="--export_dir of --export_format=onnx")
-    parser.add_argument("--batch_sizes", default="1,32", help="%(default)s")
+    parser.add_argument(
+        "--batch_sizes", type=program.whole_numbers, default="1,32", help="%(default)s"
+    )
     parser.add_argument("--rounds", type=program.at_least(1), default=10, help="%(default)s")
     parser.add_argument(
         "--seconds", type=program.at_least(0, float), default=4.0, help="per turn; %(default)s"
@@ -181,7 +183,7 @@ def main() -> None:
     networks = [*itertools.product((_CHECKPOINT, _EXPORTED), "01")]
     networks += [] if options.onnx is None else [(_ONNX, "0")]
     processes = {each: start(*each, options) for each in networks}
-    for batch_size in map(int, options.batch_sizes.split(",")):
+    for batch_size in options.batch_sizes:
         turns: dict[tuple[str, str], list[Turn]] = {each: [] for each in processes}
         for connection in processes.values():
             for _ in range(2):

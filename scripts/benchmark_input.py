@@ -118,7 +118,9 @@ def compare(folder: str, rounds: int, seconds: float) -> None:
     split = open_tfrecord(config).train
     if split is None:
         raise UserError(f"--data_dir: {folder} has no train examples")
-    rows = TrainRows(config, split, Worker(), seed=0).create(np.arange(_IMAGES), decode=False)
+    # Without antialiasing JPEGs are decoded at full size, as the bare operations do.
+    bare_config = dataclasses.replace(config, resize="bilinear")
+    rows = TrainRows(bare_config, split, Worker(), seed=0).create(np.arange(_IMAGES), decode=False)
 
     def build_pipeline(resize: str) -> Pipeline:
         stream = opened[resize].build_train(Worker(), seed=0)

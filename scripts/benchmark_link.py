@@ -30,6 +30,7 @@ from shared.scale_model import Knobs, Work
 
 from trainer import timing
 from trainer.errors import UserError
+from trainer.process import files
 from trainer.process.keeper import unless_nohup
 
 _TRAINER = ("-m", "trainer", "--dataset=synthetic", "--checkpoint_every=0", "--log_every=5")
@@ -294,7 +295,7 @@ def main() -> None:
     where = f"{options.mbit:g} Mbit/s, {options.delay_ms:g} ms" if hosts else "one host"
     _print(where, work, measured, rows)
     content = {"mbit": options.mbit, "delay_ms": options.delay_ms, "rows": rows}
-    (options.out / "result.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    files.write_text(options.out / "result.json", json.dumps(content, indent=2))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from peers import contestants as contestants_lib
 from peers.contestants import OURS, Contestant
 
 from trainer.machine.load import LoadMeter
+from trainer.process import files
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PEERS = _ROOT / "scripts" / "peers"
@@ -226,9 +227,9 @@ def main() -> int:
                     contestant.close()
     result = {**dataclasses.asdict(plan), "environment": environment, "cases": cases}
     output = folder / "compare_peers.json"
-    output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    files.write_text(output, json.dumps(result, indent=2) + "\n")
     table = format_table(cases)
-    output.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
+    files.write_text(output.with_suffix(".md"), table + "\n")
     subprocess.run(
         [peers_python, _PEERS / "chart.py", output, output.with_suffix(".png")], check=True
     )

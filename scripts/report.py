@@ -22,6 +22,7 @@ from shared.run_logs import Curve, Run
 import numpy as np
 
 from trainer.errors import UserError
+from trainer.process import files
 
 if TYPE_CHECKING:  # At run time it is imported where it is needed, and may be missing.
     from matplotlib.axes import Axes
@@ -176,9 +177,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.out.suffix == ".png":
         run_table.draw_below(figure, runs)
-        figure.savefig(options.out, dpi=110)
+        with files.replacing(options.out) as temporary:
+            figure.savefig(temporary, dpi=110, format="png")
     else:
-        options.out.write_text(render_page(figure, runs), encoding="utf-8")
+        files.write_text(options.out, render_page(figure, runs))
     print(options.out)
 
 

@@ -54,17 +54,6 @@ _VARIANTS = {
 }
 
 
-def whole_numbers(text: str) -> tuple[int, ...]:
-    """Returns the rising whole numbers of a list with commas. For argparse."""
-    try:
-        numbers = tuple(sorted({int(word) for word in text.split(",")}))
-    except ValueError:
-        numbers = ()
-    if not numbers or numbers[0] < 1:
-        raise argparse.ArgumentTypeError(f"must be whole numbers from 1, as 1,2,4, got {text!r}")
-    return numbers
-
-
 def plan_runs(workers: Sequence[int], batch_size: int) -> list[tuple[int, int]]:
     """Returns (workers, batch per worker) of each run of a round: weak scaling, then strong.
 
@@ -200,7 +189,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     runs = commands.add_parser("run", help="train with each number of workers, and report")
-    runs.add_argument("--workers", type=whole_numbers, default=(1, 2), help="1,2 by default")
+    runs.add_argument(
+        "--workers", type=program.whole_numbers, default=(1, 2), help="1,2 by default"
+    )
     count = program.at_least(1)
     runs.add_argument("--batch_size", type=count, default=16, help="per worker; %(default)s")
     runs.add_argument("--steps", type=count, default=40, help="of a run; %(default)s")

@@ -238,6 +238,12 @@ def test_a_csv_file_of_something_else_is_refused(tmp_path):
     path.write_text("epoch,loss\n1,2\n")
     with pytest.raises(ConfigError, match=r"--result_csv: must be a new file .*other\.csv"):
         record.check_csv(str(path))
+    path.write_bytes((",".join(record.COLUMNS) + "\nin Latin-1: \xe9\n").encode("latin-1"))
+    before = path.read_bytes()
+    record.check_csv(str(path))  # The rows are nobody's business.
+    config = Config(mode="benchmark", benchmark=BenchmarkConfig(result_csv=str(path)))
+    record.append_csv(config, Worker(), {"forward": sweep()})
+    assert path.read_bytes().startswith(before + b"forward,")
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"--result_csv: must be readable text, got .*other\.csv"):
         record.check_csv(str(path))

@@ -100,6 +100,10 @@ def test_benchmark_is_short_for_its_mode():
             ["--mode=predict", "--predictions_logits"],
             "--predictions_logits: must be given with --predictions_csv or --predictions_jsonl",
         ),
+        (
+            ["--mode=predict", "--predictions_csv=rows", "--predictions_jsonl=./rows"],
+            "--predictions_jsonl: must be another file than --predictions_csv, got './rows'",
+        ),
         (["--logdir=runs/lr[1]"], "--logdir: must have none of .*, got 'runs/lr.1.'"),
         (["--batch_size=9999999999"], "--batch_size: must be at most 2147483647, got 9999999999"),
     ],

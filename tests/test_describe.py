@@ -187,6 +187,21 @@ def test_another_network_has_a_row_per_convolution(capsys, tmp_path):
     ]  # fmt: skip
 
 
+def test_what_another_network_calls_a_unit_may_have_other_convolutions():
+    def network(images, num_classes, is_training):
+        del is_training
+        with tf1.variable_scope("net/unit/bottleneck_v2"):
+            net = slim.conv2d(images, 4, 3, scope="depthwise")
+        net = slim.flatten(slim.avg_pool2d(net, net.shape[1:3]))
+        logits = slim.fully_connected(net, num_classes, scope="net/logits")
+        return logits, {"net/unit/bottleneck_v2": net}
+
+    other = models.get("tiny:network")._replace(fn=network)
+    unit, head = describe.describe(other, image_size=8, num_classes=2).layers
+    assert (unit.scope, unit.stages, unit.shortcut) == ("net/unit/bottleneck_v2", (), None)
+    assert (unit.output, head.scope) == ((8, 8, 4), "net/logits")
+
+
 @pytest.mark.parametrize(
     ("model", "image_size", "message"),
     [

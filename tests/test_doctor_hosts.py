@@ -115,6 +115,12 @@ def test_a_wrong_list_of_hosts_is_refused(text):
         hosts.parse(text)
 
 
+def test_without_ssh_that_is_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="--hosts: needs ssh, which is not installed"):
+        hosts.Probe("a", is_here=False)
+
+
 def test_a_list_of_hosts_has_workers():
     assert hosts.parse("a:8, b.example") == (("a", 8), ("b.example", 1))
 

@@ -17,7 +17,7 @@ from trainer.checkpoints.warm_start import WarmStart
 from trainer.config import FineTuningConfig, ModelConfig
 from trainer.distributed import Group
 from trainer.errors import ConfigError, UserError
-from trainer.graph import train_step
+from trainer.graph import selection, train_step
 from trainer.graph.averages import SUFFIX
 from trainer.graph.network import build_logits
 from trainer.inputs.dataset import open_dataset
@@ -148,6 +148,19 @@ def test_scopes_that_the_network_does_not_have_are_refused(flags, message):
     config = create_config(**flags)
     with tf.Graph().as_default(), pytest.raises(ConfigError, match=message):
         train_step.build_train_graph(config, Group(), open_dataset(config.data))
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["w", "b"], "w, b"),
+        (["net/a/w", "net/a/b", "net/b/w"], "net/a, net/b"),
+        (["net/a/w"], "net/a"),
+        ([], ""),
+    ],
+)
+def test_the_outermost_scopes_that_differ_are_listed(names, told):
+    assert selection._list_scopes(names) == told
 
 
 def test_a_head_that_is_not_trained_has_no_rate_of_its_own():

@@ -1,5 +1,6 @@
 """Schedules against values computed by hand."""
 
+import dataclasses
 import itertools
 import math
 
@@ -131,6 +132,9 @@ def test_exponential_decay_in_stairs_as_slim_has_it():
     rate = create_schedule(config, global_batch_size=256, total_steps=20, steps_per_epoch=2)
     expected = [0.05, 0.1, *[0.1] * 2, *[0.05] * 4, *[0.025] * 4]
     assert [rate(step) for step in range(12)] == pytest.approx(expected)
+    often = dataclasses.replace(config, lr_decay_epochs=1e-7)  # Several times within each step.
+    rate = create_schedule(often, global_batch_size=256, total_steps=20, steps_per_epoch=2)
+    assert rate(3) == 0
 
 
 def test_a_warmup_that_begins_at_a_given_rate():

@@ -7,6 +7,7 @@ import sys
 from unittest import mock
 
 import pytest
+import tensorflow as tf
 from input_data import create_config
 
 import models
@@ -15,6 +16,7 @@ from trainer import __main__ as program
 from trainer.checkpoints import search
 from trainer.config import Config, ModelConfig
 from trainer.errors import ConfigError, UserError
+from trainer.graph.network import build_logits
 from trainer.inputs import dataset
 from trainer.safety import agreement
 
@@ -170,3 +172,21 @@ def test_workers_agree_on_no_module_whose_package_fails(tmp_path, monkeypatch, t
 def test_agreement_leaves_malformed_names_to_those_who_open_them(name):
     config = Config(model=ModelConfig(model=name), data=create_config(dataset=name))
     assert not [fact for fact in agreement.code_of(config) if fact.startswith("file of")]
+
+
+@pytest.mark.parametrize(
+    ("shape", "told"), [("[2, 1000]", r"\(2, 1000\)"), ("[2, 1, 1, 3]", r"\(2, 1, 1, 3\)")]
+)
+def test_logits_that_do_not_fit_the_classes_are_one_line(write_module, shape, told):
+    name = write_module(
+        "import tensorflow as tf\n"
+        f"def f(images, num_classes, is_training):\n    return tf.zeros({shape}), {{}}\n"
+    )
+    message = rf"^--model: must return .* \[batch, 3\], .* got {name}:f, whose shape is {told}$"
+    with tf.Graph().as_default(), pytest.raises(ConfigError, match=message):
+        build_logits(
+            ModelConfig(model=f"{name}:f"),
+            tf.zeros([2, 8, 8, 3]),
+            num_classes=3,
+            is_training=False,
+        )

@@ -285,3 +285,15 @@ def test_a_run_that_an_earlier_version_began_goes_on_as_it_began(tmp_path):
     outputs.write_model(changed, Worker(), None)  # Now the file has the flags.
     assert outputs.as_begun(config, OfTwo(0)) == (changed, (line,))
     assert outputs.as_begun(changed, OfTwo(0)) == (changed, ())
+
+
+def test_a_run_that_is_complete_keeps_what_it_was_trained_with(tmp_path):
+    config = Config(run=RunConfig(logdir=str(tmp_path)))
+    other = dataclasses.replace(config, data=DataConfig(crop_fraction=0.5))
+    outputs.describe_run(config, Worker(), None, replaces=False)  # They were not there.
+    first = [(tmp_path / name).read_text() for name in ("model.json", "flags")]
+    outputs.describe_run(other, Worker(), None, replaces=False)
+    assert [(tmp_path / name).read_text() for name in ("model.json", "flags")] == first
+    outputs.describe_run(other, Worker(), None, replaces=True)
+    assert json.loads((tmp_path / "model.json").read_text())["crop_fraction"] == 0.5
+    assert "--crop_fraction=0.5" in (tmp_path / "flags").read_text()

@@ -148,3 +148,16 @@ def test_whoever_lost_the_lock_hears_of_it(tmp_path, monkeypatch):
     lock.close()
     assert len(losses) == 1
     assert (tmp_path / "run.lock").exists()  # It is the other's.
+
+
+def test_a_lock_that_somebody_removes_is_there_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "_HEARTBEAT_SEC", 0.1)
+    lock, _ = take(tmp_path)
+    (tmp_path / "run.lock").unlink()
+    end_sec = time.monotonic() + 10
+    while not (tmp_path / "run.lock").exists() and time.monotonic() < end_sec:
+        time.sleep(0.05)
+    with pytest.raises(UserError, match="must not be in use by another run"):
+        run_lock.FileLock(str(tmp_path), on_loss=pytest.fail).take()
+    lock.close()
+    assert not (tmp_path / "run.lock").exists()

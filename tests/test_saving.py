@@ -4,6 +4,7 @@ import json
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,12 +17,15 @@ from trainer.checkpoints import background, bundle, layout, restore, search
 from trainer.checkpoints import manifest as checkpoint_manifest
 from trainer.checkpoints.bundle import BundleWriter
 from trainer.checkpoints.snapshot import Shortage
+from trainer.distributed import Group
 from trainer.machine import free_memory
 from trainer.process import files
 from trainer.run import saving
-from trainer.run.guard import Requests, encode_requests, read_requests
+from trainer.run.guard import LoopGuard, Requests, encode_requests, read_requests
 from trainer.run.saving import Saving
+from trainer.safety.protection import Protection
 from trainer.safety.status import Status
+from trainer.safety.watchdog import create_watchdog
 from trainer.telemetry.console import NullConsole
 from trainer.telemetry.writers.protocol import NullWriter
 
@@ -297,3 +301,44 @@ def test_a_save_that_ends_after_a_failure_does_not_make_the_run_go_on(tmp_path):
     status.set("running", step=2)
     told = json.loads((tmp_path / "status.json").read_text())
     assert told == {"state": "failed", "step": 1, "reason": "a reason"}
+
+
+def test_a_run_that_is_stopped_and_can_not_save_says_so(tmp_path, network, monkeypatch):
+    session, variables, set_to = network
+    status = Status(tmp_path, rank=0)
+    console = Lines()
+    setup = SimpleNamespace(
+        session=session,
+        train=None,
+        store=create_store(tmp_path, variables),
+        policy=None,
+        plan=SimpleNamespace(total_steps=9, checkpoint_every_minutes=None),
+    )
+    asked = SimpleNamespace(reason="asked to stop by SIGTERM")
+    protection = Protection(asked, create_watchdog(0, pytest.fail))
+    guard = LoopGuard(Group(), setup, console, Written(), status, protection, done=0)
+    set_to(1)
+    guard.save(1)
+    set_to(2)
+
+    guard._saving.settle()
+
+    def no_space(path):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(files, "sync", no_space)
+        full.setattr(bundle.files, "sync", no_space)
+        guard.stop(2)
+    guard.close()
+    said = (
+        "worker 0 was asked to stop by SIGTERM; this step could not be saved ([Errno 28] No space "
+        "left on device)"
+    )
+    (line,) = [line for line in console.lines if "stopped" in line]
+    assert line == (
+        f"step 2: stopped, since {said}; the same command goes on from the last checkpoint"
+    )
+    told = json.loads((tmp_path / "status.json").read_text())
+    assert (told["state"], told["reason"]) == ("preempted", f"step 2: {said}")
+    assert search.find_newest(str(tmp_path)).step == 1

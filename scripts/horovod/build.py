@@ -106,11 +106,9 @@ def find_compiler() -> str:
 
 def find_cuda(environ: Mapping[str, str]) -> tuple[Path, str]:
     """The CUDA toolkit's folder and version: of $CUDA_HOME, of nvcc on $PATH, or the usual one."""
-    for nvcc in (
-        os.path.join(environ.get("CUDA_HOME", ""), "bin", "nvcc"),
-        "nvcc",
-        "/usr/local/cuda/bin/nvcc",
-    ):
+    home = environ.get("CUDA_HOME")
+    named = (os.path.join(home, "bin", "nvcc"),) if home else ()
+    for nvcc in (*named, "nvcc", "/usr/local/cuda/bin/nvcc"):
         version = re.search(r"release ([\d.]+)", command_output(nvcc, "--version") or "")
         # The nvcc on PATH may be a wrapper: nvcc itself knows best where it lies.
         dry_run = command_output(nvcc, "--dryrun", "-E", "-x", "cu", os.devnull) or ""

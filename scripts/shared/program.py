@@ -30,6 +30,17 @@ def at_least(minimum: float, kind: Callable[[str], float] = int) -> Callable[[st
     return parse
 
 
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Returns the rising whole numbers of a list with commas. For argparse."""
+    try:
+        numbers = tuple(sorted({int(word) for word in text.split(",")}))
+    except ValueError:
+        numbers = ()
+    if not numbers or numbers[0] < 1:
+        raise argparse.ArgumentTypeError(f"must be whole numbers from 1, as 1,2,4, got {text!r}")
+    return numbers
+
+
 def path(text: str) -> Path:
     """Returns a local path with the home folder, which shells leave where a `~` follows an `=`.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from shared.scaling_runs import Parts, Row
 
 from trainer.errors import UserError
+from trainer.process import files
 
 if TYPE_CHECKING:  # At run time it is imported where it is needed, and may be missing.
     from matplotlib.axes import Axes
@@ -65,7 +66,8 @@ def draw(series: Mapping[str, Sequence[Row]], path: Path) -> None:
             axes.set_xlabel("workers", fontsize=8)
             axes.tick_params(labelsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")
 
 
 def draw_times(axes: "Axes", workers: Sequence[int], parts: Sequence[Parts | None]) -> None:

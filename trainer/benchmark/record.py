@@ -60,12 +60,16 @@ def check_csv(path: str) -> None:
 
 
 def append_csv(config: Config, worker: Worker, results: Mapping[str, Result]) -> None:
-    """Appends a row per pass and batch size to --result_csv."""
+    """Appends a row per pass and batch size to --result_csv.
+
+    Raises:
+      OSError: the file can't be read or written.
+    """
     path = Path(config.benchmark.result_csv or "")
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    before = path.read_bytes() if path.exists() else b""
     lines = io.StringIO()
     table = csv.DictWriter(lines, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    if not text:
+    if not before:
         table.writeheader()
     where = dataclasses.asdict(environment.describe(worker.local_rank, worker.local_size))
     where |= {f"version_{name}": version for name, version in where["versions"].items()}
@@ -76,7 +80,7 @@ def append_csv(config: Config, worker: Worker, results: Mapping[str, Result]) ->
             statistics = figures.pop("step_time_ms", {})
             figures |= {f"step_time_ms_{key}": value for key, value in statistics.items()}
             table.writerow({"pass": name, "workers": 1, **settings, **figures, **where})
-    files.write_text(path, text + lines.getvalue())
+    files.write_bytes(path, before + lines.getvalue().encode())
 
 
 def _list_figures(result: Result) -> list[dict[str, Any]]:

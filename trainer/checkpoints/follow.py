@@ -48,7 +48,8 @@ class Follower:
 
     def _run(self) -> None:
         while not self._is_closed.wait(_LOOK_SEC):
-            self.look()
+            with contextlib.suppress(OSError):  # A file server may answer again the next time.
+                self.look()
 
     def look(self) -> None:
         """Takes the checkpoints that are there and were not."""

@@ -64,7 +64,8 @@ def create_schedule(
         if config.lr_schedule == "step":
             return peak * ([1.0] + [factor for begin, factor in drops if step >= begin])[-1]
         if config.lr_schedule == "exponential":
-            periods = step / round(config.lr_decay_epochs * steps_per_epoch, 6)
+            steps = config.lr_decay_epochs * steps_per_epoch
+            periods = step / (round(steps, 6) or steps)
             return peak * config.lr_decay_factor ** math.floor(periods)
         return peak * after_warmup(min(1.0, (step - warmup) / max(1, total_steps - warmup)))
 

@@ -62,6 +62,9 @@ def build_logits(
 
     Returns:
       logits: float32 [batch, num_classes].
+
+    Raises:
+      ConfigError: there is no such network, or its logits have another shape.
     """
     network = find_network(config, images.shape[1])
     dtype = precision.compute_dtype(config.precision)
@@ -87,6 +90,11 @@ def build_logits(
     ):
         logits, _ = network.fn(
             tf.cast(images, dtype), num_classes=num_classes, is_training=is_training
+        )
+    if not logits.shape.is_compatible_with([None, num_classes]):
+        raise ConfigError(
+            f"--model: must return logits of shape [batch, {num_classes}], one for each class, got "
+            f"{config.model}, whose shape is {logits.shape}"
         )
     return tf.cast(logits, tf.float32)
 

@@ -107,10 +107,10 @@ def _norm_scopes() -> set[str]:
 
 def _list_scopes(names: Sequence[str]) -> str:
     """Returns the outermost scopes that tell the variables apart, as one phrase."""
-    depth = 1
-    scopes: list[str] = []
-    while len(scopes) < 2 and depth <= max(name.count("/") for name in names):
+    scopes = list(names)  # Those of variables outside all scopes.
+    for depth in range(1, 1 + max((name.count("/") for name in names), default=0)):
         scopes = list(dict.fromkeys("/".join(name.split("/")[:depth]) for name in names))
-        depth += 1
+        if len(scopes) > 1:
+            break
     more = f" and {len(scopes) - _SHOWN} more" if len(scopes) > _SHOWN else ""
     return f"{', '.join(scopes[:_SHOWN])}{more}"

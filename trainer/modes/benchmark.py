@@ -1,5 +1,6 @@
 """--benchmark: measures how fast this device runs the network, and how close to its peak."""
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -218,10 +219,18 @@ def _record(config: Config, group: Group, measured: dict[str, Result], *, partia
         "partial": partial,
         "passes": {name: part.to_json() for name, part in measured.items()},
     }
-    outputs.write_result(config, group.worker, result)
-    if group.worker.rank != 0:
-        return
-    if config.benchmark.result_csv is not None:
+    with contextlib.ExitStack() as stack:  # Where one can't be written, the others are.
+        stack.callback(outputs.write_result, config, group.worker, result)
+        if group.worker.rank != 0:
+            return
+        if config.benchmark.result_csv is not None:
+            stack.callback(_append_csv, config, group, measured)
+        if config.run.logdir is not None:
+            stack.callback(record.write_events, config.run.logdir, measured)
+
+
+def _append_csv(config: Config, group: Group, measured: dict[str, Result]) -> None:
+    try:
         record.append_csv(config, group.worker, measured)
-    if config.run.logdir is not None:
-        record.write_events(config.run.logdir, measured)
+    except OSError as error:
+        raise outputs.unwritable("result_csv", config.benchmark.result_csv or "", error) from error

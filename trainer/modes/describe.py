@@ -16,6 +16,7 @@ from trainer.graph.network import find_network
 from trainer.inputs import synthetic
 from trainer.inputs.dataset import DatasetInfo, open_dataset
 from trainer.plan import Plan, create_plan
+from trainer.process import launcher
 from trainer.run import outputs
 
 tf1 = tf.compat.v1
@@ -131,11 +132,13 @@ def _create_layer(
     if counted:
         input_shape = _shape(_data_input(counted[0]))
         output_shape = _shape(counted[-1].outputs[0])
-    if unit_output is not None:
+    convolutions = {_own_scope(op, parameters): op for op in counted}
+    names = [f"{scope}/{stage}" for stage in _STAGES]
+    # A network of one's own may call something else a unit.
+    if unit_output is not None and all(name in convolutions for name in names):
         # A unit's result is `shortcut + residual`.
         shortcut = _shape(unit_output.op.inputs[0])
-        convolutions = {_own_scope(op, parameters): op for op in counted}
-        stages = tuple(_shape(convolutions[f"{scope}/{stage}"].outputs[0]) for stage in _STAGES)
+        stages = tuple(_shape(convolutions[name].outputs[0]) for name in names)
         output_shape = _shape(unit_output)
     return Layer(
         scope=scope,
@@ -249,6 +252,7 @@ def run(config: Config) -> int:
     Raises:
       ConfigError: there is no such network, or its images must be larger.
     """
+    launcher.refuse(config.mode)
     outputs.check_places(config, Worker(), logs=False)
     network = find_network(config.model, config.data.image_size)
     info = _open_data(config)

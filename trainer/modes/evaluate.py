@@ -29,6 +29,7 @@ from trainer.safety.shortage import explain_shortage
 from trainer.telemetry import tags
 from trainer.telemetry.pages.evaluation_views import EvaluationViews, create_evaluation_views
 from trainer.telemetry.writers import metrics_lines
+from trainer.telemetry.writers.background import BackgroundWriter
 from trainer.telemetry.writers.json_lines import JsonLinesWriter
 from trainer.telemetry.writers.run_writer import create_writer
 
@@ -239,7 +240,7 @@ class _Evaluator:
         if latest > step:
             # TensorBoard would drop the scalars of later steps that it has.
             if self._logdir is not None and self._group.worker.rank == 0:
-                lines = JsonLinesWriter(Path(self._logdir) / metrics_lines.NAME)
+                lines = BackgroundWriter([JsonLinesWriter(Path(self._logdir) / metrics_lines.NAME)])
                 with contextlib.closing(lines):
                     write_scalars(lines, step, found, num_classes=num_classes, of_averages=averages)
             return f"; not in TensorBoard, which has the evaluation after step {latest} already"

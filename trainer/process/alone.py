@@ -50,6 +50,7 @@ def run_alone(flags: Sequence[str], environ: Mapping[str, str], *, quiet: bool =
         stdout=subprocess.DEVNULL if quiet else None,
         stderr=subprocess.PIPE,
         text=True,
+        errors="replace",
         start_new_session=True,
     ) as process:
         try:

@@ -1,7 +1,6 @@
 """Saves checkpoints, stops early and handles steps that are not finite, for the training loop."""
 
 import contextlib
-from collections.abc import Callable
 from typing import NamedTuple
 
 from trainer import exit_status
@@ -137,13 +136,12 @@ class LoopGuard:
             self._save_last(step)
             return
         with self._watchdog.long_phase(f"saving step {step}"), self._group.fail_together():
-            self._tell_failure(step, self._saving.begin)
-
-    def _tell_failure(self, step: int, save: Callable[[int], None]) -> None:
-        try:
-            save(step)
-        except OSError as error:
-            self._console.say(f"step {step}: no checkpoint was saved ({error}); training goes on")
+            try:
+                self._saving.begin(step)
+            except OSError as error:
+                self._console.say(
+                    f"step {step}: no checkpoint was saved ({error}); training goes on"
+                )
 
     def _save_last(self, step: int) -> None:
         """Saves the state after the last step of a run, unless it is saved. A collective.
@@ -173,11 +171,15 @@ class LoopGuard:
 
     def stop(self, step: int) -> None:
         """Ends the run early: saves, and prints who asked for it. A collective."""
+        lost = ""
         with self._watchdog.long_phase(f"saving step {step}"), self._group.fail_together():
-            self._tell_failure(step, self._saving.save)
+            try:
+                self._saving.save(step)
+            except OSError as error:
+                lost = f"; this step could not be saved ({error})"
         reasons = enumerate(self._group.gather(self._stop.reason))
         rank, reason = next((rank, reason) for rank, reason in reasons if reason is not None)
-        text = f"worker {rank} was {reason}"
+        text = f"worker {rank} was {reason}{lost}"
         self._status.set("preempted", reason=f"step {step}: {text}")
         what = "the same command goes on from the last checkpoint"
         if not self._store.keeps:

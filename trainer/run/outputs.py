@@ -83,7 +83,7 @@ def _write(flag: str, path: str | Path, content: dict[str, Any]) -> None:
     try:
         files.write_text(path, _as_text(content))
     except OSError as error:
-        raise _unwritable(flag, path, error) from error
+        raise unwritable(flag, path, error) from error
 
 
 def _as_text(content: dict[str, Any]) -> str:
@@ -92,10 +92,33 @@ def _as_text(content: dict[str, Any]) -> str:
     return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
 
-def _unwritable(flag: str, path: str | Path, error: OSError) -> UserError:
+def unwritable(flag: str, path: str | Path, error: OSError) -> UserError:
+    """Returns the error of a file that a flag asks for and that could not be written."""
     return UserError(
         f"--{flag}: {path} could not be written ({error.strerror})", status=status_of(error)
     )
+
+
+def describe_run(
+    config: Config, worker: Worker, names: Sequence[str] | None, *, replaces: bool
+) -> None:
+    """Writes what others need to know of the run into its folder: `model.json` and `flags`.
+
+    Args:
+      config: configuration of the run.
+      worker: this worker; only rank 0 writes.
+      names: names of the classes; None where they are not known.
+      replaces: whether files that are there are written anew. A run that is complete keeps its own:
+        no step was made with other flags.
+
+    Raises:
+      UserError: a file can't be written.
+    """
+    folder = Path(config.run.logdir or "")
+    if replaces or not (folder / layout.MODEL).exists():
+        write_model(config, worker, names)
+    if replaces or not (folder / flag_file.NAME).exists():
+        write_flags(config, worker)
 
 
 def write_model(config: Config, worker: Worker, names: Sequence[str] | None) -> None:
@@ -114,7 +137,7 @@ def write_model(config: Config, worker: Worker, names: Sequence[str] | None) -> 
     try:
         model_file.write(Path(config.run.logdir), config, names)
     except OSError as error:
-        raise _unwritable("logdir", Path(config.run.logdir) / layout.MODEL, error) from error
+        raise unwritable("logdir", Path(config.run.logdir) / layout.MODEL, error) from error
 
 
 def write_flags(config: Config, worker: Worker) -> None:
@@ -131,7 +154,7 @@ def write_flags(config: Config, worker: Worker) -> None:
             return  # It is somebody's own file.
         files.write_text(path, flag_file.write(config))
     except OSError as error:
-        raise _unwritable("logdir", path, error) from error
+        raise unwritable("logdir", path, error) from error
 
 
 def check_classes(config: Config, worker: Worker, info: DatasetInfo) -> None:

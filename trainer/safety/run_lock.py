@@ -171,6 +171,9 @@ class FileLock:
     def _keep(self) -> None:
         while not self._closed.wait(_HEARTBEAT_SEC):
             try:
+                if not self._path.exists():  # Somebody has removed it; the run goes on.
+                    self._create()
+                    continue
                 holder, _ = lock_holder.read(self._path)
                 if holder not in (None, self._own):
                     self._on_loss(f"{holder} has taken {self._path}")

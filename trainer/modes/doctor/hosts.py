@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -77,6 +78,8 @@ class Probe:
             there = f"cd {shlex.quote(os.getcwd())} && exec {shlex.join(('env', *passed, *run))}"
             command = (*SSH, host, there)
         self.host = host
+        if shutil.which(command[0]) is None:
+            raise ConfigError(f"--hosts: needs {command[0]}, which is not installed")
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
