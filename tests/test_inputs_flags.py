@@ -11,7 +11,7 @@ from trainer.errors import ConfigError
 from trainer.inputs import dataset
 from trainer.inputs.conversion import convert
 from trainer.inputs.source import Source
-from trainer.run import setup
+from trainer.run import remarks
 
 KINDS = ("synthetic", "folder", "tfrecord", "plug-in")
 # Of each flag that has another value than its default: a value that is allowed by itself.
@@ -119,5 +119,5 @@ def test_a_network_with_a_background_class_gets_labels_from_one_on(places, kind)
     ],
 )
 def test_images_without_partners_are_told(flags, told):
-    lines = setup._describe_mixing(Config(data=DataConfig(**flags)))
+    lines = remarks.describe_mixing(Config(data=DataConfig(**flags)))
     assert [line[: len(told or "")] for line in lines] == ([told] if told else [])

@@ -1,7 +1,6 @@
 """Builds what a run needs before its first step."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -15,18 +14,17 @@ from trainer.checkpoints.warm_start import Head
 from trainer.config import Config
 from trainer.cpu_kernels import library
 from trainer.distributed import Group
-from trainer.graph import learning_rate, moving_statistics, precision, scopes, train_step
+from trainer.graph import learning_rate, precision, scopes, train_step
 from trainer.graph.evaluation import EvaluationGraph, build_evaluation_graph
 from trainer.graph.initial_values import build_initializer
 from trainer.graph.network import find_network
-from trainer.graph.selection import Selection
 from trainer.inputs import synthetic
 from trainer.inputs.dataset import AnyDataset, DatasetInfo, open_dataset
 from trainer.machine import environment
 from trainer.machine.session import open_session
 from trainer.plan import Plan, create_plan
 from trainer.process import start_up, texts
-from trainer.run import outputs
+from trainer.run import outputs, remarks
 from trainer.safety import nonfinite
 from trainer.telemetry.console import tell_phase
 from trainer.telemetry.mllog import MLPerfLog, create_mllog
@@ -108,19 +106,19 @@ def set_up(config: Config, group: Group, phases: PhaseTimes, *, first_step: int 
     names = [variable.op.name for variable in setup.variables]
     setup.store.check_room()
     messages = (
-        *_describe_data(dataset),
+        *remarks.describe_data(dataset),
         *(dataset.describe_sizes() if rank == 0 else ()),
         *precision.describe_slowness(config.model.precision, library.cpu_flags()),
-        *_describe_statistics(config, info, plan, names),
-        *_describe_norms(config, group, names),
-        *_describe_goal(config, info),
+        *remarks.describe_statistics(config, info, plan, names),
+        *remarks.describe_norms(config, group, names),
+        *remarks.describe_goal(config, info),
         *learning_rate.describe_warmup(config.optimizer, config.rate_batch_size(group.worker.size)),
         *learning_rate.describe_late_drops(
             config.optimizer, total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch
         ),
         *setup.train.recomputed.describe(config.model.recompute),
-        *_describe_image_sizes(config, plan),
-        *_describe_mixing(config),
+        *remarks.describe_image_sizes(config, plan),
+        *remarks.describe_mixing(config),
         *setup.store.restore(setup.session),
         *(model_file.describe_start(config) if rank == 0 else ()),
     )
@@ -256,81 +254,6 @@ def _build(
         mllog=mllog,
         phases=phases,
     )
-
-
-def _describe_data(dataset: AnyDataset) -> tuple[str, ...]:
-    """Returns what the user has to be told of the data."""
-    info = dataset.info
-    if info.name == synthetic.NAME:
-        return (
-            *dataset.remarks,
-            "the data are one batch of random images, for timing (--steps: how long); give "
-            "--data_dir=DIR to train on images",
-        )
-    if info.num_validation_examples:
-        return dataset.remarks
-    return (*dataset.remarks, "there are no validation examples: nothing is evaluated")
-
-
-def _describe_goal(config: Config, info: DatasetInfo) -> tuple[str, ...]:
-    """Returns a line where --stop_at_top1 can't be met."""
-    if config.run.stop_at_top1 is None or info.num_validation_examples:
-        return ()
-    return ("--stop_at_top1 changes nothing: there are no validation examples",)
-
-
-def _describe_norms(config: Config, group: Group, variables: Sequence[str]) -> tuple[str, ...]:
-    """Returns lines where flags of BN have nothing to do, or nothing to stand on."""
-    lines = []
-    if not moving_statistics.are_among(variables):
-        return tuple(
-            f"--{name} changes nothing: the network has no BN"
-            for name, is_given in (
-                ("sync_batch_norm", config.model.sync_batch_norm),
-                ("freeze_batch_norm", config.fine_tuning.freeze_batch_norm),
-            )
-            if is_given
-        )
-    if config.model.sync_batch_norm and group.worker.size == 1:
-        lines.append("--sync_batch_norm changes nothing: there is one worker")
-    elif config.model.sync_batch_norm and Selection(config.fine_tuning).freezes_all(variables):
-        lines.append("--sync_batch_norm changes nothing: --freeze_batch_norm freezes all BN")
-    if config.fine_tuning.freeze_batch_norm and config.run.init_checkpoint is None:
-        lines.append(
-            "--freeze_batch_norm keeps BN's statistics at their initial values, unless the run is "
-            "resumed: it is for weights of --init_checkpoint"
-        )
-    return tuple(lines)
-
-
-def _describe_image_sizes(config: Config, plan: Plan) -> tuple[str, ...]:
-    """Returns a line where the run ends before the last size of --progressive_image_size."""
-    last = plan.value_at(plan.total_steps - 1, config.data.sizes_by_epoch)
-    if last == config.data.image_size:
-        return ()
-    return (
-        f"--progressive_image_size: the run ends at epoch {plan.epoch_at(plan.total_steps):.1f}, "
-        f"before its images have {config.data.image_size} px; its last ones have {last} px",
-    )
-
-
-def _describe_mixing(config: Config) -> tuple[str, ...]:
-    """Returns a line where images have no partner to be mixed with."""
-    mixing = [name for name in ("mixup", "cutmix") if getattr(config.data, name)]
-    if not mixing or config.data.batch_size > 1:
-        return ()
-    flags = " and ".join(f"--{name}" for name in mixing)
-    return (f"{flags}: nothing is mixed, since partners are of one batch, and --batch_size is 1",)
-
-
-def _describe_statistics(
-    config: Config, info: DatasetInfo, plan: Plan, variables: Sequence[str]
-) -> tuple[str, ...]:
-    """Returns a line where too few steps follow on BN's moving statistics' meaningless start."""
-    if config.run.init_checkpoint is not None or info.name == synthetic.NAME:
-        return ()  # They start at those of other images; nobody will use the network.
-    batches = plan.total_steps * config.optimizer.accumulate_steps  # They move with each.
-    return moving_statistics.describe_start(config.model.batch_norm_decay, batches, variables)
 
 
 def _create_facts(config: Config, group: Group, info: DatasetInfo, plan: Plan) -> RunFacts:
