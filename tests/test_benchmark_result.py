@@ -238,7 +238,8 @@ def test_a_csv_file_of_something_else_is_refused(tmp_path):
     path.write_text("epoch,loss\n1,2\n")
     with pytest.raises(ConfigError, match=r"--result_csv: must be a new file .*other\.csv"):
         record.check_csv(str(path))
-    path.write_bytes((",".join(record.COLUMNS) + "\nin Latin-1: \xe9\n").encode("latin-1"))
+    rows = "," * 20_000 + "in Latin-1: \xe9\n"
+    path.write_bytes(f"{','.join(record.COLUMNS)}\n{rows}".encode("latin-1"))
     before = path.read_bytes()
     record.check_csv(str(path))  # The rows are nobody's business.
     config = Config(mode="benchmark", benchmark=BenchmarkConfig(result_csv=str(path)))

@@ -13,8 +13,10 @@ from processes import horovodrun
 from processes import run as run_process
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
-from trainer.config import Config, TelemetryConfig
+from trainer.config import Config, RunConfig, TelemetryConfig
 from trainer.errors import ConfigError
+from trainer.plan import create_plan
+from trainer.run import remarks
 
 SLOW = ["-m", "trainer", *tiny.FLAGS[1:], "--model=slow:network", "--log_every=15"]
 DELAY_MS = 200
@@ -182,3 +184,26 @@ def test_the_time_to_the_first_step_is_told_by_phase(run):
     # What has begun by then, and what comes after.
     before = next(i for i, each in enumerate(lines) if "optimizes the graph" in each)
     assert before < lines.index(line) < next(i for i, x in enumerate(lines) if "step 7/" in x)
+
+
+@pytest.mark.parametrize(
+    ("flags", "done", "told"),
+    [
+        ({"profile_steps": "2:4"}, 0, ""),
+        ({"profile_steps": "3:10"}, 2, ""),
+        ({"profile_steps": "11:12"}, 0, "--profile_steps=11:12 traces nothing"),
+        ({"profile_steps": "2:4"}, 2, "--profile_steps=2:4 traces nothing"),
+        ({"profile_steps": "9:12"}, 0, "--profile_steps=9:12 traces fewer steps"),
+        ({"profile_steps": "2:4"}, 10, ""),  # The run is complete.
+        ({"histogram_every": 10}, 0, ""),
+        ({"histogram_every": 11}, 0, "--histogram_every=11 writes nothing"),
+        ({"histogram_every": 4}, 8, "--histogram_every=4 writes nothing"),
+    ],
+)
+def test_steps_that_do_not_come_are_told(flags, done, told):
+    plan = create_plan(
+        RunConfig(steps=10), global_batch_size=1, train_examples=5, validation_examples=0
+    )
+    lines = remarks.describe_telemetry(TelemetryConfig(**flags), plan, done=done)
+    expected = (f"{told}: the run makes steps {done + 1} to 10",) if told else ()
+    assert lines == expected

@@ -289,7 +289,8 @@ def test_a_run_that_an_earlier_version_began_goes_on_as_it_began(tmp_path):
 
 def test_a_run_that_is_complete_keeps_what_it_was_trained_with(tmp_path):
     config = Config(run=RunConfig(logdir=str(tmp_path)))
-    other = dataclasses.replace(config, data=DataConfig(crop_fraction=0.5))
+    data = DataConfig(crop_fraction=0.5)
+    other = dataclasses.replace(config, data=data, given=("crop_fraction",))
     outputs.describe_run(config, Worker(), None, replaces=False)  # They were not there.
     first = [(tmp_path / name).read_text() for name in ("model.json", "flags")]
     outputs.describe_run(other, Worker(), None, replaces=False)

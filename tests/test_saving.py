@@ -312,7 +312,7 @@ def test_a_run_that_is_stopped_and_can_not_save_says_so(tmp_path, network, monke
         train=None,
         store=create_store(tmp_path, variables),
         policy=None,
-        plan=SimpleNamespace(total_steps=9, checkpoint_every_minutes=None),
+        plan=SimpleNamespace(total_steps=9, checkpoint_every_minutes=0),
     )
     asked = SimpleNamespace(reason="asked to stop by SIGTERM")
     protection = Protection(asked, create_watchdog(0, pytest.fail))
@@ -323,12 +323,11 @@ def test_a_run_that_is_stopped_and_can_not_save_says_so(tmp_path, network, monke
 
     guard._saving.settle()
 
-    def no_space(path):
+    def no_space(*_):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as full:
-        full.setattr(files, "sync", no_space)
-        full.setattr(bundle.files, "sync", no_space)
+        full.setattr(setup.store, "save", no_space)
         guard.stop(2)
     guard.close()
     said = (

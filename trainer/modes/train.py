@@ -12,7 +12,7 @@ from trainer.distributed import Group
 from trainer.graph import learning_rate
 from trainer.machine.gpu import UseMeter
 from trainer.process import start_up, streams, texts
-from trainer.run import first_allreduce, outputs, summary
+from trainer.run import first_allreduce, outputs, remarks, summary
 from trainer.run.evaluation import Evaluation, Interrupted, evaluate, write_scalars
 from trainer.run.guard import LoopGuard
 from trainer.run.monitor import Monitor, create_monitor, metering_gpu
@@ -155,7 +155,8 @@ def _train(
         start = summary.describe_start(
             config, group, setup.info, plan, done=done, is_complete=is_complete
         )
-        for line in (*messages, start):
+        untraced = remarks.describe_telemetry(config.telemetry, plan, done=done)
+        for line in (*messages, *untraced, start):
             console.say(line)
         if not is_complete and not times.has_begun:
             allreduce = first_allreduce.measure(config, group, setup, console)

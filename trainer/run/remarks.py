@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from trainer.config import Config
+from trainer.config import Config, TelemetryConfig
 from trainer.distributed import Group
 from trainer.graph import moving_statistics
 from trainer.graph.selection import Selection
@@ -84,3 +84,25 @@ def describe_statistics(
         return ()  # They start at those of other images; nobody will use the network.
     batches = plan.total_steps * config.optimizer.accumulate_steps  # They move with each.
     return moving_statistics.describe_start(config.model.batch_norm_decay, batches, variables)
+
+
+def describe_telemetry(config: TelemetryConfig, plan: Plan, *, done: int) -> tuple[str, ...]:
+    """Returns lines where steps that --profile_steps or --histogram_every want do not come.
+
+    Args:
+      config: reports of the run.
+      plan: plan of the run.
+      done: number of steps that are done.
+    """
+    if done >= plan.total_steps:
+        return ()
+    lines = []
+    steps, coming = config.profile_range, f"the run makes steps {done + 1} to {plan.total_steps}"
+    if steps is not None and (steps[0] <= done or steps[0] > plan.total_steps):
+        lines.append(f"--profile_steps={config.profile_steps} traces nothing: {coming}")
+    elif steps is not None and steps[-1] > plan.total_steps:
+        lines.append(f"--profile_steps={config.profile_steps} traces fewer steps: {coming}")
+    every = config.histogram_every
+    if every and done // every == plan.total_steps // every:
+        lines.append(f"--histogram_every={every} writes nothing: {coming}")
+    return tuple(lines)
