@@ -52,6 +52,7 @@ __all__ = [
     "UnknownModelError",
     "check_image_size",
     "get",
+    "is_kernel_of_head",
     "is_of_head",
     "resnet_arg_scope",
 ]
@@ -68,6 +69,8 @@ _NETWORKS: dict[str, NetworkFn] = {
     "keras_resnet_v2_152": resnet_v2.keras_resnet_v2_152,
 }
 NAMES = tuple(_NETWORKS)
+# The scope of the layer that makes the logits, within a name.
+_HEAD = "/logits/"
 
 
 class UnknownModelError(ValueError):
@@ -129,7 +132,12 @@ def check_image_size(network: Network, image_size: int) -> None:
 
 def is_of_head(variable: str) -> bool:
     """Returns whether the variable of a name belongs to the layer that makes the logits."""
-    return "/logits/" in f"/{variable}"
+    return _HEAD in f"/{variable}"
+
+
+def is_kernel_of_head(variable: str) -> bool:
+    """Returns whether the variable of a name is the kernel of that layer: [..., num_classes]."""
+    return f"/{variable}".endswith(f"{_HEAD}weights")
 
 
 def _import_function(name: str) -> NetworkFn:

@@ -29,14 +29,14 @@ from shared import program, run_logs, scale_inputs, scale_model, two_hosts
 from shared.scale_model import Knobs, Work
 
 from trainer import timing
+from trainer.config.update import BUCKET_MB, HOROVOD_BUFFER_MB
 from trainer.errors import UserError
-from trainer.process import files
+from trainer.process import files, settings
 from trainer.process.keeper import unless_nohup
 
 _TRAINER = ("-m", "trainer", "--dataset=synthetic", "--checkpoint_every=0", "--log_every=5")
 _HOROVODRUN = str(Path(sys.executable).with_name("horovodrun"))
 _WORKERS = 2
-_CPU_CYCLE_MS = 100.0  # What the trainer sets without a GPU.
 _EARLY_CYCLE_MS = 1.0  # Of one that ends early: see scripts/horovod/patches/speed/01.
 
 
@@ -140,10 +140,11 @@ def model_of(choice: str, work: Work) -> tuple[Work, Knobs]:
         words.get("gradient_compression") == "bfloat16"
         or words.get("gradient_reduction") == "adasum"
     )
-    most_bytes = 2**20 * float(words.get("fusion_threshold_mb", 32 if in_buckets else 128))
+    default_mb = BUCKET_MB if in_buckets else HOROVOD_BUFFER_MB
+    most_bytes = 2**20 * float(words.get("fusion_threshold_mb", default_mb))
     knobs = Knobs(
         fusion_bytes=most_bytes,
-        cycle_sec=float(words.get("HOROVOD_CYCLE_TIME", _CPU_CYCLE_MS)) / 1000,
+        cycle_sec=float(words.get("HOROVOD_CYCLE_TIME", settings.CPU_CYCLE_MS)) / 1000,
         accumulate_steps=int(words.get("accumulate_steps", 1)),
     )
     if in_buckets:

@@ -52,8 +52,7 @@ def _share(worker: int, workers: int) -> set[int]:
     As `machine.cores.bind_worker` shares them among the workers of horovodrun.
     """
     cores = host_cores.in_order()[: host_cores.available_cores()]
-    begin, end = (len(cores) * number // workers for number in (worker, worker + 1))
-    return set(cores[begin:end])
+    return set(host_cores.share(cores, worker, workers))
 
 
 class Contest:

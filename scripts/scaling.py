@@ -14,6 +14,7 @@ measured within seconds on a machine whose speed changes, is benchmark_workers.p
 """
 
 import argparse
+import itertools
 import os
 import signal
 import sys
@@ -77,9 +78,9 @@ def run(options: argparse.Namespace) -> list[Path]:
     most = options.workers[-1]
     # As `machine.cores.bind_worker` shares them; of a quota, so many as it allows.
     available = host_cores.in_order()[: host_cores.available_cores()]
+    shares = [host_cores.share(available, worker, most) for worker in range(most)]
     has_gpu = settings.has_gpu()
-    each = len(available) // most
-    if not has_gpu and each == 0:
+    if not has_gpu and len(available) < most:
         raise UserError(f"--workers: must be at most {len(available)}, a core for each, got {most}")
     options.out.mkdir(parents=True, exist_ok=True)
     folders = []
@@ -92,7 +93,7 @@ def run(options: argparse.Namespace) -> list[Path]:
                 folder = options.out / f"{workers}x{batch_size}-{turn}"
                 by = [_HOROVODRUN, "-np", str(workers)] if workers > 1 else []
                 flags = [f"--batch_size={batch_size}", f"--steps={options.steps}", *options.flags]
-                mine = None if has_gpu else set(available[: each * workers])
+                mine = None if has_gpu else set(itertools.chain(*shares[:workers]))
                 launch = Launch([*by, *_TRAINER, *flags], folder, mine)
                 while not launch.has_ended():
                     time.sleep(_LOOK_SEC)

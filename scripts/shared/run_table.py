@@ -10,6 +10,7 @@ from shared.run_logs import Run
 
 import numpy as np
 
+from trainer import timing
 from trainer.telemetry.pages import fonts
 
 if TYPE_CHECKING:  # At run time it is imported where it is needed, and may be missing.
@@ -23,10 +24,10 @@ _FONT = "DejaVu Sans"
 
 
 def summarize(run: Run) -> dict[str, str]:
-    """Returns the figures of a run that a person asks for first; times without 10 first steps."""
+    """Returns the figures of a run that a person asks for first; times without the first steps."""
     curves = run.curves
     durations_ms = curves["perf/step_time_ms"].values
-    timed = durations_ms[min(10, len(durations_ms) // 2) :]
+    timed = durations_ms[timing.warmup_steps(len(durations_ms)) :]
     figures = {"steps": f"{curves['perf/step_time_ms'].steps[-1]}"}
     if "eval/top1" in curves and np.isfinite(curves["eval/top1"].values).any():
         steps, values = curves["eval/top1"]

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from trainer.config.update import HOROVOD_BUFFER_MB
+
 # Seconds that an all-reduce of some bytes takes.
 Cost = Callable[[float], float]
 
@@ -103,7 +105,7 @@ class Knobs:
       accumulate_steps: batches of an update.
     """
 
-    fusion_bytes: float = 128 * 2**20
+    fusion_bytes: float = HOROVOD_BUFFER_MB * 2**20
     cycle_sec: float = 1e-3
     sent_share: float = 1.0
     accumulate_steps: int = 1

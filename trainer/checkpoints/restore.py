@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
+import models
 from trainer.checkpoints import layout, search
 from trainer.errors import UserError
 from trainer.graph.averages import SUFFIX
@@ -44,7 +45,7 @@ def find_classes(prefix: str) -> int | None:
 def _width_of_logits(reader: Any) -> int | None:
     """Returns the width of the layer `logits`; None where there is not one such layer."""
     shapes = reader.get_variable_to_shape_map()
-    widths = {shape[-1] for name, shape in shapes.items() if f"/{name}".endswith("/logits/weights")}
+    widths = {shape[-1] for name, shape in shapes.items() if models.is_kernel_of_head(name)}
     return widths.pop() if len(widths) == 1 else None
 
 

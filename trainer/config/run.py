@@ -6,6 +6,12 @@ import os
 from trainer.config.statement import Checked, PathKind, flag
 from trainer.errors import ConfigError
 
+# A step may take this many times the longest step before it, whatever --watchdog_seconds says.
+LONGEST_STEPS = 20
+# Start-up, the first step (which compiles), a save and an evaluation may take this many times the
+# limit of a step: their durations depend on the run too much for a limit of their own.
+LONG_PHASE = 6
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(Checked):
@@ -140,8 +146,9 @@ class RunConfig(Checked):
     )
     watchdog_seconds: float = flag(
         600.0,
-        "Seconds without a step after which a worker shows its stacks and ends; at least 20 times "
-        "the longest step, and 6 times as much in start-up, saves and evaluations. 0: never.",
+        "Seconds without a step after which a worker shows its stacks and ends; at least "
+        f"{LONGEST_STEPS} times the longest step, and {LONG_PHASE} times as much in start-up, "
+        "saves and evaluations. 0: never.",
         minimum=0.0,
         changes_training=False,
     )

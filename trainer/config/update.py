@@ -8,6 +8,10 @@ from trainer.errors import ConfigError
 # Update rules that subtract the weight decay themselves: it is no part of their loss.
 DECOUPLED = ("adamw", "lars", "lamb")
 _EXPONENTIALLY = "--lr_schedule=exponential"
+# MiB that are sent together without --fusion_threshold_mb: by Horovod, and in buckets of
+# graph/reduction.py.
+HOROVOD_BUFFER_MB = 128
+BUCKET_MB = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +196,7 @@ class CommunicationConfig(Checked):
     fusion_threshold_mb: int | None = flag(
         None,
         "Gradients are fused into buffers of up to this size, MiB; 0: not at all. Larger pays on "
-        "networks with a high latency. Default: Horovod's, 128; 32 with "
+        f"networks with a high latency. Default: Horovod's, {HOROVOD_BUFFER_MB}; {BUCKET_MB} with "
         "--gradient_compression=bfloat16 or --gradient_reduction=adasum; 0 with --deterministic "
         "and three or more workers on GPUs or several hosts.",
         minimum=0,

@@ -7,6 +7,9 @@ In low precision ties are frequent.
 
 import tensorflow as tf
 
+# How many of the first classes a prediction names, and the top-5 looks at.
+BEST = 5
+
 
 def predict(logits: tf.Tensor) -> tf.Tensor:
     """Returns the first class of each example: int64 [batch].

@@ -95,7 +95,7 @@ def _build_totals(config: Config, logits: tf.Tensor, batch: Batch) -> tf.Tensor:
     """Returns the sums over a batch: see `EvaluationGraph.totals`."""
     targets = tf.one_hot(batch.labels, logits.shape[-1])
     cross_entropy = build_cross_entropy(logits, targets, loss=config.optimizer.loss)
-    right = [accuracy.are_right(logits, batch.labels, among) for among in (1, 5)]
+    right = [accuracy.are_right(logits, batch.labels, among) for among in (1, accuracy.BEST)]
     rows = tf.stack([tf.ones_like(cross_entropy), *right, cross_entropy])
     # Padding counts nothing, not even where its cross-entropy is not finite.
     counted = tf.where(batch.weights > 0, rows, tf.zeros_like(rows))

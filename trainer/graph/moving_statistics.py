@@ -10,13 +10,15 @@ import tensorflow.compat.v1 as tf1
 from trainer.distributed import URGENT, Group
 from trainer.graph import scopes
 
+# What the name of a variable ends with that every layer of BN has.
+VARIANCE = "/moving_variance"
 # Share of their initial values that may be left in the statistics at the end of a run.
 _MOST_LEFT = 0.01
 
 
 def are_among(variables: Sequence[str]) -> bool:
     """Returns whether there are moving statistics among variables, by their names."""
-    return any(name.endswith("/moving_variance") for name in variables)
+    return any(name.endswith(VARIANCE) for name in variables)
 
 
 def describe_start(decay: float, steps: int, variables: Sequence[str]) -> tuple[str, ...]:

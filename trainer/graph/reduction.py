@@ -12,12 +12,10 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from trainer.config import Config
+from trainer.config.update import BUCKET_MB
 from trainer.distributed import URGENT, Group
 from trainer.errors import ConfigError
 from trainer.graph import scopes
-
-# Gradients reduced here travel in buckets: the first ones go while others are computed.
-_BUCKET_BYTES = 32 * 2**20
 
 # Sums over all workers of values that each has for its part of the gradients.
 SumOverParts = Callable[[tf.Tensor, int], tf.Tensor]
@@ -55,7 +53,8 @@ def reduce_gradients(
                 for gradient, name in zip(gradients, names, strict=True)
             ]
         threshold = communication.fusion_threshold_mb
-        most_bytes = _BUCKET_BYTES if threshold is None else threshold * 2**20
+        # In buckets, the first gradients travel while others are computed.
+        most_bytes = 2**20 * (BUCKET_MB if threshold is None else threshold)
         last_first = gradients[::-1]  # Backpropagation comes to the last variables first.
         sizes = [4 * gradient.shape.num_elements() for gradient in last_first]
         reduced: list[tf.Tensor] = []

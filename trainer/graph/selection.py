@@ -8,10 +8,9 @@ import tensorflow.compat.v1 as tf1
 from trainer.config import FineTuningConfig
 from trainer.config.fine_tuning import Scopes
 from trainer.errors import ConfigError
+from trainer.graph.moving_statistics import VARIANCE
 
 _SHOWN = 6
-# What the name of a variable ends with that every layer of BN has.
-_OF_NORM = "/moving_variance"
 
 
 class Selection:
@@ -34,7 +33,7 @@ class Selection:
 
     def freezes_all(self, names: Sequence[str]) -> bool:
         """Returns whether all layers of BN among the variables of some names are left so."""
-        norms = [name.rpartition("/")[0] for name in names if name.endswith(_OF_NORM)]
+        norms = [name.rpartition("/")[0] for name in names if name.endswith(VARIANCE)]
         return all(self.is_frozen_norm(scope) for scope in norms)
 
     def count_norms(self) -> int:
@@ -101,7 +100,7 @@ def _norm_scopes() -> set[str]:
     return {
         variable.op.name.rpartition("/")[0]
         for variable in tf1.get_collection(tf1.GraphKeys.MODEL_VARIABLES)
-        if variable.op.name.endswith(_OF_NORM)
+        if variable.op.name.endswith(VARIANCE)
     }
 
 

@@ -8,7 +8,8 @@ from trainer.inputs.pipeline import Batch, Stream
 
 NAME = "synthetic"
 DEFAULT_CLASSES = 1000
-NUM_EXAMPLES = 1_281_167  # As in ImageNet's training set: an epoch is as long.
+IMAGENET_EXAMPLES = 1_281_167  # Of the training set of the challenge of 2012.
+NUM_EXAMPLES = IMAGENET_EXAMPLES  # An epoch is as long.
 
 
 def build_synthetic(config: DataConfig, worker: Worker, *, num_classes: int, seed: int) -> Stream:

@@ -54,8 +54,7 @@ def bind_worker(local_rank: int, local_size: int) -> None:
         return
     if tf.config.list_physical_devices("GPU"):
         return
-    begin, end = (len(cores) * rank // local_size for rank in (local_rank, local_rank + 1))
-    share = cores[begin:end]
+    share = host_cores.share(cores, local_rank, local_size)
     try:
         os.sched_setaffinity(0, share)
     except OSError:  # Some sandboxes do not have this system call.

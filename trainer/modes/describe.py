@@ -24,8 +24,6 @@ tf1 = tf.compat.v1
 _NORMALIZATION = "FusedBatchNormV3"
 _UNIT = "/bottleneck_v2"
 _STAGES = ("conv1", "conv2", "conv3")
-# Of the challenge of 2012, for runs whose data are not at hand.
-_IMAGENET_EXAMPLES = 1_281_167
 
 Shape = tuple[int | None, ...]  # Of one example: height, width, channels; or channels alone.
 
@@ -229,7 +227,7 @@ def _find_classes(config: Config, info: DatasetInfo | None) -> tuple[int, str]:
 def _create_plan(config: Config, info: DatasetInfo | None) -> tuple[Plan, str]:
     """Returns the plan of a run of one worker, and what its data are called."""
     batch_size = config.data.batch_size * config.optimizer.accumulate_steps
-    examples, name = _IMAGENET_EXAMPLES, "ImageNet"
+    examples, name = synthetic.IMAGENET_EXAMPLES, "ImageNet"
     if info is not None:
         examples, name = info.num_train_examples, info.name
     plan = create_plan(

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -25,6 +26,12 @@ def in_order() -> list[int]:
     These are the cores of a socket, and among them the threads of a core.
     """
     return sorted(os.sched_getaffinity(0), key=_locate_core)
+
+
+def share(cores: Sequence[int], worker: int, workers: int) -> Sequence[int]:
+    """Returns the cores of one of the workers that share some cores evenly, by its number."""
+    begin, end = (len(cores) * number // workers for number in (worker, worker + 1))
+    return cores[begin:end]
 
 
 def _locate_core(core: int) -> tuple[int, ...]:

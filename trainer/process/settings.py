@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import NamedTuple
 
 from trainer.config import Config
+from trainer.config.run import LONG_PHASE
 from trainer.process import launcher
 
-# Start-up, the first step (which compiles), a save and an evaluation may take this many times the
-# limit of a step: their durations depend on the run too much for a limit of their own.
-LONG_PHASE = 6
+CPU_CYCLE_MS = 100  # Of Horovod, where there is no GPU.
 
 
 class Moment(enum.Enum):
@@ -80,7 +79,7 @@ def _gpu_threads(situation: Situation) -> str | None:
 
 def _cycle_time(situation: Situation) -> str | None:
     is_tuned = situation.config.communication.autotune  # Horovod leaves alone what is set.
-    return None if situation.has_gpu or is_tuned else "100"
+    return None if situation.has_gpu or is_tuned else str(CPU_CYCLE_MS)
 
 
 def _fusion_threshold(situation: Situation) -> str | None:

@@ -13,9 +13,8 @@ import numpy.typing as npt
 
 from trainer.config.prediction import STANDARD_OUTPUT, PredictionConfig
 from trainer.errors import UserError, status_of
+from trainer.graph import accuracy
 from trainer.process import files, texts
-
-BEST = 5
 
 
 class Prediction(NamedTuple):
@@ -34,14 +33,14 @@ class Prediction(NamedTuple):
     label: int | None = None
 
     def best(self) -> list[int]:
-        """Returns the most likely classes, the likeliest first, at most `BEST`.
+        """Returns the most likely classes, the likeliest first, at most `accuracy.BEST`.
 
         By logits, since different ones may have the same probability, as rounded; of equal ones
         the smaller number comes first. None where a logit is not a number.
         """
         if np.isnan(self.logits).any():
             return []
-        return [int(index) for index in np.argsort(-self.logits, kind="stable")[:BEST]]
+        return [int(index) for index in np.argsort(-self.logits, kind="stable")[: accuracy.BEST]]
 
     def describe(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Returns number, name and probability of each of the most likely classes, for JSON."""
@@ -85,7 +84,7 @@ class PredictionFiles:
         self._lines = lines
         self._has_logits = has_logits
         columns = ["file", *(("label", "label_name") if is_labelled else ())]
-        for place in range(1, min(BEST, len(names)) + 1):
+        for place in range(1, min(accuracy.BEST, len(names)) + 1):
             columns += [f"class_{place}", f"name_{place}", f"probability_{place}"]
         columns += [f"logit_{number}" for number in range(len(names))] if has_logits else []
         self._table = None

@@ -16,9 +16,8 @@ from trainer.errors import UserError
 from trainer.graph import precision
 from trainer.inputs.dataset import DatasetInfo
 from trainer.machine import environment, gpu, session
+from trainer.process import own_code
 
-_OWN_PACKAGES = ("flags", "models", "trainer")
-_CODE = (".py", ".cc", ".h")
 _MAX_DIFFERENCES = 3
 _KERNELS = "the compiled kernels"
 _CONVOLUTIONS = f"{_KERNELS} of convolutions"
@@ -44,13 +43,12 @@ def flags_of(config: Config) -> Facts:
 def code_of(config: Config) -> Facts:
     """Returns a digest of every file of this program, and of the plug-ins that the flags name."""
     facts = {}
-    for package in _OWN_PACKAGES:
-        folder = _origin(package).parent
-        for path in sorted(path for path in folder.rglob("*.*") if path.suffix in _CODE):
-            facts[f"file {package}/{path.relative_to(folder)}"] = _digest(path)
-    for name in (config.model.model, config.data.dataset):
+    for package in own_code.PACKAGES:
+        for name, path in own_code.list_files(package, _origin(package).parent):
+            facts[f"file {name}"] = _digest(path)
+    for plugged in (config.model.model, config.data.dataset):
         # A name of another form is none of a plug-in; if it is wrong, all workers refuse it alike.
-        if name is not None and (parts := plug_in.split(name)):
+        if plugged is not None and (parts := plug_in.split(plugged)):
             facts[f"file of {parts[0]}"] = _digest(_origin(parts[0]))
     return facts
 

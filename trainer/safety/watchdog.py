@@ -9,12 +9,10 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from trainer import exit_status
+from trainer.config.run import LONG_PHASE, LONGEST_STEPS
 from trainer.process import streams
-from trainer.process.settings import LONG_PHASE
 from trainer.safety.sudden_exit import SuddenExit, within
 
-# A step may take this many times the longest step before it, whatever the flag says.
-_LONGEST_STEPS = 20
 # Lets all workers that hang print their stacks before the launcher notices the end of one.
 _LAST_WORDS_SEC = 3.0
 
@@ -98,7 +96,7 @@ class WatchdogThread:
         self._idle_sec = 0.0
 
     def _allowed_sec(self) -> float:
-        return self._factor * max(self._limit_sec, _LONGEST_STEPS * self._longest_step_sec)
+        return self._factor * max(self._limit_sec, LONGEST_STEPS * self._longest_step_sec)
 
     def _run(self) -> None:
         before_sec = time.monotonic()

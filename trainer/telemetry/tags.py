@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from trainer.graph import accuracy
 from trainer.graph.summaries import GRADIENT_NORM, WEIGHT_NORM
 from trainer.graph.train_step import StepMetrics
 from trainer.telemetry.step import Step
@@ -304,7 +305,7 @@ OCCASIONAL = (
 
 def tells_top5(num_classes: int) -> bool:
     """Returns whether the top-5 of so many classes says something: of five, it is always 1."""
-    return num_classes > 5
+    return num_classes > accuracy.BEST
 
 
 def list_names(chart: Chart) -> list[str]:

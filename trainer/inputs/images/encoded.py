@@ -38,7 +38,10 @@ _VOWELS = "AEIOU"
 START_OF_SCAN = 0xDA
 APP1 = 0xE1
 
-PNG_HEADER_BYTES = 8
+# The first bytes of every image of the format.
+JPEG_BEGINNING = b"\xff\xd8"
+PNG_BEGINNING = b"\x89PNG\r\n\x1a\n"
+PNG_HEADER_BYTES = len(PNG_BEGINNING)
 PNG_CHUNK_BYTES = 12  # Of a chunk without its data: length, type and checksum.
 
 
@@ -193,7 +196,7 @@ def _decode_png(contents: "tf.Tensor", window: "tf.Tensor") -> "tf.Tensor":
 FORMATS = (
     Format(
         "JPEG",
-        rb"\xff\xd8",
+        re.escape(JPEG_BEGINNING),
         (".jpg", ".jpeg", ".jpe", ".jfif"),
         _read_jpeg_shape,
         _decode_jpeg,
@@ -201,7 +204,7 @@ FORMATS = (
     ),
     Format(
         "PNG",
-        rb"\x89PNG\r\n\x1a\n",
+        re.escape(PNG_BEGINNING),
         (".png",),
         _read_png_shape,
         _decode_png,

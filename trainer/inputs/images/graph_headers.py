@@ -15,8 +15,8 @@ from trainer.inputs.images import encoded, orientation
 from trainer.inputs.images.by_pillow import MAX_PIXELS
 
 # The places of the formats in `encoded.FORMATS`.
-JPEG, PNG = 0, 1
-_SIGNATURES = {JPEG: b"\xff\xd8", PNG: b"\x89PNG\r\n\x1a\n"}
+JPEG, PNG = ([row.name for row in encoded.FORMATS].index(name) for name in ("JPEG", "PNG"))
+_BEGINNINGS = {JPEG: encoded.JPEG_BEGINNING, PNG: encoded.PNG_BEGINNING}
 # Segments of a JPEG, or chunks of a PNG, that are looked at: each takes some 50 microseconds, and a
 # file of nothing else must not keep a server busy. Chunks of pixels have 8 KiB or more.
 _MOST_PARTS = 2**15
@@ -51,8 +51,8 @@ def read_header(contents: tf.Tensor, number: tf.Tensor, *, turns_upright: bool) 
       tensors without dimensions.
     """
     places = {
-        place: tf.equal(tf.strings.substr(contents, 0, len(signature)), signature)
-        for place, signature in _SIGNATURES.items()
+        place: tf.equal(tf.strings.substr(contents, 0, len(beginning)), beginning)
+        for place, beginning in _BEGINNINGS.items()
     }
     known = tf.debugging.Assert(
         tf.logical_or(*places.values()),

@@ -22,10 +22,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from trainer.process import network
+from trainer.process import network, own_code
 
-_OWN_PACKAGES = ("flags", "models", "trainer")
-_CODE = (".py", ".cc", ".h")
 _SIZES = 1000  # Files of the data whose sizes are compared; more would take a file server minutes.
 _CONNECT_SEC = 5.0
 
@@ -33,11 +31,11 @@ _CONNECT_SEC = 5.0
 def find_code() -> str:
     """Returns a digest of all files of this program."""
     digest = hashlib.sha256()
-    for package in _OWN_PACKAGES:
+    for package in own_code.PACKAGES:
         found = importlib.util.find_spec(package)
         folder = Path(found.origin).parent if found and found.origin else Path()
-        for path in sorted(each for each in folder.rglob("*.*") if each.suffix in _CODE):
-            digest.update(f"{package}/{path.relative_to(folder)}\0".encode())
+        for name, path in own_code.list_files(package, folder):
+            digest.update(f"{name}\0".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

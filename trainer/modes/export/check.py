@@ -21,7 +21,9 @@ from trainer.config import DataConfig
 from trainer.distributed import Worker
 from trainer.errors import UserError
 from trainer.inputs.images.by_pillow import MAX_PIXELS
+from trainer.inputs.images.graph_decoders import RATIOS
 from trainer.inputs.images.pixels import ROW_SHAPES, ROW_TYPES, Rows, build_pixels
+from trainer.inputs.images.reduction import GAP
 from trainer.inputs.rows import EvaluationRows
 from trainer.inputs.source import Split
 from trainer.modes.export.formats import Format
@@ -46,8 +48,9 @@ class Examples:
     def __init__(self, config: DataConfig) -> None:
         """Makes the pictures for a network's input, from smaller ones to those that are reduced."""
         size = config.image_size
-        # A JPEG is reduced where its crop has at least three times the size wanted.
-        large = math.ceil(3 * size / config.crop_fraction) + 2
+        # The least side of a crop of which a JPEG is reduced: see `reduction.find_parts`.
+        reduced = RATIOS[1] * GAP * size
+        large = math.ceil(reduced / config.crop_fraction) + 2
         shapes = (
             (size, size, "PNG"),
             (large + large // 4, large, "JPEG"),

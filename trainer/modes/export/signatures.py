@@ -23,7 +23,6 @@ PIXELS_MEANING = "uint8 [batch, image_size, image_size, 3]"
 LABELS = "labels.txt"
 # The outputs with names, by those with the classes' numbers.
 NAMES_OF = {"classes": "names", "top_classes": "top_names"}
-_BEST = 5
 
 
 def write(
@@ -124,7 +123,7 @@ def _build_outputs(frozen: Frozen, pixels: tf.Tensor) -> dict[str, tf.Tensor]:
     with tf.name_scope("outputs"):
         probabilities = build_probabilities(logits, frozen.loss, name="probabilities")
         # By logits: different ones may have the same probability, as rounded.
-        best = tf.math.top_k(logits, min(_BEST, logits.shape[-1])).indices
+        best = tf.math.top_k(logits, min(accuracy.BEST, logits.shape[-1])).indices
         return {
             "logits": logits,
             "probabilities": probabilities,

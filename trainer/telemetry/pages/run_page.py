@@ -13,6 +13,7 @@ from tensorboard.plugins.text import summary as text_summary
 
 from trainer.config import Config
 from trainer.distributed import Worker
+from trainer.graph import losses
 from trainer.inputs.dataset import DatasetInfo
 from trainer.machine import environment
 from trainer.plan import Plan
@@ -88,7 +89,7 @@ def _describe_config(config: Config) -> str:
 def _list_kernels(graph: tf.Graph) -> list[str]:
     """Returns the names of the trained kernels, in the order of the network."""
     variables = graph.get_collection(tf1.GraphKeys.TRAINABLE_VARIABLES)
-    return [each.op.name for each in variables if each.op.name.endswith("/weights")]
+    return [each.op.name for each in variables if losses.is_kernel(each)]
 
 
 def _describe_classes(info: DatasetInfo) -> str:
