@@ -26,17 +26,6 @@ GROUPS: dict[str, Any] = {
 }
 
 
-# The flags that say which data a run has.
-_WHICH_DATA = (
-    "dataset",
-    "data_dir",
-    "follow_links",
-    "label_offset",
-    "validation_fraction",
-    "max_bad_examples",
-)
-
-
 class HelpRequested(Exception):
     """The request of --help. Its message is the text to print."""
 
@@ -234,5 +223,9 @@ def _with_data_of_run(config: config_lib.Config) -> config_lib.Config:
         of_run = parse(["", f"--flagfile={path}", f"--logdir={config.run.logdir}"], values).data
     except UserError as error:
         raise UserError(f"--data_dir: must be given, since {path} is damaged ({error})") from None
-    taken = {name: getattr(of_run, name) for name in _WHICH_DATA if name not in config.given}
+    taken = {
+        field.name: getattr(of_run, field.name)
+        for field in dataclasses.fields(of_run)
+        if statement_of(field).chooses_data and field.name not in config.given
+    }
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **taken))

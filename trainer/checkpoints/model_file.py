@@ -17,8 +17,6 @@ from trainer.errors import ConfigError, UserError
 from trainer.process import files, json_files
 
 _CLASS_NAMES = "class_names"
-# Flags by which weights answer otherwise, although their names and shapes fit.
-_OF_WEIGHTS = ("model", "batch_norm_epsilon", "preprocessing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +199,7 @@ def describe_start(config: Config) -> tuple[str, ...]:
             found = find(run)
     if found is None:
         return ()
-    of_weights = [flag for flag in list_flags(config) if flag.name in _OF_WEIGHTS]
+    of_weights = [flag for flag in list_flags(config) if flag.statement.belongs_to_weights]
     other = [f for f in of_weights if found.flags.get(f.name, f.value) != f.value]
     if not other:
         return ()

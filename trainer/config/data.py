@@ -14,11 +14,13 @@ class DataConfig(Checked):
         None,
         "synthetic, tfrecord, folder, or package.module:function. "
         "Default: what --data_dir holds; synthetic without it.",
+        chooses_data=True,
     )
     data_dir: str | None = flag(
         None,
         "Folder of the data set.",
         changes_training=False,
+        chooses_data=True,
         path=PathKind.LOCAL_OR_REMOTE,
         elsewhere=("data", "data_path", "dataset_dir"),
     )
@@ -66,6 +68,7 @@ class DataConfig(Checked):
         "data, as slim's of 1001 classes. Default: what dataset.json says; without one, 0 if a "
         "label is 0.",
         minimum=-1,
+        chooses_data=True,
         read_by=("tfrecord", "folder"),
     )
     validation_fraction: float = flag(
@@ -74,6 +77,7 @@ class DataConfig(Checked):
         "1: all of it is validation data, for --mode=evaluate.",
         minimum=0.0,
         maximum=1.0,
+        chooses_data=True,
         read_by=("folder",),
         elsewhere=("val_split", "validation_split"),
     )
@@ -81,6 +85,7 @@ class DataConfig(Checked):
         False,
         "Read links that lead out of a folder of images, too; else they are refused.",
         changes_training=False,
+        chooses_data=True,
         read_by=("folder",),
     )
     resize: str = flag(
@@ -111,6 +116,7 @@ class DataConfig(Checked):
         choices=("inception", "imagenet"),
         is_hparam=True,
         belongs_to_model=True,
+        belongs_to_weights=True,
     )
     augment: str = flag(
         "standard",
@@ -205,6 +211,7 @@ class DataConfig(Checked):
         "Images that a worker may fail to decode before it stops. In training the next good one "
         "takes the place of a bad one; in evaluation it is left out of the count.",
         minimum=0,
+        chooses_data=True,
         read_by=("tfrecord", "folder"),
     )
 

@@ -46,18 +46,21 @@ class FineTuningConfig(Checked):
     exclude_scopes: str | None = flag(
         None,
         f"Variables that are not taken from --init_checkpoint, but initialized: {_SYNTAX}.",
+        is_of_beginning=True,
         elsewhere=("checkpoint_exclude_scopes",),
     )
     ignore_missing: bool = flag(
         False,
         "Initialize variables that --init_checkpoint lacks, or has in another shape, instead of "
         "refusing it.",
+        is_of_beginning=True,
         elsewhere=("ignore_missing_vars", "ignore_missing_checkpoint_vars"),
     )
     init_averages: bool = flag(
         False,
         "Take a checkpoint's averaged weights (.../ExponentialMovingAverage, as --ema_decay and "
         "slim save them): to start from, evaluate, export or predict with.",
+        is_of_beginning=True,
         elsewhere=("use_ema", "use_averages"),
     )
     trainable_scopes: str | None = flag(

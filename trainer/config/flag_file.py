@@ -11,12 +11,6 @@ from trainer.config.statement import Flag
 
 NAME = "flags"
 HEADER = "# The flags of this run: with --logdir=DIR they go on with it there, or repeat it"
-# Flags of one start, or of one place: whoever uses the file says these anew.
-_LEFT_OUT = frozenset({"logdir", "resume", "new_class_names", "result_json", "mllog"})
-# What a run begins with. Other modes would read it in place of what the run has learned.
-_AT_THE_BEGINNING = frozenset(
-    {"init_checkpoint", "exclude_scopes", "ignore_missing", "init_averages"}
-)
 # What comes before a flag that counts in training alone; the line is a comment in other modes.
 TRAINING = "#train "
 _ABOUT_TRAINING = f"# What follows on {TRAINING.strip()} is read in training alone: how it begins"
@@ -29,15 +23,15 @@ def write(config: Config) -> str:
 
     Paths are absolute, so that the file can be used from any folder.
     """
-    flags = [flag for flag in config.flags() if flag.name in set(config.given) - _LEFT_OUT]
-    lines = [HEADER, *map(_line, flags)]
+    given = [flag for flag in config.flags() if flag.name in config.given]
+    lines = [HEADER, *(_line(flag) for flag in given if not flag.statement.is_of_one_start)]
     if any(line.startswith(TRAINING) for line in lines):
         lines.insert(1, _ABOUT_TRAINING)
     return "".join(f"{line}\n" for line in lines)
 
 
 def _line(flag: Flag) -> str:
-    before = TRAINING if flag.name in _AT_THE_BEGINNING else ""
+    before = TRAINING if flag.statement.is_of_beginning else ""
     if isinstance(flag.value, bool):
         return f"{before}--{'' if flag.value else 'no'}{flag.name}"
     value = str(flag.value)

@@ -16,6 +16,7 @@ class ModelConfig(Checked):
         "(with Keras' first pool, for weights from Keras), or package.module:function.",
         is_hparam=True,
         belongs_to_model=True,
+        belongs_to_weights=True,
         elsewhere=("arch", "model_name", "network"),
     )
     num_classes: int | None = flag(
@@ -54,6 +55,7 @@ class ModelConfig(Checked):
         "Added to BN's variance.",
         above=0.0,
         belongs_to_model=True,
+        belongs_to_weights=True,
     )
     precision: str = flag(
         "float32",

@@ -34,6 +34,7 @@ class RunConfig(Checked):
         None,
         "Folder of checkpoints, TensorBoard events and status.json. Default: nothing is kept.",
         changes_training=False,
+        is_of_one_start=True,
         path=PathKind.LOCAL_OF_TENSORFLOW,
         elsewhere=("log_dir", "train_dir", "output_dir", "model_dir", "checkpoint_dir"),
     )
@@ -43,11 +44,13 @@ class RunConfig(Checked):
         "never: refuse a --logdir that has one; must: refuse one that has none.",
         choices=("auto", "never", "must"),
         changes_training=False,
+        is_of_one_start=True,
     )
     new_class_names: bool = flag(
         False,
         "Go on with a run although the names of its classes, or their order, have changed.",
         changes_training=False,
+        is_of_one_start=True,
     )
     init_checkpoint: str | None = flag(
         None,
@@ -55,6 +58,7 @@ class RunConfig(Checked):
         "slim's of one file (V1), or a folder, of which the newest good checkpoint is taken; "
         "logits of another number of classes are left as initialized. To evaluate, export or "
         "predict: the checkpoint to use instead of --logdir's newest.",
+        is_of_beginning=True,
         path=PathKind.LOCAL_OF_TENSORFLOW,
         elsewhere=("checkpoint_path", "pretrained", "weights"),
     )
@@ -134,6 +138,7 @@ class RunConfig(Checked):
         None,
         "File for configuration, environment and result, written at the end by rank 0.",
         changes_training=False,
+        is_of_one_start=True,
         path=PathKind.LOCAL,
     )
 
@@ -239,6 +244,7 @@ class TelemetryConfig(Checked):
         None,
         "File for MLPerf's log of the run, written anew by rank 0.",
         changes_training=False,
+        is_of_one_start=True,
         path=PathKind.LOCAL,
     )
 

@@ -42,6 +42,13 @@ class Statement(NamedTuple):
         is then reported.
       belongs_to_model: whether the flag is written to model.json, since whoever uses the trained
         network has to have the same value.
+      belongs_to_weights: whether weights are for this value alone: with another one they predict
+        otherwise, although their names and shapes fit.
+      chooses_data: whether the flag says which data a run has, which its evaluations have, too.
+      is_of_one_start: whether the flag is of one start, or of one place: a run's flag file leaves
+        it out, and whoever uses the file says it anew.
+      is_of_beginning: whether the flag says what a run begins with: other modes than training do
+        not read it in the run's flag file, in place of what the run has learned.
       path: kind of a file or folder that the flag names; None: it names none.
       read_by: kinds of data sets that read the flag; None: all. A plug-in may read any.
       modes: modes that use the flag, and others refuse; None: all.
@@ -60,6 +67,10 @@ class Statement(NamedTuple):
     is_hparam: bool
     changes_training: bool
     belongs_to_model: bool
+    belongs_to_weights: bool
+    chooses_data: bool
+    is_of_one_start: bool
+    is_of_beginning: bool
     path: PathKind | None
     read_by: Sequence[str] | None
     modes: Sequence[str] | None
@@ -81,6 +92,10 @@ def flag(
     is_hparam: bool = False,
     changes_training: bool = True,
     belongs_to_model: bool = False,
+    belongs_to_weights: bool = False,
+    chooses_data: bool = False,
+    is_of_one_start: bool = False,
+    is_of_beginning: bool = False,
     path: PathKind | None = None,
     read_by: Sequence[str] | None = None,
     modes: Sequence[str] | None = None,
@@ -94,7 +109,8 @@ def flag(
     Args:
       default: value where the flag is not given. None: the help says what happens then.
       help, minimum, above, maximum, below, choices, is_hparam, changes_training, belongs_to_model,
-        path, read_by, modes, before, elsewhere, may_be_auto, short_name: see `Statement`.
+        belongs_to_weights, chooses_data, is_of_one_start, is_of_beginning, path, read_by, modes,
+        before, elsewhere, may_be_auto, short_name: see `Statement`.
     """
     statement = Statement(
         help,
@@ -106,6 +122,10 @@ def flag(
         is_hparam,
         changes_training,
         belongs_to_model,
+        belongs_to_weights,
+        chooses_data,
+        is_of_one_start,
+        is_of_beginning,
         path,
         read_by,
         modes,
