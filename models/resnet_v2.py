@@ -10,7 +10,7 @@ The networks `keras_resnet_v2_*` are those of `keras.applications.ResNet50V2` an
 differ from slim's in the first pool alone (`first_pool`), and in BN's epsilon, 1.001e-5, which the
 arg scope sets. Their variables have slim's names and shapes, and also slim's scope
 (`resnet_v2_50/...`): so the same weights can be loaded into either, as fine-tuning and comparisons
-want. As they are they answer rightly in the network that they were trained in alone.
+want. As they are they predict rightly in the network that they were trained in alone.
 """
 
 from collections.abc import Callable, Sequence

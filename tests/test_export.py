@@ -78,7 +78,7 @@ def ask(saved_model, pixels, files):
 
 
 @pytest.mark.processes
-def test_a_client_with_tensorflow_alone_answers_as_predict_does(trained, tmp_path):
+def test_a_client_with_tensorflow_alone_predicts_as_the_mode_does(trained, tmp_path):
     files = []
     for number, data in enumerate(pictures().values()):
         files.append(tmp_path / f"{number:02}.image")
@@ -112,17 +112,17 @@ def test_a_client_with_tensorflow_alone_answers_as_predict_does(trained, tmp_pat
     for number, row in enumerate(predictions):
         best = [guess["class"] for guess in row["classes"]]
         expected = [guess["probability"] for guess in row["classes"]]
-        for answers in (
+        for outputs in (
             {name: values[0] for name, values in found["alone"][number].items()},
             {name: values[number] for name, values in found["together"].items()},
         ):
-            assert answers["classes"] == best[0]
-            assert answers["names"] == SHOWN[best[0]]
-            assert answers["top_classes"] == best
-            assert answers["top_names"] == [SHOWN[label] for label in best]
-            np.testing.assert_allclose(answers["top_probabilities"], expected, atol=1e-5)
+            assert outputs["classes"] == best[0]
+            assert outputs["names"] == SHOWN[best[0]]
+            assert outputs["top_classes"] == best
+            assert outputs["top_names"] == [SHOWN[label] for label in best]
+            np.testing.assert_allclose(outputs["top_probabilities"], expected, atol=1e-5)
             np.testing.assert_allclose(
-                [answers["probabilities"][label] for label in best], expected, atol=1e-5
+                [outputs["probabilities"][label] for label in best], expected, atol=1e-5
             )
     logits = logits_of(config_of(trained), pixels, f"{trained}/model.ckpt-7")
     np.testing.assert_allclose(found["images"]["logits"], logits, atol=1e-5)

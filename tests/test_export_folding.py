@@ -1,4 +1,4 @@
-"""Networks without variables: what is folded into convolutions, and that they answer as before."""
+"""Networks without variables: what is folded into convolutions, and that they predict as before."""
 
 import dataclasses
 
@@ -40,7 +40,7 @@ def randomize(session, seed=0):
 
 
 class Built:
-    """A network in a session, frozen, and both answers to the same pixels."""
+    """A network in a session, frozen, and both predictions for the same pixels."""
 
     def __init__(self, fn, *, size=16, precision="float32", num_classes=4):
         model = ModelConfig(model=fn, precision=precision)

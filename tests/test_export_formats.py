@@ -1,4 +1,4 @@
-"""--export_format: what LiteRT and ONNX Runtime answer, and the page's own examples."""
+"""--export_format: what LiteRT and ONNX Runtime predict, and the page's own examples."""
 
 import dataclasses
 import importlib.util
@@ -58,7 +58,7 @@ def served(tmp_path_factory):
     ("folder", "file", "has_names"),
     [("flowers-lite", "model.tflite", False), ("flowers-onnx", "model.onnx", True)],
 )
-def test_a_client_with_a_runtime_alone_answers_as_the_checkpoint(
+def test_a_client_with_a_runtime_alone_predicts_as_the_checkpoint(
     served, tmp_path, folder, file, has_names
 ):
     exported = served / "exported" / folder
@@ -71,21 +71,21 @@ def test_a_client_with_a_runtime_alone_answers_as_the_checkpoint(
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["loaded"] == []
-    answers = found["all"]
+    predictions = found["all"]
     logits = logits_of(config_of(served), pixels, f"{served}/runs/one/model.ckpt-7")
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     order = np.argsort(-logits, axis=1, kind="stable")
-    np.testing.assert_allclose(answers["logits"], logits, atol=1e-5)
-    np.testing.assert_allclose(answers["probabilities"], shares, atol=1e-5)
-    assert answers["classes"] == order[:, 0].tolist()
-    assert answers["top_classes"] == order.tolist()
+    np.testing.assert_allclose(predictions["logits"], logits, atol=1e-5)
+    np.testing.assert_allclose(predictions["probabilities"], shares, atol=1e-5)
+    assert predictions["classes"] == order[:, 0].tolist()
+    assert predictions["top_classes"] == order.tolist()
     np.testing.assert_allclose(
-        answers["top_probabilities"], np.take_along_axis(shares, order, axis=1), atol=1e-5
+        predictions["top_probabilities"], np.take_along_axis(shares, order, axis=1), atol=1e-5
     )
     if has_names:
-        assert answers["names"] == [SHOWN[label] for label in order[:, 0]]
-        assert answers["top_names"] == [[SHOWN[label] for label in row] for row in order]
-    assert ("names" in answers) == has_names
+        assert predictions["names"] == [SHOWN[label] for label in order[:, 0]]
+        assert predictions["top_names"] == [[SHOWN[label] for label in row] for row in order]
+    assert ("names" in predictions) == has_names
     np.testing.assert_allclose(found["first"]["logits"], logits[:1], atol=1e-5)
     assert (exported / "labels.txt").read_text().splitlines() == SHOWN
     card = json.loads((exported / "model.json").read_text())
@@ -96,7 +96,7 @@ def test_a_client_with_a_runtime_alone_answers_as_the_checkpoint(
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_the_examples_of_the_page_answer_as_predict_does(served):
+def test_the_examples_of_the_page_predict_as_the_mode_does(served):
     """As printed, each in a process of its own: TensorFlow, LiteRT and ONNX Runtime."""
     (predicted,) = json.loads((served / "p.json").read_text())["result"]["predictions"]
     expected = [(SHOWN[each["class"]], each["probability"]) for each in predicted["classes"]]

@@ -1,4 +1,4 @@
-"""scripts/convert_keras_weights.py, beside Keras' own networks and their answers."""
+"""scripts/convert_keras_weights.py, beside Keras' own networks and their predictions."""
 
 import collections
 import sys

@@ -1,4 +1,4 @@
-"""A client that has TensorFlow alone: prints what a SavedModel answers for files, as JSON.
+"""A client that has TensorFlow alone: prints what a SavedModel predicts for files, as JSON.
 
 usage: python -I served.py SAVED_MODEL PIXELS FILE...
 

@@ -1,4 +1,4 @@
-"""A client that has LiteRT or ONNX Runtime alone: prints what a network answers, as JSON.
+"""A client that has LiteRT or ONNX Runtime alone: prints what a network predicts, as JSON.
 
 usage: python -I served_elsewhere.py NETWORK PIXELS
 
@@ -27,12 +27,12 @@ def load(network):
 def main():
     network, pixels = sys.argv[1], np.load(sys.argv[2])
     run = load(network)
-    answers = [
+    predictions = [
         {name: np.asarray(values).tolist() for name, values in run(part).items()}
         for part in (pixels, pixels[:1])
     ]
     foreign = {"tensorflow", "trainer", "models", "flags", "tf_slim", "horovod"} & set(sys.modules)
-    print(json.dumps({"all": answers[0], "first": answers[1], "loaded": sorted(foreign)}))
+    print(json.dumps({"all": predictions[0], "first": predictions[1], "loaded": sorted(foreign)}))
 
 
 if __name__ == "__main__":

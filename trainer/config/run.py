@@ -176,7 +176,7 @@ class RunConfig(Checked):
         "float32",
         "Type of the exported network's convolutions and of their weights; in a tflite of the "
         "stored weights alone. bfloat16 (of a saved_model) and float16: half the size of float32, "
-        "and answers that differ a little.",
+        "and predictions that differ a little.",
         choices=("float32", "bfloat16", "float16"),
         changes_training=False,
         modes=("export",),

@@ -27,7 +27,7 @@ def run(config: Config) -> int:
     config, _, known_names, remarks = outputs.as_trained(config)
     launcher.refuse(config.mode)
     export_format = formats.find(config.run.export_format)
-    # Answers are those of an evaluation.
+    # Predictions are those of an evaluation.
     data = dataclasses.replace(config.data, image_size=config.data.evaluation_size)
     config = dataclasses.replace(config, data=data)
     prefix, skipped = search.choose(config.run)
@@ -39,7 +39,7 @@ def run(config: Config) -> int:
     precision = config.run.export_precision
     of_network = "float32" if export_format.computes_in_float32 else precision
     examples = check.Examples(config.data)
-    # Answers are compared with those in float32, whatever is exported.
+    # Predictions are compared with those in float32, whatever is exported.
     with _restored(config, prefix, num_classes, "float32") as network:
         expected = network.session.run(network.logits, {network.images: examples.pixels})
         if not np.isfinite(expected).all():

@@ -17,7 +17,7 @@ class Format(NamedTuple):
     """A format of exported networks.
 
     Attributes:
-      runtime: the program that answers with it.
+      runtime: the program that predicts with it.
       signatures: the inputs of each signature, and what they take, by name.
       write: writes a network into a folder: (folder, network, the way from encoded images to the
         network's input, names of all classes, each in one line, --export_precision). Raises

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 
-def answer_as_saved_model(exported: Path, folder: Path, pixels: Any) -> Iterator[tuple[str, Any]]:
+def predict_as_saved_model(exported: Path, folder: Path, pixels: Any) -> Iterator[tuple[str, Any]]:
     """Yields the logits of each signature, by its name."""
     # TensorFlow loads Keras, with all that Keras loads, where it is installed: a third of its time.
     sys.modules["keras.src.optimizers"] = None  # type: ignore[assignment]  # So its import fails.
@@ -30,7 +30,7 @@ def answer_as_saved_model(exported: Path, folder: Path, pixels: Any) -> Iterator
         yield name, signatures[name](**tensors)["logits"].numpy()
 
 
-def answer_as_litert(exported: Path, folder: Path, pixels: Any) -> Iterator[tuple[str, Any]]:
+def predict_as_litert(exported: Path, folder: Path, pixels: Any) -> Iterator[tuple[str, Any]]:
     """Yields the logits of the only signature, and its name."""
     del folder
     from ai_edge_litert.interpreter import Interpreter
@@ -39,7 +39,7 @@ def answer_as_litert(exported: Path, folder: Path, pixels: Any) -> Iterator[tupl
     yield "images", interpreter.get_signature_runner("images")(images=pixels)["logits"]
 
 
-def answer_as_onnx(exported: Path, folder: Path, pixels: Any) -> Iterator[tuple[str, Any]]:
+def predict_as_onnx(exported: Path, folder: Path, pixels: Any) -> Iterator[tuple[str, Any]]:
     """Yields the logits of the only signature, and its name."""
     del folder
     import onnxruntime
@@ -50,18 +50,18 @@ def answer_as_onnx(exported: Path, folder: Path, pixels: Any) -> Iterator[tuple[
     yield "images", session.run(["logits"], {"images": pixels})[0]
 
 
-ANSWER_BY_FILE = {
-    "saved_model.pb": answer_as_saved_model,
-    "model.tflite": answer_as_litert,
-    "model.onnx": answer_as_onnx,
+PREDICT_BY_FILE = {
+    "saved_model.pb": predict_as_saved_model,
+    "model.tflite": predict_as_litert,
+    "model.onnx": predict_as_onnx,
 }
 
 
 def main() -> None:
     """Runs the command line."""
     exported, folder = map(Path, sys.argv[1:])
-    (answer,) = (each for name, each in ANSWER_BY_FILE.items() if (exported / name).exists())
-    for name, logits in answer(exported, folder, np.load(folder / "pixels.npy")):
+    (predict,) = (each for name, each in PREDICT_BY_FILE.items() if (exported / name).exists())
+    for name, logits in predict(exported, folder, np.load(folder / "pixels.npy")):
         np.save(folder / f"{name}.npy", logits)
 
 

@@ -113,7 +113,7 @@ def _save(
 
 
 def _build_outputs(frozen: Frozen, pixels: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Returns what a network answers; the first class is that of `accuracy.predict`."""
+    """Returns a network's predictions; the first class is that of `accuracy.predict`."""
     (logits,) = tf.import_graph_def(
         frozen.graph_def,
         input_map={frozen.images: pixels},
@@ -136,7 +136,7 @@ def _build_outputs(frozen: Frozen, pixels: tf.Tensor) -> dict[str, tf.Tensor]:
 
 
 def _build_names(outputs: dict[str, tf.Tensor], names: Sequence[str]) -> dict[str, tf.Tensor]:
-    """Returns the names of the classes that a network answers."""
+    """Returns the names of the classes that a network predicts."""
     with tf.name_scope("outputs"):
         table = tf.constant(list(names), tf.string, name="table_of_names")
         return {
