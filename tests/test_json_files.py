@@ -44,7 +44,7 @@ def write_files(folder):
     shard = dataset_manifest.Shard("train-00000-of-00001", 3, 100, 7)
     described = dataset_manifest.Manifest("x", ("a", "b"), 0, {"train": (shard,)}, (8, 8), (9, 9))
     dataset_manifest.write_manifest(str(folder), described)
-    task = shard_writer.Task(str(folder / "train-00000-of-00001"), plan="plan", images=())
+    task = shard_writer.Task(str(folder / "train-00000-of-00001"), digest="digest", images=())
     shard_writer.convert_shard(task)
     return task
 

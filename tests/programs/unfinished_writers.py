@@ -75,7 +75,7 @@ def main():
     logdir.mkdir()
     (logdir / "metrics.jsonl").write_text('{"step": 1}\n')
     config = Config(run=RunConfig(logdir=str(logdir), result_json=str(folder / "result.json")))
-    task = shard_writer.Task(str(folder / "train-00000-of-00001"), plan="plan", images=())
+    task = shard_writer.Task(str(folder / "train-00000-of-00001"), digest="digest", images=())
     shards = [index.ShardIndex(*(np.zeros([2], np.int64) for _ in index.ShardIndex._fields))]
     writers = [
         create_save(logdir),

@@ -63,8 +63,8 @@ class WarmStart:
             return ()
         chosen = search.resolve(self._given)
         reader = restore.open_checkpoint(chosen.prefix)
-        plan = self._plan(reader, chosen.prefix)
-        values = [(each, reader.get_tensor(source)) for each, source in plan.loaded]
+        variables = self._divide(reader, chosen.prefix)
+        values = [(each, reader.get_tensor(source)) for each, source in variables.loaded]
         _refuse_infinite(chosen.prefix, values)
         averages = [
             (self._averages[f"{variable.op.name}{SUFFIX}"], value)
@@ -75,11 +75,11 @@ class WarmStart:
         return (
             *chosen.remarks,
             f"started from the weights of {chosen.prefix}",
-            *self._describe(plan, reader.get_variable_to_shape_map()),
-            *self._describe_head(plan),
+            *self._describe(variables, reader.get_variable_to_shape_map()),
+            *self._describe_head(variables),
         )
 
-    def _plan(self, reader: Any, prefix: str) -> "_Plan":
+    def _divide(self, reader: Any, prefix: str) -> "_Variables":
         """Returns which variables are loaded, and which stay as initialized."""
         excluded = self._find_excluded()
         sources = restore.choose_sources(
@@ -104,7 +104,7 @@ class WarmStart:
                 f"--init_checkpoint: must have some of the network's variables, got {prefix}, of "
                 "which nothing is taken"
             )
-        return _Plan(loaded, fresh)
+        return _Variables(loaded, fresh)
 
     def _find_excluded(self) -> set[str]:
         """Returns the names of the variables that --exclude_scopes names."""
@@ -120,17 +120,19 @@ class WarmStart:
             )
         return {name for name in names if scopes.match(name)}
 
-    def _describe(self, plan: "_Plan", saved: Sequence[str]) -> list[str]:
+    def _describe(self, variables: "_Variables", saved: Sequence[str]) -> list[str]:
         """Returns a line each about what is loaded, what is not, and what nobody takes."""
         names = [variable.op.name for variable in self._network]
-        loaded = [variable.op.name for variable, _ in plan.loaded]
-        fresh = [variable.op.name for variable in plan.fresh]
-        taken = {name for variable, source in plan.loaded for name in (source, variable.op.name)}
+        loaded = [variable.op.name for variable, _ in variables.loaded]
+        fresh = [variable.op.name for variable in variables.fresh]
+        taken = {
+            name for variable, source in variables.loaded for name in (source, variable.op.name)
+        }
         # Slots and averages have names within their variables': hundreds, which say nothing new.
         others = [name for name in saved if name.rpartition("/")[0] not in saved]
         left = sorted(name for name in others if name not in taken)
         extra = sum(name not in taken for name in saved) - len(left)
-        averaged = sum(source.endswith(SUFFIX) for _, source in plan.loaded)
+        averaged = sum(source.endswith(SUFFIX) for _, source in variables.loaded)
         some = f"{averaged} of them " if averaged < len(loaded) else "their "
         of_averages = f": {some}averages" if averaged else ""
         lines = [_line("loaded", loaded, names) + of_averages]
@@ -150,9 +152,9 @@ class WarmStart:
                 )
         return lines
 
-    def _describe_head(self, plan: "_Plan") -> list[str]:
+    def _describe_head(self, variables: "_Variables") -> list[str]:
         """Returns a line where the layer that makes the logits was trained for something else."""
-        head = [v.op.name for v, _ in plan.loaded if models.is_of_head(v.op.name)]
+        head = [v.op.name for v, _ in variables.loaded if models.is_of_head(v.op.name)]
         found = None
         if head and self._head is not None:
             with contextlib.suppress(UserError):  # A damaged one, which training does not need.
@@ -179,8 +181,8 @@ class WarmStart:
         return lines
 
 
-class _Plan(NamedTuple):
-    """What becomes of a network's variables.
+class _Variables(NamedTuple):
+    """A network's variables, by what they begin with.
 
     Attributes:
       loaded: variables that are loaded, with the names that they have in the checkpoint.

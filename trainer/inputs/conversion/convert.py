@@ -77,7 +77,7 @@ def _split_tasks(
     return [
         Task(
             path=os.path.join(out, f"{split}-{number:05}-of-{count:05}"),
-            plan="",
+            digest="",
             rewriting=rewriting,
             images=tuple(images[start:end]),
         )
@@ -85,7 +85,7 @@ def _split_tasks(
     ]
 
 
-def _plan(splits: Mapping[str, Sequence[Task]]) -> str:
+def _digest(splits: Mapping[str, Sequence[Task]]) -> str:
     """Returns a digest of every image, name, option and rule that the shards depend on."""
     digest = hashlib.sha256(f"{manifest.FORMAT} {_RULES}".encode())
     for tasks in splits.values():
@@ -138,7 +138,7 @@ def _keep_whole_shards(out: str, described: manifest.Manifest, tasks: Sequence[T
         shard = named[task.path]
         if task.path not in lost and shard.examples == len(task.images):
             receipt = Receipt(
-                plan=task.plan,
+                plan=task.digest,
                 examples=shard.examples,
                 bytes=shard.bytes,
                 crc32c=shard.crc32c,
@@ -240,13 +240,13 @@ def convert(
         split: _split_tasks(files, split, source, out, shard_bytes, seed, rewriting)
         for split, files in splits.items()
     }
-    plan = _plan(tasks)
+    digest = _digest(tasks)
     with _alone_in(out):
         described = manifest.read_manifest(out)
         everything = [
-            dataclasses.replace(task, plan=plan) for parts in tasks.values() for task in parts
+            dataclasses.replace(task, digest=digest) for parts in tasks.values() for task in parts
         ]
-        if described is not None and described.source == plan:
+        if described is not None and described.source == digest:
             lost = _keep_whole_shards(out, described, everything)
             if not lost:
                 return described
@@ -256,7 +256,7 @@ def convert(
         _report(out, receipts, max_bad)
         for line in _describe_changes(receipts.values()):
             say(line)
-        described = _describe(plan, tuple(next(iter(splits.values()))), tasks, receipts)
+        described = _describe(digest, tuple(next(iter(splits.values()))), tasks, receipts)
         manifest.write_manifest(out, described)
         for task in everything:
             os.unlink(receipt_path(task.path))
@@ -275,7 +275,7 @@ def _describe_changes(receipts: Iterable[Receipt]) -> list[str]:
 
 
 def _describe(
-    plan: str,
+    digest: str,
     classes: tuple[str, ...],
     tasks: Mapping[str, Sequence[Task]],
     receipts: Mapping[str, Receipt],
@@ -284,7 +284,7 @@ def _describe(
     smallest = [receipt.smallest_image for receipt in receipts.values()]
     largest = [receipt.largest_image for receipt in receipts.values()]
     return manifest.Manifest(
-        source=plan,
+        source=digest,
         classes=classes,
         label_offset=0,
         splits={

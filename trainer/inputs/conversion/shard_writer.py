@@ -20,13 +20,13 @@ class Task:
 
     Attributes:
       path: the path of the shard.
-      plan: the digest of all that the shards depend on.
+      digest: the digest of all that the shards depend on.
       images: the path, name, label and class of each image.
       rewriting: what becomes of each image.
     """
 
     path: str
-    plan: str
+    digest: str
     images: tuple[tuple[str, str, int, str], ...]
     rewriting: Rewriting = KEEP_SIZES
 
@@ -36,7 +36,7 @@ class Receipt:
     """The result of a task.
 
     Attributes:
-      plan: the task's plan.
+      plan: the task's digest, named as in receipts of earlier versions.
       examples: the number of examples in the shard.
       bytes: the size of the shard.
       crc32c: the CRC-32C of all its bytes.
@@ -99,7 +99,7 @@ def convert_shard(task: Task) -> Receipt:
             heights.append(header.height)
             widths.append(header.width)
     receipt = Receipt(
-        plan=task.plan,
+        plan=task.digest,
         examples=len(heights),
         bytes=size,
         crc32c=crc,
@@ -130,4 +130,4 @@ def find_receipt(task: Task) -> Receipt | None:
     except (OSError, json_files.FormatError):
         return None
     is_complete = is_whole and not receipt.unreadable
-    return receipt if is_complete and receipt.plan == task.plan else None
+    return receipt if is_complete and receipt.plan == task.digest else None
