@@ -265,7 +265,7 @@ def build_wheel(build: Build, folder: Path) -> Path:
 
 
 def is_whole(wheel: Path) -> bool:
-    """Whether every file of the wheel reads back as it was packed."""
+    """Returns whether every file of the wheel reads back as it was packed."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             return archive.testzip() is None

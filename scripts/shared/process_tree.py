@@ -68,5 +68,5 @@ def end_below(pid: int) -> None:
 
 
 def adopt_orphans() -> None:
-    """From now on what is below this process stays below it when a process between them ends."""
+    """Keeps what is below this process below it from now on, when a process between them ends."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)

@@ -20,7 +20,7 @@ from trainer.telemetry.writers import metrics_lines
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """Where the time of a run's steps goes, as shares that add up to 1; and its workers' times.
+    """Shares of the time of a run's steps, which add up to 1; and its workers' times.
 
     Attributes:
       data: rank 0 waits for its input.

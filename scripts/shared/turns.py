@@ -46,7 +46,7 @@ class Launch:
             os.sched_setaffinity(self._process.pid, cores)
 
     def has_ended(self) -> bool:
-        """Whether the command has ended.
+        """Returns whether the command has ended.
 
         Raises:
           UserError: it has failed.

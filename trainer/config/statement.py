@@ -22,7 +22,7 @@ AUTO = "auto"
 
 
 class PathKind(enum.Enum):
-    """Where what a flag names may be, and who opens it."""
+    """The place of what a flag names, and who opens it."""
 
     LOCAL = enum.auto()
     LOCAL_OF_TENSORFLOW = enum.auto()  # It takes a path in UTF-8 alone.

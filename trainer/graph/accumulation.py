@@ -16,7 +16,8 @@ class Accumulator:
 
     Attributes:
       means: means over all batches of an update, one for each tensor, of its shape and type.
-      add_op: operation that adds this batch's tensors to the sums. No collectives.
+      add_op: operation that adds this batch's tensors to the sums. It has no collectives but those
+        that the tensors are made by, of --sync_batch_norm.
     """
 
     def __init__(self, tensors: Sequence[tf.Tensor], batches: int) -> None:

@@ -42,7 +42,7 @@ def create_schedule(
             for number, boundary in enumerate(STEP_BOUNDARIES, start=1)
         ]
     else:
-        # Rounded, as in `run.plan`: 1.1 epochs of 100 steps are 110.00000000000001.
+        # Rounded, as in `trainer.plan`: 1.1 epochs of 100 steps are 110.00000000000001.
         drops = [
             (round(epoch * steps_per_epoch, 6), factor)
             for epoch, factor in config.epochs_and_factors

@@ -78,7 +78,7 @@ def compute_gradients(
     Args:
       loss: float32 [].
       variables: variables to differentiate by.
-      inputs: the network's input: what depends on it are activations.
+      inputs: images of any type [batch, height, width, 3]: what depends on them are activations.
       config: what is computed again; nothing with XLA.
       gate_gradients: see `tf.gradients`.
 

@@ -34,7 +34,7 @@ def build_histograms(
 
     Args:
       config: has --histogram_every.
-      gradients: averaged gradients, one for each variable.
+      gradients: averaged gradients, one for each variable, float32 of its shape.
       variables: trainable variables.
     """
     if not config.histogram_every:

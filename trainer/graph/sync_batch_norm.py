@@ -80,6 +80,16 @@ class _Layer:
     def build(
         self, inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Adds the forward pass, of the arguments and results of `SyncBatchNorm.normalize`.
+
+        Args:
+          inputs: a map [batch, height, width, channels], or with the channels first.
+          gamma, beta: float32 [channels].
+
+        Returns:
+          the outputs, of the shape and type of `inputs`; the mean and the unbiased variance of the
+          joined batch, float32 [channels] each.
+        """
         own = tf.nn.moments(tf.cast(inputs, tf.float32), self._axes)
         # In float64: of channels far from 0, the mean square is nearly the square of the mean.
         mean, variance = (tf.cast(value, tf.float64) for value in own)

@@ -36,7 +36,10 @@ def check_cuda(found: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _check_driver(driver: "_Version", wanted: str | None) -> Iterator[Finding]:
-    """CUDA 12's libraries run on drivers of CUDA 12 and later, of any minor version."""
+    """Yields a finding where the driver is older than TensorFlow's CUDA.
+
+    CUDA 12's libraries run on drivers of CUDA 12 and later, of any minor version.
+    """
     if wanted and driver[0] < _Version.parse(wanted)[0]:
         yield Finding(
             "driver",
@@ -70,17 +73,17 @@ class _Version(tuple[int, ...]):
 
     @classmethod
     def of_cuda(cls, code: int) -> "_Version":
-        """13000 is 13.0 (cuda.h)."""
+        """Returns a code's version: 13000 is 13.0 (cuda.h)."""
         return cls((code // 1000, code % 1000 // 10))
 
     @classmethod
     def of_cudnn(cls, code: int) -> "_Version":
-        """91900 is 9.19.0; before 9, 8907 was 8.9.7 (cudnn_version.h)."""
+        """Returns a code's version: 91900 is 9.19.0; before 9, 8907 was 8.9.7 (cudnn_version.h)."""
         major = 10000 if code >= 90000 else 1000
         return cls((code // major, code % major // 100, code % 100))
 
     @classmethod
     def of_nccl(cls, code: int) -> "_Version":
-        """22809 is 2.28.9; before 2.9, 2804 was 2.8.4 (nccl.h)."""
+        """Returns a code's version: 22809 is 2.28.9; before 2.9, 2804 was 2.8.4 (nccl.h)."""
         major = 10000 if code >= 10000 else 1000
         return cls((code // major, code % major // 100, code % 100))
