@@ -81,7 +81,7 @@ def test_the_peak_is_measured_again_where_a_pass_was_faster(
 def measure_as(monkeypatch, measured_gflops):
     """Has the peak measured as these values, one after the other; returns those not yet taken."""
     left = list(measured_gflops)
-    found = "measure_peak", lambda dtype, config: peak.Peak(left.pop(0), 100.0, 12, None)
+    found = "measure_peak", lambda dtype, config: peak.Peak(left.pop(0), 100.0, 900.0, 12, None)
     monkeypatch.setattr(peak, *found)
     return left
 
@@ -160,7 +160,8 @@ def test_the_json_has_the_printed_figures(measured):
         assert 0 < figures["made_gflops"] <= figures["achieved_gflops"]
         assert 0 < figures["peak_fraction"] < 1
         assert figures["peak"]["gflops"] == figures["peak_gflops"]
-        assert figures["peak"]["lowest_gflops"] < figures["peak_gflops"]
+        peak_of = figures["peak"]
+        assert peak_of["lowest_gflops"] < peak_of["gflops"] < peak_of["highest_gflops"]
         assert (figures["steps"], figures["burn_in"], figures["partial"]) == (20, 3, False)
 
 
@@ -170,9 +171,10 @@ def test_the_peak_is_one_for_all_passes(measured):
     peaks = [figures["peak"] for figures in read_passes(folder / "result.json").values()]
     assert peaks == [peaks[0]] * 3
     found = re.findall(
-        r"^measured peak ([\d.]+) GFLOP/s \(12 runs, ([\d.]+) to \1\)$", printed, re.M
+        r"^measured peak ([\d.]+) GFLOP/s \(12 runs, ([\d.]+) to ([\d.]+)\)$", printed, re.M
     )
-    assert found == [(f"{peaks[0]['gflops']:.1f}", f"{peaks[0]['lowest_gflops']:.1f}")] * 3
+    names = ("gflops", "lowest_gflops", "highest_gflops")
+    assert found == [tuple(f"{peaks[0][name]:.1f}" for name in names)] * 3
 
 
 @pytest.mark.processes

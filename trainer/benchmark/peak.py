@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,8 +30,9 @@ class Peak:
     """The highest rate that the device was measured to reach in a precision.
 
     Attributes:
-      gflops: GFLOP/s of the fastest run; all that were counted were made.
+      gflops: GFLOP/s of the median run of the fastest work; all that were counted were made.
       lowest_gflops: GFLOP/s of the slowest run of the same work.
+      highest_gflops: GFLOP/s of the fastest one.
       runs: number of these runs.
       others_share: share of the cores, 0 to 1, that other processes took meanwhile; None where it
         can't be told, or where the device is a GPU.
@@ -38,6 +40,7 @@ class Peak:
 
     gflops: float
     lowest_gflops: float
+    highest_gflops: float
     runs: int
     others_share: float | None
 
@@ -97,8 +100,8 @@ def measure_peak(dtype: tf.DType, config: tf1.ConfigProto) -> Peak:
     It is the best of a matrix product, a 1x1 convolution and TensorFlow's own 3x3 convolution, none
     of which has fewer multiplications than its definition: oneDNN's and Eigen's algorithms are
     direct (`ONEDNN_VERBOSE=1` names them), and the compiled kernels' tiles are left out. Each is
-    made larger until a run takes long enough, and each counts with its fastest run: a limit must
-    not be measured too low.
+    made larger until a run takes long enough, and each size counts with its median run: a pass
+    counts with the mean of its own, and a single fast run is a moment in which the clock was high.
 
     Args:
       dtype: type of the operands.
@@ -119,9 +122,15 @@ def measure_peak(dtype: tf.DType, config: tf1.ConfigProto) -> Peak:
             measured.append([work / duration_sec / 1e9 for duration_sec in durations_sec])
             if min(durations_sec) > _LEAST_SEC:
                 break
-    best = max(measured, key=max)
+    best = max(measured, key=statistics.median)
     is_on_cpu = session.step_device() == "/cpu:0"
-    return Peak(max(best), min(best), len(best), load.others_share() if is_on_cpu else None)
+    return Peak(
+        gflops=statistics.median(best),
+        lowest_gflops=min(best),
+        highest_gflops=max(best),
+        runs=len(best),
+        others_share=load.others_share() if is_on_cpu else None,
+    )
 
 
 class DevicePeak:

@@ -217,7 +217,7 @@ class Sweep:
                 "and products)",
                 *_describe_left_out(best),
                 f"measured peak {best.peak.gflops:.1f} GFLOP/s ({best.peak.runs} runs, "
-                f"{best.peak.lowest_gflops:.1f} to {best.peak.gflops:.1f})",
+                f"{best.peak.lowest_gflops:.1f} to {best.peak.highest_gflops:.1f})",
             ]
         lines.append(
             f"graph built in {best.build_sec:.1f} s; first run, with its optimization and "
