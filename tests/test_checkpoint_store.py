@@ -3,13 +3,11 @@
 import dataclasses
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
-from processes import ROOT, run
 from test_checkpoints import FACTS, create_store
 
 from trainer.checkpoints import changes, layout, restore, search
@@ -281,30 +279,3 @@ def test_a_checkpoint_that_the_manifest_does_not_know_yet_may_be_the_last(tmp_pa
         entry = Entry(8, 0.1, 10, "2026-01-01T00:00:00+00:00", (), facts)
         checkpoint_manifest.write(tmp_path, Manifest((entry,)))
         assert follower.may_be_last(8) == may_be_last
-
-
-KILLED = """
-import os, pathlib, sys
-from trainer.checkpoints.follow import Follower
-Follower(pathlib.Path(sys.argv[1]), done=()).look()
-os._exit(0)
-"""
-
-
-def test_what_a_killed_follower_had_taken_is_taken_over(tmp_path, counted):
-    session, _, counter, create = counted
-    for step in (4, 8):
-        restore.assign(session, [(counter, step)])
-        create().save(session, step)
-    done = run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    (taken,) = tmp_path.glob(".following.*")
-    (taken / "model.ckpt-8.data-00000-of-00001").unlink()  # As where it is killed in between.
-    for path in tmp_path.glob("model.ckpt-*"):
-        path.unlink()  # By the run.
-    follower = Follower(tmp_path, done=())
-    with follower.following():
-        step, prefix = follower.take_next()
-        assert (step, follower.take_next()) == (4, None)
-        assert tf.train.load_checkpoint(prefix).get_tensor("global_step") == 4
-        assert not taken.exists()

@@ -37,7 +37,6 @@ class Follower:
     @contextlib.contextmanager
     def following(self) -> Iterator[None]:
         """Takes new checkpoints until the end of the context."""
-        self._inherit()
         thread = threading.Thread(target=self._run, name="follower", daemon=True)
         thread.start()
         try:
@@ -46,17 +45,6 @@ class Follower:
             self._is_closed.set()
             thread.join()
             files.remove(self._folder)
-
-    def _inherit(self) -> None:
-        """Takes what followers that were killed had taken: the run may have removed it since."""
-        for folder in files.left_beside(self._logdir / layout.FOLLOWING):
-            for step in layout.steps_in(str(folder)):
-                is_whole = search.damage(layout.prefix_of(str(folder), step)) is None
-                if step not in self._known and is_whole and self._take(step, source=folder):
-                    self._known.add(step)
-                    self._waiting.append(step)
-            files.remove(folder)
-        self._waiting.sort()
 
     def _run(self) -> None:
         while not self._is_closed.wait(_LOOK_SEC):
@@ -67,21 +55,21 @@ class Follower:
         """Takes the checkpoints that are there and were not."""
         with self._lock:
             for step in sorted(set(layout.steps_in(str(self._logdir))) - self._known):
-                if self._take(step, source=self._logdir):
+                if self._take(step):
                     self._known.add(step)
                     self._waiting.append(step)
 
-    def _take(self, step: int, *, source: Path) -> bool:
+    def _take(self, step: int) -> bool:
         """Gives a checkpoint's files a second name; returns False where they vanish meanwhile."""
-        names = [path.name for path in layout.files_in(source, step=step)]
+        names = [path.name for path in layout.files_in(self._logdir, step=step)]
         self.drop(step)  # What an earlier attempt has left.
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            layout.link(names, source=source, target=self._folder)
+            layout.link(names, source=self._logdir, target=self._folder)
         except OSError:
             return False
         # The index is removed first: where it is still there, nothing was removed before.
-        return layout.is_prefix(layout.prefix_of(str(source), step))
+        return layout.is_prefix(layout.prefix_of(str(self._logdir), step))
 
     def take_next(self) -> tuple[int, str] | None:
         """Returns step and prefix of the oldest checkpoint that waits; None where none does."""

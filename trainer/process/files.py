@@ -126,28 +126,14 @@ def sweep_beside(path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     pattern = re.compile(rf"\.{re.escape(path.name)}\.\d+")  # As in earlier versions.
-    for found in left_beside(path):
-        remove(found)
     for found in path.parent.glob(f".{glob.escape(path.name)}.*"):
         match = _TEMPORARY.fullmatch(found.name)
         is_of_this_host = match is not None and match[3] == _host_digest()
-        is_temporary = match or pattern.fullmatch(found.name)
-        if is_temporary and not is_of_this_host and _age_sec(found) > _DAY_SEC:
+        if is_of_this_host:
+            if not _is_being_written(found):
+                remove(found)
+        elif (match or pattern.fullmatch(found.name)) and _age_sec(found) > _DAY_SEC:
             remove(found)
-
-
-def left_beside(path: Path) -> list[Path]:
-    """Returns the temporary copies of a file or folder that dead processes of this host have left.
-
-    Args:
-      path: the file or folder that they were to become.
-    """
-    left = []
-    for found in sorted(path.parent.glob(f".{glob.escape(path.name)}.*")):
-        match = _TEMPORARY.fullmatch(found.name)
-        if match and match[3] == _host_digest() and not _is_being_written(found):
-            left.append(found)
-    return left
 
 
 def _is_being_written(temporary: Path) -> bool:
