@@ -8,7 +8,7 @@
 # first steps, and comes back at once.
 # So the resident size of small jobs, in `top` or in limits by resident set, tells mostly what the
 # start has read. (Pages that a process has changed, as a linker does, are not the file's: only
-# mappings without such pages may be given back.)
+# mappings without such pages, in memory or swapped out, may be given back.)
 set -euo pipefail
 
 folder=$(mktemp -d)
@@ -20,6 +20,8 @@ import ctypes
 import re
 
 import tensorflow as tf
+
+FIELDS = ("Anonymous", "Swap")  # Changed pages in memory, and out of it.
 
 
 def read_mib(name):
@@ -35,7 +37,8 @@ def give_back():
         text = smaps.read()
     for part in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", text, flags=re.MULTILINE)[1:]:
         found = re.match(r"([0-9a-f]+)-([0-9a-f]+) r-[-x]p .*\.so[.\d]*\n", part)
-        if found and re.search(r"^Anonymous:\s+0 kB$", part, re.MULTILINE):
+        changed = [re.search(rf"^{name}:\s+0 kB$", part, re.MULTILINE) is None for name in FIELDS]
+        if found and not any(changed):
             begin, end = (int(number, 16) for number in found.groups())
             assert advise(begin, end - begin, 4) == 0  # MADV_DONTNEED
 

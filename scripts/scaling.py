@@ -78,7 +78,8 @@ def run(options: argparse.Namespace) -> list[Path]:
     most = options.workers[-1]
     # As `machine.cores.bind_worker` shares them; of a quota, so many as it allows.
     available = host_cores.in_order()[: host_cores.available_cores()]
-    shares = [host_cores.share(available, worker, most) for worker in range(most)]
+    even = available[: len(available) // most * most]  # The same for each, so that they compare.
+    shares = [host_cores.share(even, worker, most) for worker in range(most)]
     has_gpu = settings.has_gpu()
     if not has_gpu and len(available) < most:
         raise UserError(f"--workers: must be at most {len(available)}, a core for each, got {most}")

@@ -79,3 +79,26 @@ def test_nothing_is_given_back_where_the_kernel_does_not_tell(
     absent.write_text(re.sub(r"^(Anonymous|Locked):.*\n", "", text, flags=re.MULTILINE))
     library_pages.give_back()
     assert before - _resident_bytes_of_files() < size / 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_unchanged"),
+    [
+        ({}, True),
+        ({"Anonymous": 4}, False),
+        ({"Swap": 8}, False),  # Changed pages that are out.
+        ({"Locked": 4}, False),
+        ({"Anonymous": None}, False),
+        ({"Swap": None}, False),
+        ({"Locked": None}, False),
+    ],
+)
+def test_only_parts_without_changed_pages_are_taken(tmp_path, monkeypatch, fields, is_unchanged):
+    values = {"Rss": 64, "Anonymous": 0, "Swap": 0, "Locked": 0} | fields
+    lines = [f"{name}: {kib:>8} kB" for name, kib in values.items() if kib is not None]
+    others = "7f0000300000-7f0000400000 rw-p 0 fe:00 3  /lib/libwritten.so.1\nAnonymous: 0 kB\n"
+    text = "\n".join(["7f0000100000-7f0000200000 r--p 0 fe:00 3  /lib/lib with.so.1.2", *lines])
+    (tmp_path / "smaps").write_text(f"{text}\n{others}")
+    monkeypatch.setattr(library_pages, "_MAPPINGS", tmp_path / "smaps")
+    found = [(0x7F0000100000, 0x7F0000200000)] if is_unchanged else []
+    assert list(library_pages._find_unchanged()) == found

@@ -295,6 +295,9 @@ def test_a_run_that_is_complete_keeps_what_it_was_trained_with(tmp_path):
     first = [(tmp_path / name).read_text() for name in ("model.json", "flags")]
     outputs.describe_run(other, Worker(), None, replaces=False)
     assert [(tmp_path / name).read_text() for name in ("model.json", "flags")] == first
+    (tmp_path / "model.json").write_text("{")
+    outputs.describe_run(config, Worker(), None, replaces=False)
+    assert (tmp_path / "model.json").read_text() == first[0]
     outputs.describe_run(other, Worker(), None, replaces=True)
     assert json.loads((tmp_path / "model.json").read_text())["crop_fraction"] == 0.5
     assert "--crop_fraction=0.5" in (tmp_path / "flags").read_text()

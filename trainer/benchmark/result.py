@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainer import exit_status, timing
-from trainer.benchmark.peak import Peak
+from trainer.benchmark.peak import TOLERANCE, Peak
 from trainer.errors import UserError
 from trainer.machine import load
 from trainer.process import host_cores
 
-# Two measurements of the same rate differ by this much on a quiet machine.
-_PEAK_TOLERANCE = 1.02
 _WIDTH = 80
 
 
@@ -37,8 +35,8 @@ class PassResult:
       achieved_gflops: GFLOP per second, with all multiplications of a convolution's definition.
       made_gflops: GFLOP per second that were really made: an algorithm may need fewer. None where
         that is not known: on a GPU.
-      peak_gflops: most GFLOP per second that this device was seen to make in this precision; 0 for
-        input.
+      peak_gflops: most GFLOP per second that this device was seen to keep up in this precision; 0
+        for input.
       peak_fraction: made / peak, or achieved / peak where no more is known; 0 for input.
       peak: how `peak_gflops` was measured; None for input.
       others_share: share of the cores, 0 to 1, that other processes took meanwhile; None where it
@@ -133,7 +131,7 @@ def create_result(
     made = None
     if flops_left_out is not None:
         made = achieved_gflops(flops - flops_left_out, durations_sec)
-    if peak is not None and made is not None and made > _PEAK_TOLERANCE * peak.gflops:
+    if peak is not None and made is not None and made > TOLERANCE * peak.gflops:
         raise UserError(
             f"{label}: {made:.0f} GFLOP/s is above the measured peak of this device, "
             f"{peak.gflops:.0f} GFLOP/s: the measurement is wrong; do not use it",

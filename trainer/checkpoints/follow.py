@@ -48,12 +48,12 @@ class Follower:
 
     def _run(self) -> None:
         while not self._is_closed.wait(_LOOK_SEC):
-            with contextlib.suppress(OSError):  # A file server may answer again the next time.
-                self.look()
+            self.look()
 
     def look(self) -> None:
         """Takes the checkpoints that are there and were not."""
-        with self._lock:
+        # A file server that does not answer may do so the next time.
+        with self._lock, contextlib.suppress(OSError):
             for step in sorted(set(layout.steps_in(str(self._logdir))) - self._known):
                 if self._take(step):
                     self._known.add(step)

@@ -91,12 +91,17 @@ def build_logits(
         logits, _ = network.fn(
             tf.cast(images, dtype), num_classes=num_classes, is_training=is_training
         )
+    check_logits(config.model, logits, num_classes)
+    return tf.cast(logits, tf.float32)
+
+
+def check_logits(name: str, logits: tf.Tensor, num_classes: int) -> None:
+    """Raises ConfigError unless the logits of the network of some name are one for each class."""
     if not logits.shape.is_compatible_with([None, num_classes]):
         raise ConfigError(
             f"--model: must return logits of shape [batch, {num_classes}], one for each class, got "
-            f"{config.model}, whose shape is {logits.shape}"
+            f"{name}, whose shape is {logits.shape}"
         )
-    return tf.cast(logits, tf.float32)
 
 
 def _chain(outer: Callable[..., Any], inner: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,9 +15,10 @@ from typing import NamedTuple
 _MADV_DONTNEED = 4
 _MAPPINGS = Path("/proc/self/smaps")
 _LIBRARY = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r-[-x]p .*\.so(\.\d+)*$")
-# Of a mapping: what of it is resident, and what of that this process has changed, by its linker or
-# a debugger. What the kernel does not tell is not known to be unchanged.
-_UNCHANGED = ("Anonymous:", "Locked:")
+# Fields of a mapping that are 0 where every page of it is the file's: none was changed, by the
+# linker or a debugger, and is in memory, or swapped out; nor is any locked in memory. Where the
+# kernel does not tell one of them, the mapping is left alone.
+_OF_CHANGED = ("Anonymous:", "Swap:", "Locked:")
 
 
 class _Mapping(NamedTuple):
@@ -39,9 +40,9 @@ def _find_unchanged() -> Iterator[_Mapping]:
             found = _LIBRARY.match(line)
             mapping = _Mapping(int(found[1], 16), int(found[2], 16)) if found else None
             unchanged = 0
-        elif mapping is not None and name in _UNCHANGED and value.split() == ["0", "kB"]:
+        elif mapping is not None and name in _OF_CHANGED and value.split() == ["0", "kB"]:
             unchanged += 1
-            if unchanged == len(_UNCHANGED):
+            if unchanged == len(_OF_CHANGED):
                 yield mapping
 
 
@@ -49,8 +50,8 @@ def give_back() -> None:
     """Takes the libraries' unchanged pages out of this process's resident memory.
 
     Their contents stay in the system's cache of files, where other programs can have the room: a
-    page that is used again is mapped again from there, without a read. Does nothing where there is
-    no /proc.
+    page that is used again is mapped again from there, or read again where the system has given
+    the room away. Does nothing where there is no /proc. No thread may unload a library meanwhile.
     """
     with contextlib.suppress(OSError):
         advise = ctypes.CDLL(None).madvise

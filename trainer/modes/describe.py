@@ -12,7 +12,7 @@ from trainer.config import Config
 from trainer.distributed import Worker
 from trainer.graph import flops, memory_estimate
 from trainer.graph.memory_estimate import TrainingMemory
-from trainer.graph.network import find_network
+from trainer.graph.network import check_logits, find_network
 from trainer.inputs import synthetic
 from trainer.inputs.dataset import DatasetInfo, open_dataset
 from trainer.plan import Plan, create_plan
@@ -81,7 +81,8 @@ def describe(network: models.Network, *, image_size: int, num_classes: int) -> D
     with tf.Graph().as_default() as network_graph:
         images = tf1.placeholder(tf.float32, [1, image_size, image_size, 3], name="images")
         with slim.arg_scope(network.arg_scope_fn(is_training=False)):
-            _, end_points = network.fn(images, num_classes=num_classes, is_training=False)
+            logits, end_points = network.fn(images, num_classes=num_classes, is_training=False)
+        check_logits(network.name, logits, num_classes)
         units = {name: end_points[name] for name in end_points if name.endswith(_UNIT)}
         parameters = {
             variable.op.name: variable.shape.num_elements()

@@ -29,7 +29,6 @@ from trainer.safety.shortage import explain_shortage
 from trainer.telemetry import tags
 from trainer.telemetry.pages.evaluation_views import EvaluationViews, create_evaluation_views
 from trainer.telemetry.writers import metrics_lines
-from trainer.telemetry.writers.background import BackgroundWriter
 from trainer.telemetry.writers.json_lines import JsonLinesWriter
 from trainer.telemetry.writers.run_writer import create_writer
 
@@ -240,9 +239,14 @@ class _Evaluator:
         if latest > step:
             # TensorBoard would drop the scalars of later steps that it has.
             if self._logdir is not None and self._group.worker.rank == 0:
-                lines = BackgroundWriter([JsonLinesWriter(Path(self._logdir) / metrics_lines.NAME)])
-                with contextlib.closing(lines):
-                    write_scalars(lines, step, found, num_classes=num_classes, of_averages=averages)
+                path = Path(self._logdir) / metrics_lines.NAME
+                try:
+                    with contextlib.closing(JsonLinesWriter(path)) as lines:
+                        write_scalars(
+                            lines, step, found, num_classes=num_classes, of_averages=averages
+                        )
+                except OSError as error:
+                    return f"; not logged, since {path} could not be written ({error.strerror})"
             return f"; not in TensorBoard, which has the evaluation after step {latest} already"
         views.publish(step, self._group)
         write_scalars(self._writer, step, found, num_classes=num_classes, of_averages=averages)

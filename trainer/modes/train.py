@@ -73,7 +73,7 @@ def run(config: Config) -> int:
         contextlib.ExitStack() as stack,
     ):
         agreement.check_program(group, config)
-        config, remarks = outputs.as_begun(config, group)
+        config, begun_as = outputs.as_begun(config, group)
         first_step = find_first_step(config, group)
         phases.finish("checks")
         with group.fail_together(), explain_shortage(config, trains=True):
@@ -82,7 +82,7 @@ def run(config: Config) -> int:
         agreement.check_data(group, setup.info)
         done = int(setup.session.run(setup.train.broadcast_op))
         phases.finish("broadcast")
-        messages, times = (*lock_messages, *remarks, *setup.messages), RunTimes()
+        messages, times = (*lock_messages, *begun_as, *setup.messages), RunTimes()
         outcome = None
         while outcome is None or outcome.ending in (Ending.ROLLED_BACK, Ending.RESIZED):
             if outcome is not None:
@@ -155,10 +155,11 @@ def _train(
         start = summary.describe_start(
             config, group, setup.info, plan, done=done, is_complete=is_complete
         )
-        untraced = remarks.describe_telemetry(config.telemetry, plan, done=done)
-        for line in (*messages, *untraced, start):
+        for line in (*messages, start):
             console.say(line)
         if not is_complete and not times.has_begun:
+            for line in remarks.describe_telemetry(config.telemetry, plan, done=done):
+                console.say(line)
             allreduce = first_allreduce.measure(config, group, setup, console)
             times.allreduce_sec = None if allreduce is None else allreduce.duration_sec
         guard = LoopGuard(group, setup, console, writer, status, protection, done=done)

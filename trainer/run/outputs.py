@@ -108,14 +108,17 @@ def describe_run(
       config: configuration of the run.
       worker: this worker; only rank 0 writes.
       names: names of the classes; None where they are not known.
-      replaces: whether files that are there are written anew. A run that is complete keeps its own:
-        no step was made with other flags.
+      replaces: whether files that are there are written anew. A run that is complete keeps its own,
+        unless model.json is damaged: no step was made with other flags.
 
     Raises:
       UserError: a file can't be written.
     """
     folder = Path(config.run.logdir or "")
-    if replaces or not (folder / layout.MODEL).exists():
+    found = None
+    with contextlib.suppress(UserError):
+        found = model_file.read(folder)
+    if replaces or found is None:
         write_model(config, worker, names)
     if replaces or not (folder / flag_file.NAME).exists():
         write_flags(config, worker)

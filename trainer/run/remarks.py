@@ -92,10 +92,8 @@ def describe_telemetry(config: TelemetryConfig, plan: Plan, *, done: int) -> tup
     Args:
       config: reports of the run.
       plan: plan of the run.
-      done: number of steps that are done.
+      done: number of steps that were done before this start; others follow.
     """
-    if done >= plan.total_steps:
-        return ()
     lines = []
     steps, coming = config.profile_range, f"the run makes steps {done + 1} to {plan.total_steps}"
     if steps is not None and (steps[0] <= done or steps[0] > plan.total_steps):
