@@ -19,6 +19,7 @@ from trainer.checkpoints.bundle import BundleWriter
 from trainer.checkpoints.snapshot import Shortage
 from trainer.distributed import Group
 from trainer.machine import free_memory
+from trainer.machine import session as machine_session
 from trainer.process import files
 from trainer.run import saving
 from trainer.run.guard import LoopGuard, Requests, encode_requests, read_requests
@@ -115,6 +116,9 @@ def test_a_hundred_saves_in_a_row_lose_nothing(tmp_path, network, monkeypatch):
     session, variables, set_to = network
     saver = create_saving(create_store(tmp_path, variables, keep_checkpoints=100), session)
     set_to(0)
+    saver.finish_step(0)
+    saver.settle()
+    monkeypatch.delattr(machine_session, "prepare")  # Saves find what they need prepared.
     for step in range(1, 101):
         set_to.update()
         saver.begin(step)

@@ -9,6 +9,7 @@ import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
 from trainer.checkpoints import background
+from trainer.machine import session as machine_session
 from trainer.process import texts
 
 # So much of a checkpoint is read back at a time, or one variable where it is larger.
@@ -66,6 +67,10 @@ class BundleWriter:
         """Takes the names, types and shapes of variables; nothing is added to their graph."""
         self._specs = [_Spec(v.op.name, v.dtype.base_dtype, v.shape) for v in variables]
 
+    def prepare(self) -> None:
+        """Builds what writes and reads, which the first call of either does otherwise."""
+        self._operations  # noqa: B018 (cached)
+
     def write(self, prefix: str, values: Sequence[npt.NDArray[Any]]) -> None:
         """Writes a checkpoint.
 
@@ -109,8 +114,8 @@ class BundleWriter:
         config.graph_options.rewrite_options.disable_meta_optimizer = True
         session = tf1.Session(graph=graph, config=config)
         return _Operations(
-            session.make_callable(save, [prefix, *values.values()]),
-            [session.make_callable(tensors[0].op, [prefix]) for tensors in parts],
+            machine_session.prepare(session, [save], [prefix, *values.values()]),
+            [machine_session.prepare(session, [tensors[0].op], [prefix]) for tensors in parts],
         )
 
 

@@ -176,6 +176,10 @@ class FolderStore:
     def save(self, session: tf1.Session, step: int) -> None:
         self._save(step, self._writer_of(session))
 
+    def prepare_copy(self, session: tf1.Session) -> None:
+        self._snapshot.prepare(session)
+        self._bundle.prepare()
+
     def copy(self, session: tf1.Session, step: int) -> Copied:
         write = functools.partial(self._bundle.write, values=self._snapshot.take(session))
         return Copied(self._snapshot.bytes, functools.partial(self._save, step, write))

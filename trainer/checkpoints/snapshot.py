@@ -51,6 +51,12 @@ class Snapshot:
             with tf.name_scope("save/"):
                 self._values = [tf.raw_ops.DeepCopy(x=value) for value in self._values]
 
+    def prepare(self, session: tf1.Session) -> None:
+        """Has the session prepare the first copy, which takes longer than a copy does."""
+        if session is not self._session:
+            self._run = machine_session.prepare(session, self._values)
+            self._session = session
+
     def take(self, session: tf1.Session) -> list[npt.NDArray[Any]]:
         """Returns the values of all variables, in their order, which later steps don't change.
 
@@ -60,9 +66,8 @@ class Snapshot:
         available = free_memory.available_bytes()
         if _PARTS * self.bytes > available:
             raise Shortage(self._describe(f"of {available / 1e6:.0f} MB that are available"))
-        if session is not self._session:
-            self._session, self._run = session, session.make_callable(self._values)
         try:
+            self.prepare(session)
             return self._run()
         except (tf.errors.ResourceExhaustedError, MemoryError) as error:
             raise Shortage(self._describe("within this process's limits")) from error

@@ -58,6 +58,12 @@ class Store(Protocol):
           OSError: it could not be written; the earlier checkpoints are still there.
         """
 
+    def prepare_copy(self, session: tf1.Session) -> None:
+        """Prepares what `copy`, and what it returns, take longer for the first time.
+
+        Any thread may call it while steps are run; `copy` is called when it has returned.
+        """
+
     def copy(self, session: tf1.Session, step: int) -> Copied:
         """Copies the variables, and returns what saves the copy as `save` does.
 
@@ -115,6 +121,9 @@ class NullStore:
 
     def save(self, session: tf1.Session, step: int) -> None:
         del session, step
+
+    def prepare_copy(self, session: tf1.Session) -> None:
+        del session
 
     def copy(self, session: tf1.Session, step: int) -> Copied:
         del session, step

@@ -1,6 +1,11 @@
 """The configuration of a worker's sessions: its GPU, its threads, its graph optimizers."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import tensorflow as tf
+import tensorflow.compat.v1 as tf1
+from tensorflow.core.protobuf.config_pb2 import CallableOptions
 from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
 
 from trainer.config import ModelConfig
@@ -110,6 +115,27 @@ def open_session(
     config = create_config(local_rank=local_rank, local_size=local_size, model=model)
     library_pages.give_back()
     return tf.compat.v1.Session(config=config)
+
+
+def prepare(
+    session: tf1.Session,
+    fetches: Sequence[tf.Tensor | tf.Operation],
+    feeds: Sequence[tf.Tensor] = (),
+) -> Callable[..., list[Any]]:
+    """Returns what `session.make_callable` returns, ready to run.
+
+    There, TensorFlow prepares the part of the graph that is run in the first call: 0.3 s for
+    anything in the graph of a resnet_v2_50's training step.
+
+    Args:
+      session: the session.
+      fetches: what a call returns the values of, in their order, and operations that it runs.
+      feeds: what a call is given the values of, in their order.
+    """
+    tensors = [fetch.name for fetch in fetches if isinstance(fetch, tf.Tensor)]
+    operations = [fetch.name for fetch in fetches if not isinstance(fetch, tf.Tensor)]
+    options = CallableOptions(feed=[feed.name for feed in feeds], fetch=tensors, target=operations)
+    return session._make_callable_from_options(options)
 
 
 def _limit_optimizers(options: RewriterConfig) -> None:

@@ -1,5 +1,6 @@
 """Saves a run's checkpoints beside its steps, one at a time; what ends a run waits for them."""
 
+import functools
 import time
 
 import tensorflow.compat.v1 as tf1
@@ -58,6 +59,8 @@ class Saving:
         self._status = status
         on_cpus = machine_session.step_device() == "/cpu:0"
         self._background = BackgroundSave(STEPS_HAVE_CORES_SHARE if on_cpus else 1.0)
+        self._preparing = BackgroundSave()
+        self._has_prepared = not store.keeps
         self._every_sec = 60 * every_minutes
         self._began_sec = time.monotonic()
         self._last_step = done or 0
@@ -73,8 +76,11 @@ class Saving:
         return time.monotonic() - self._began_sec >= self._every_sec
 
     def finish_step(self, step: int) -> None:
-        """Reports a save that has ended since the step before."""
+        """Reports a save that has ended since the step before; after the first, prepares saves."""
         self._last_step = step
+        if not self._has_prepared:
+            self._has_prepared = True
+            self._preparing.begin(step, functools.partial(self._store.prepare_copy, self._session))
         self._report(self._background.take(wait=False))
 
     def begin(self, step: int) -> None:
@@ -138,6 +144,7 @@ class Saving:
 
     def settle(self) -> None:
         """Waits for the save that is under way, if there is one, and reports it."""
+        self._preparing.take(wait=True)  # What it raised, the first copy raises again.
         self._report(self._background.take(wait=True))
 
     def close(self) -> None:
