@@ -101,6 +101,9 @@ def test_a_copy_is_saved_as_savers_bytes_whatever_the_steps_do_meanwhile(tmp_pat
     set_to(7)
     tf1.train.Saver(variables).save(session, f"{tmp_path}/expected", write_meta_graph=False)
     copied = store.copy(session, 7)
+    for value in filter(np.ndim, store._snapshot.take(session)):  # Copied once, not once more.
+        assert not value.flags.owndata
+        assert value.ctypes.data % 64 == 0  # TensorFlow takes it as it is.
     assert copied.bytes == sum(v.shape.num_elements() * v.dtype.size for v in variables)
     set_to.update()  # In place, as optimizers do.
     set_to(9)

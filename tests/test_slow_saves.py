@@ -23,9 +23,14 @@ class SlowStore:
     turn: threading.Lock = dataclasses.field(default_factory=threading.Lock)
     copied: list = dataclasses.field(default_factory=list)
     saved: list = dataclasses.field(default_factory=list)
+    prepared: list = dataclasses.field(default_factory=list)
+    preparing: threading.Event = dataclasses.field(default_factory=threading.Event)
 
     def prepare_copy(self, session):
         del session
+        assert self.preparing.wait(60)
+        self.prepared.append(threading.current_thread())
+        raise RuntimeError("not told: the first copy raises its own")
 
     def copy(self, session, step):
         del session
@@ -75,6 +80,35 @@ def test_a_disk_slower_than_the_saves_makes_them_rarer_and_never_two_at_once(mon
     saver.close()
     assert store.saved == [1, 2, 3, 4, 7]
     assert lines_of(saver)[-1] == "2 checkpoints were left out: the disk is too slow"
+
+
+@pytest.mark.parametrize("waiting", ["begin", "save", "close"])
+def test_saves_are_prepared_once_beside_the_steps_and_wait_for_it(waiting):
+    store = SlowStore()
+    store.save = lambda session, step: store.copied.append(step)
+    saver = create_saving(store)
+    for step in (1, 2, 3):
+        saver.finish_step(step)  # It would wait for ever.
+    assert store.prepared == []
+    threading.Timer(0.2, store.preparing.set).start()
+    getattr(saver, waiting)(*[3] * (waiting != "close"))
+    assert len(store.prepared) == 1
+    assert store.prepared[0] is not threading.current_thread()
+    assert store.copied == [3] * (waiting != "close")
+    store.release.release()
+    saver.finish_step(4)
+    saver.close()
+    assert len(store.prepared) == 1
+
+
+def test_who_keeps_nothing_prepares_nothing():
+    store = SlowStore()
+    store.keeps = False
+    store.preparing.set()
+    saver = create_saving(store)
+    saver.finish_step(1)
+    saver.close()
+    assert store.prepared == []
 
 
 def test_what_is_no_fault_of_the_disk_ends_the_run():

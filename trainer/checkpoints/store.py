@@ -59,9 +59,9 @@ class Store(Protocol):
         """
 
     def prepare_copy(self, session: tf1.Session) -> None:
-        """Prepares what `copy`, and what it returns, take longer for the first time.
+        """Does beforehand what makes the first `copy`, and its save, slower than later ones.
 
-        Any thread may call it while steps are run; `copy` is called when it has returned.
+        Any thread may call it while steps are run; no other method is called until it has returned.
         """
 
     def copy(self, session: tf1.Session, step: int) -> Copied:

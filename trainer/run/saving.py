@@ -76,7 +76,10 @@ class Saving:
         return time.monotonic() - self._began_sec >= self._every_sec
 
     def finish_step(self, step: int) -> None:
-        """Reports a save that has ended since the step before; after the first, prepares saves."""
+        """Reports a save that has ended since the step before.
+
+        After the first step, begins to prepare saves in a thread.
+        """
         self._last_step = step
         if not self._has_prepared:
             self._has_prepared = True
@@ -144,7 +147,8 @@ class Saving:
 
     def settle(self) -> None:
         """Waits for the save that is under way, if there is one, and reports it."""
-        self._preparing.take(wait=True)  # What it raised, the first copy raises again.
+        # What failed is done again, and raises its error, in the first copy or its save.
+        self._preparing.take(wait=True)
         self._report(self._background.take(wait=True))
 
     def close(self) -> None:
