@@ -125,6 +125,7 @@ def test_the_clock_asks_for_a_save_once_it_is_time_and_none_is_under_way(monkeyp
     now = [1000.0]
     monkeypatch.setattr(saving.time, "monotonic", lambda: now[0])
     store = SlowStore()
+    store.preparing.set()
     saver = create_saving(store, every_minutes=2.0)
     assert not saver.is_due_by_time()
     now[0] += 120
