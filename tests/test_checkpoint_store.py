@@ -12,7 +12,6 @@ from test_checkpoints import FACTS, create_store
 
 from trainer.checkpoints import changes, layout, restore, search
 from trainer.checkpoints import manifest as checkpoint_manifest
-from trainer.checkpoints.follow import Follower
 from trainer.checkpoints.manifest import Entry, Manifest
 from trainer.errors import UserError
 
@@ -266,16 +265,3 @@ def test_a_checkpoint_records_whether_kernels_were_used(tmp_path):
     del earlier["checkpoints"][0]["run"]["kernels"]
     (tmp_path / "checkpoints.json").write_text(json.dumps(earlier))
     assert checkpoint_manifest.read(tmp_path).entries[0].run.kernels is None
-
-
-def test_a_checkpoint_that_the_manifest_does_not_know_yet_may_be_the_last(tmp_path):
-    """A run writes the manifest after the checkpoint; of removed ones it knows nothing either."""
-    for step in (4, 8):
-        (tmp_path / f"model.ckpt-{step}.index").touch()
-    follower = Follower(tmp_path, done=())
-    assert [follower.may_be_last(step) for step in (4, 8)] == [False, True]
-    for total_steps, may_be_last in ((12, False), (8, True)):
-        facts = dataclasses.replace(FACTS, total_steps=total_steps)
-        entry = Entry(8, 0.1, 10, "2026-01-01T00:00:00+00:00", (), facts)
-        checkpoint_manifest.write(tmp_path, Manifest((entry,)))
-        assert follower.may_be_last(8) == may_be_last

@@ -4,7 +4,9 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -12,17 +14,16 @@ import sklearn.metrics
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 import tiny
-from faulty_runs import MODULE, started
 from processes import trainers
 
 from trainer import exit_status
-from trainer.config import Config
+from trainer.config import Config, PredictionConfig
 from trainer.distributed import Group
 from trainer.graph.evaluation import build_evaluation_graph
 from trainer.inputs.dataset import open_dataset
 from trainer.run.evaluation import Interrupted, evaluate
 from trainer.run.evaluation_details import EvaluationDetails, EvaluationPredictions
-from trainer.run.predictions import Prediction, PredictionFiles
+from trainer.run.predictions import Prediction, PredictionFiles, open_files
 from trainer.telemetry.pages.evaluation_views import NullEvaluationViews
 
 
@@ -74,6 +75,7 @@ def test_each_example_is_told_and_counted_as_numpy_and_scikit_learn_do(batch_siz
         Group(),
         written,
         dataclasses.replace(config.data, batch_size=batch_size),
+        dataset.info.num_validation_examples,
         dataset.name_of_validation,
     )
     result = run_evaluation(Group(), details, rows, batch_size=batch_size)
@@ -122,6 +124,24 @@ def test_probabilities_of_infinite_logits_are_no_numbers_of_json():
     (first, second) = json.loads(lines.getvalue(), parse_constant=None)["classes"]
     assert "NaN" not in lines.getvalue()
     assert (first["class"], first["probability"], second["probability"]) == (1, None, 0)
+
+
+def test_rows_are_passed_on_to_who_reads_a_pipe_as_they_come(tmp_path):
+    os.mkfifo(tmp_path / "rows")
+    config = PredictionConfig(predictions_jsonl=str(tmp_path / "rows"))
+    with subprocess.Popen(["cat", tmp_path / "rows"], stdout=subprocess.PIPE) as reader:
+        with open_files(config, "ab", is_labelled=True) as written:
+            for number in range(2):
+                written.add_unreadable(f"{number}.jpg", "is no image", label=1)
+                written.flush()
+                assert json.loads(reader.stdout.readline()) == {
+                    "file": f"{number}.jpg",
+                    "label": 1,
+                    "label_name": "b",
+                    "error": "is no image",
+                }
+        assert reader.stdout.read() == b""
+    assert (tmp_path / "rows").is_fifo()
 
 
 class Sizes:
@@ -187,38 +207,6 @@ def read_json(path):
     return json.loads(path.read_text())
 
 
-def evaluated_steps(logdir):
-    """The steps that have been evaluated, as often as they were."""
-    path = logdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [line["step"] for line in map(json.loads, lines) if "eval/top1" in line]
-
-
-@pytest.mark.processes
-def test_every_checkpoint_of_a_run_is_evaluated_once_beside_it(tmp_path):
-    """The run keeps few checkpoints; what follows it is killed once, and started again."""
-    logdir = tmp_path / "run"
-    logdir.mkdir()
-    steps = [*tiny.FLAGS[1:], "--model=slow:network", "--steps=32", "--checkpoint_every=4"]
-    # Only the first two of its eight checkpoints are removed: another one could be lost while
-    # nothing follows the run.
-    training = [*steps, "--keep_checkpoints=6", "--eval_every_epochs=0", f"--logdir={logdir}"]
-    following = ["--mode=evaluate", "--follow", "--dataset=tiny:dataset", f"--logdir={logdir}"]
-    slow = {"SLOW_WORKERS_MS": "600", "SLOW_WORKERS_STEPS": "1000"}
-    with started([*MODULE, *following]) as first, started([*MODULE, *training], **slow) as run:
-        first.wait_until(lambda: len(evaluated_steps(logdir)) >= 2, "two evaluations")
-        first.process.kill()
-        with started([*MODULE, *following]) as second:
-            assert run.wait() == 0, run.output()
-            assert second.wait() == 0, second.output()
-    assert sorted(evaluated_steps(logdir)) == list(range(4, 33, 4))
-    assert len(list(logdir.glob("model.ckpt-*.index"))) == 6
-    assert "checkpoints of" in second.output()
-    assert f"{logdir}/model.ckpt-28: top-1 " in second.output()
-    left = [path.name for path in logdir.iterdir() if "following" in path.name]
-    assert len(left) <= 1  # That of the killed one, which the next start of a run removes.
-
-
 @pytest.mark.processes
 def test_an_evaluation_that_hangs_is_ended(run):
     flags = [*tiny.FLAGS, f"--init_checkpoint={run}/model.ckpt-60", "--dataset=slow:dataset"]
@@ -229,8 +217,8 @@ def test_an_evaluation_that_hangs_is_ended(run):
 
 
 @pytest.mark.processes
-def test_predictions_name_classes_and_what_cannot_be_read(run, tmp_path, tmp_path_factory):
-    split, split_names = tiny.dataset(None).validation, tiny.dataset(None).class_names
+def test_predictions_name_classes_and_what_cannot_be_read(run, tmp_path):
+    split = tiny.dataset(None).validation
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(split.read(number))
     (tmp_path / "no image.png").write_text("no image")
@@ -241,14 +229,7 @@ def test_predictions_name_classes_and_what_cannot_be_read(run, tmp_path, tmp_pat
     best = shutil.copytree(run / "best", tmp_path / "best copy")
     weights = str(next(best.glob("*.index"))).removesuffix(".index")
     (tmp_path / "list").write_text("\n".join(files[:3]))
-    others = tmp_path_factory.mktemp("others")
-    for number, label in enumerate(split.labels):
-        folder = others / split_names[label]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{number}.png").write_bytes(split.read(number))
-    other_data = ["--dataset=folder", f"--data_dir={others}"]
-    before = (run / "metrics.jsonl").read_text()
-    predicted, piped, exported, evaluated, of_others = trainers(
+    predicted, piped, exported, evaluated = trainers(
         [*flags, str(tmp_path), f"--result_json={tmp_path}/p.json"],
         [*flags, f"@{tmp_path}/list", "--predictions_csv=-", "--batch_size=2"],
         [*tiny.FLAGS, "--mode=export", f"--logdir={run}", f"--export_dir={target}"],
@@ -257,10 +238,7 @@ def test_predictions_name_classes_and_what_cannot_be_read(run, tmp_path, tmp_pat
             *("--mode=evaluate", "--dataset=tiny:dataset", f"--result_json={tmp_path}/b.json"),
             f"--init_checkpoint={weights}",
         ],
-        ["--mode=evaluate", f"--logdir={run}", *other_data, "--validation_fraction=1"],
     )
-    assert f"; not logged in {run}, whose run has other data" in of_others.stdout, of_others.stderr
-    assert (run / "metrics.jsonl").read_text() == before
     assert piped.returncode == 0, piped.stderr
     rows = list(csv.DictReader(piped.stdout.splitlines()))
     assert [row["file"] for row in rows] == files[:3]
@@ -305,3 +283,30 @@ def test_predictions_name_classes_and_what_cannot_be_read(run, tmp_path, tmp_pat
         shares = {guess["class"]: guess["probability"] for guess in row["classes"]}
         ours = [shares[number] for number in range(tiny.NUM_CLASSES)]
         np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+@pytest.mark.processes
+def test_what_is_evaluated_otherwise_than_by_the_run_is_not_logged_there(run, tmp_path):
+    """An image that can't be read has its row all the same."""
+    split, names = tiny.dataset(None).validation, tiny.dataset(None).class_names
+    for number, label in enumerate(split.labels):
+        folder = tmp_path / "data" / names[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.png").write_bytes(split.read(number))
+    (tmp_path / "data" / names[2] / "0 no image.png").write_text("no image")
+    flags = ["--mode=evaluate", f"--logdir={run}"]
+    other_data = ["--dataset=folder", f"--data_dir={tmp_path}/data", "--validation_fraction=1"]
+    before = (run / "metrics.jsonl").read_text()
+    of_others, larger = trainers(
+        [*flags, *other_data, "--max_bad_examples=1", f"--predictions_csv={tmp_path}/rows.csv"],
+        [*flags, "--dataset=tiny:dataset", "--eval_image_size=24"],
+    )
+    assert f"; not logged in {run}, whose run has other data" in of_others.stdout, of_others.stderr
+    assert f"; not logged in {run}, whose run has images of 16 px" in larger.stdout, larger.stderr
+    assert (run / "metrics.jsonl").read_text() == before
+    with open(tmp_path / "rows.csv", encoding="utf-8") as table:
+        rows = list(csv.DictReader(table))
+    assert len(rows) == tiny.VALIDATION_EXAMPLES + 1
+    (bad,) = [row for row in rows if row["error"]]
+    assert bad["file"].endswith("0 no image.png")
+    assert (bad["label"], bad["label_name"], bad["class_1"]) == ("2", names[2], "")

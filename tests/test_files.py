@@ -106,6 +106,38 @@ def test_what_earlier_versions_left_is_removed_and_what_is_whole_is_not(tmp_path
     assert not (tmp_path / ".profiling").exists()
 
 
+def test_a_pipe_and_an_open_file_of_a_process_are_written_to(tmp_path):
+    pipe, redirected = tmp_path / "pipe", tmp_path / "redirected"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE) as reader:
+        files.check_writable(pipe, "result_json", is_folder=False)
+        files.write_text(pipe, "one\n")
+        assert reader.stdout.read() == b"one\n"
+    assert pipe.is_fifo()
+    with open(redirected, "w", encoding="utf-8") as file:
+        file.write("first\n")
+        file.flush()
+        standard_output = tmp_path / "stdout"
+        standard_output.symlink_to(f"/proc/self/fd/{file.fileno()}")
+        files.write_text(standard_output, "two\n")
+        assert os.path.samestat(os.fstat(file.fileno()), redirected.stat())
+    assert redirected.read_text() == "first\ntwo\n"
+    with pytest.raises(OSError, match="replaced"), files.replacing(pipe):
+        pass
+
+
+def test_what_a_link_leads_to_is_replaced(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    target, link = tmp_path / "elsewhere" / "file", tmp_path / "link"
+    link.symlink_to(target)
+    for text in ("one", "two"):  # The file that it leads to need not be there.
+        files.check_writable(link, "result_json", is_folder=False)
+        files.write_text(link, text)
+        assert target.read_text() == text
+        assert link.is_symlink()
+    assert os.listdir(tmp_path / "elsewhere") == ["file"]
+
+
 @pytest.fixture
 def of_another_host(monkeypatch):
     """Makes paths as another host's processes do."""

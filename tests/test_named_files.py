@@ -43,10 +43,17 @@ def test_names_that_are_no_utf8_are_read_as_they_are():
     assert find_files(["-"], listed)[0] == ["caf\udce9.jpg"]
 
 
-def test_what_of_a_folder_is_left_out_is_told(place):
-    _, (line,) = find_files(["b"], io.StringIO())
-    assert "1 file" in line
-    assert "notes.txt" in line
+def test_what_of_a_folder_is_left_out_is_told(place, tmp_path):
+    (tmp_path / "b" / "linked").symlink_to(tmp_path / "empty")
+    found, (line,) = find_files(["b"], io.StringIO())
+    assert found == IN_B
+    assert line.startswith("3 files are left out: ")
+    for part in (
+        "1 named *.txt (b/notes.txt)",
+        "1 in folders that are links (b/linked)",
+        "1 in hidden folders and those of systems (b/.hidden/0.jpg)",
+    ):
+        assert part in line
 
 
 @pytest.mark.parametrize(

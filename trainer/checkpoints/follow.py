@@ -1,12 +1,14 @@
 """Takes each checkpoint of a run that goes on, before the run removes it."""
 
 import contextlib
+import dataclasses
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.checkpoints import layout, search
+from trainer.checkpoints import best, layout, search
 from trainer.checkpoints import manifest as checkpoint_manifest
+from trainer.checkpoints.manifest import Entry
 from trainer.process import files
 
 _LOOK_SEC = 0.2
@@ -17,26 +19,29 @@ class Follower:
 
     A run keeps its newest checkpoints alone, and may make several while one is evaluated. A thread
     looks for new ones five times a second. What the files hold is not copied, unless the file
-    system has no links.
+    system has no links. What a follower took that was killed, the next one has too.
     """
 
-    def __init__(self, logdir: Path, done: Iterable[int]) -> None:
+    def __init__(self, logdir: Path) -> None:
         """Prepares the folder.
 
         Args:
           logdir: folder of the run.
-          done: steps whose checkpoints are not wanted.
         """
         self._logdir = logdir
         self._folder = files.temporary_path(logdir / layout.FOLLOWING)
-        self._known = set(done)
+        self._known: dict[int, tuple[int, int]] = {}  # What tells a checkpoint from a later one.
+        self._entries: dict[int, Entry] = {}
         self._waiting: list[int] = []
+        self._in_use: int | None = None
         self._lock = threading.Lock()
         self._is_closed = threading.Event()
 
     @contextlib.contextmanager
     def following(self) -> Iterator[None]:
         """Takes new checkpoints until the end of the context."""
+        with contextlib.suppress(OSError):
+            self._adopt()
         thread = threading.Thread(target=self._run, name="follower", daemon=True)
         thread.start()
         try:
@@ -46,57 +51,100 @@ class Follower:
             thread.join()
             files.remove(self._folder)
 
+    def _adopt(self) -> None:
+        """Takes what followers have left that were killed; the run may have removed it since."""
+        for folder in files.abandoned(self._logdir / layout.FOLLOWING):
+            for step in layout.steps_in(str(folder)):
+                if self._take(step, folder):
+                    self._waiting.append(step)
+            files.remove(folder)
+        self._waiting.sort()
+
     def _run(self) -> None:
         while not self._is_closed.wait(_LOOK_SEC):
             self.look()
 
     def look(self) -> None:
-        """Takes the checkpoints that are there and were not."""
+        """Takes the checkpoints that are there and were not, or were saved again."""
         # A file server that does not answer may do so the next time.
         with self._lock, contextlib.suppress(OSError):
-            for step in sorted(set(layout.steps_in(str(self._logdir))) - self._known):
-                if self._take(step):
-                    self._known.add(step)
+            for step in sorted(layout.steps_in(str(self._logdir))):
+                if self._take(step, self._logdir) and step not in self._waiting:
                     self._waiting.append(step)
+            wanted = {*self._waiting, self._in_use} - self._entries.keys()
+            if wanted:
+                entries = checkpoint_manifest.read(self._logdir).entries
+                self._entries |= {each.step: each for each in entries if each.step in wanted}
 
-    def _take(self, step: int) -> bool:
-        """Gives a checkpoint's files a second name; returns False where they vanish meanwhile."""
-        names = [path.name for path in layout.files_in(self._logdir, step=step)]
-        self.drop(step)  # What an earlier attempt has left.
+    def _take(self, step: int, source: Path) -> bool:
+        """Gives a checkpoint's files a second name; returns whether it is one to evaluate.
+
+        It is not where it is known, and where its files vanish meanwhile.
+        """
+        identity = _identity_of(source, step)
+        if identity is None or self._known.get(step) == identity or step == self._in_use:
+            return False
+        names = [path.name for path in layout.files_in(source, step=step)]
+        self._remove(step)  # What an earlier attempt has left, or a checkpoint that is replaced.
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            layout.link(names, source=self._logdir, target=self._folder)
+            layout.link(names, source=source, target=self._folder)
         except OSError:
             return False
         # The index is removed first: where it is still there, nothing was removed before.
-        return layout.is_prefix(layout.prefix_of(str(self._logdir), step))
+        if _identity_of(source, step) != identity:
+            return False
+        self._known[step] = identity
+        return True
 
     def take_next(self) -> tuple[int, str] | None:
-        """Returns step and prefix of the oldest checkpoint that waits; None where none does."""
+        """Returns step and prefix of the oldest checkpoint that waits; None where none does.
+
+        Its files stay until `drop`.
+        """
         with self._lock:
             if not self._waiting:
                 return None
-            step = self._waiting.pop(0)
+            self._in_use = step = self._waiting.pop(0)
         return step, layout.prefix_of(str(self._folder), step)
 
     def fault_in(self, step: int) -> str | None:
         """Returns what is wrong with a checkpoint that was taken; None where it is whole."""
-        entry = checkpoint_manifest.read(self._logdir).find(step)
+        entry = self._entries.get(step)
         if entry is None:
             return search.damage(layout.prefix_of(str(self._folder), step))
         return checkpoint_manifest.fault_in(self._folder, entry)
 
-    def may_be_last(self, step: int) -> bool:
-        """Returns whether a checkpoint may be that of the last step of the run that has made it.
+    def keep_if_best(self, step: int, top1: float) -> None:
+        """Makes a checkpoint that was taken the run's best one, where its accuracy is the greatest.
 
-        What a run's newest checkpoint is of comes into its manifest a moment after the checkpoint.
+        Raises:
+          OSError: it could not be written.
         """
-        entry = checkpoint_manifest.read(self._logdir).find(step)
-        if entry is None:
-            return step >= max(layout.steps_in(str(self._logdir)), default=step)
-        return step >= entry.run.total_steps
+        entry = self._entries.get(step)
+        if entry is None or not best.is_beaten(self._logdir, top1=top1):
+            return
+        with layout.temporary_folder(self._logdir) as temporary:
+            names = [file.name for file in entry.files]
+            layout.link(names, source=self._folder, target=temporary)
+            best.replace(self._logdir, dataclasses.replace(entry, top1=top1), temporary)
 
     def drop(self, step: int) -> None:
         """Removes the second names of a checkpoint that is no longer needed."""
+        with self._lock:
+            self._remove(step)
+            self._in_use = None
+
+    def _remove(self, step: int) -> None:
+        self._entries.pop(step, None)
         for path in layout.files_in(self._folder, step=step):
             files.remove(path)
+
+
+def _identity_of(folder: Path, step: int) -> tuple[int, int] | None:
+    """Returns what tells the files of a checkpoint from others of the step; None: it is gone."""
+    try:
+        status = Path(f"{layout.prefix_of(str(folder), step)}.index").stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns

@@ -137,6 +137,20 @@ def apply(config: Config, found: ModelFile) -> Config:
     return config
 
 
+def describe_changed(config: Config, found: ModelFile) -> tuple[str, ...]:
+    """Returns the network's flags whose values differ from the file's, with those of the file."""
+    sizes = ("image_size", "eval_image_size")
+    changed = []
+    for flag in list_flags(config):
+        had = found.flags.get(flag.name, flag.statement.before)
+        if flag.name not in sizes and had is not None and had != flag.value:
+            changed.append(f"--{flag.name}={had}")
+    size = found.flags.get("eval_image_size") or found.flags.get("image_size")
+    if size is not None and size != config.data.evaluation_size:
+        changed.append(f"images of {size} px")
+    return tuple(changed)
+
+
 def as_begun(found: ModelFile | None, config: Config) -> dict[str, Any]:
     """Returns the flags, by name, in which a run that goes on would differ from how it was begun.
 

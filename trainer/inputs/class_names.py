@@ -22,6 +22,14 @@ def name_classes(known: Sequence[str] | None, num_classes: int) -> list[str]:
     return names + [str(number) for number in range(len(names), num_classes)]
 
 
+def describe_names(known: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
+    """Returns a line where the classes of a network and their names are not as many."""
+    if known is None or len(known) == num_classes:
+        return ()
+    what = "numbers for the others" if len(known) < num_classes else "the first ones"
+    return (f"the network has {num_classes} classes and {len(known)} names: taken are {what}",)
+
+
 def count_classes(source: Source) -> int:
     """Returns how many classes there are at least, by the labels.
 

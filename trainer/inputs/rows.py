@@ -154,7 +154,12 @@ class EvaluationRows:
         """Makes the rows at some positions of this worker's sequence; see `TrainRows.create`."""
         positions = global_positions(local_positions, self._worker, self.config.batch_size)
         images = [self._good_image(position, decode=decode) for position in positions.tolist()]
-        filled = [image or _BLANK for image in images]
+        # A bad image keeps its label.
+        examples = np.where(positions < len(self._labels), positions, 0).tolist()
+        filled = [
+            image or _BLANK._replace(example=example)
+            for image, example in zip(images, examples, strict=True)
+        ]
         rows = _create_rows(filled, _centre_parts(filled, self.config), self._labels, self.config)
         return rows._replace(weights=np.array([image is not None for image in images], np.float32))
 

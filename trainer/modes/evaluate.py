@@ -17,13 +17,15 @@ from trainer.distributed import Group
 from trainer.errors import ConfigError, UserError
 from trainer.graph.evaluation import build_evaluation_graph
 from trainer.inputs import synthetic
+from trainer.inputs.class_names import describe_names
 from trainer.inputs.dataset import AnyDataset, DatasetInfo, SyntheticDataset, open_dataset
 from trainer.machine.session import open_session
 from trainer.run import outputs
 from trainer.run.evaluation import Evaluation, Observer, evaluate, write_scalars
 from trainer.run.evaluation_details import EvaluationDetails, EvaluationPredictions
+from trainer.run.followed_run import FollowedRun
 from trainer.run.predictions import check_places, open_files
-from trainer.safety import agreement, lock_holder, status
+from trainer.safety import agreement
 from trainer.safety.protection import watch
 from trainer.safety.shortage import explain_shortage
 from trainer.telemetry import tags
@@ -31,10 +33,6 @@ from trainer.telemetry.pages.evaluation_views import EvaluationViews, create_eva
 from trainer.telemetry.writers import metrics_lines
 from trainer.telemetry.writers.json_lines import JsonLinesWriter
 from trainer.telemetry.writers.run_writer import create_writer
-
-# A run that has not finished, and of which no process is left, may be started again.
-_PATIENCE_SEC = 60.0
-_LOOK_SEC = 1.0
 
 
 def run(config: Config) -> int:
@@ -62,59 +60,42 @@ def _follow(config: Config, logdir: Path, group: Group) -> tuple[dict[str, Any],
             "--data_dir: must be given with --follow before the run has begun, got none; later, "
             "the run's folder tells"
         )
-    metrics = logdir / metrics_lines.NAME
-    tag = _tag_of(config)
-    follower = Follower(logdir, metrics_lines.steps_with(metrics, tag))
-    results = []
+    run, follower = FollowedRun(logdir), Follower(logdir)
+    results, count = [], 0
     with contextlib.ExitStack() as stack:
         stack.enter_context(follower.following())
         evaluator = None
-        for step, prefix in _checkpoints(follower, logdir):
-            while follower.may_be_last(step) and _goes_on(logdir):
-                time.sleep(_LOOK_SEC)  # A run evaluates its last step itself.
+        for step, prefix in run.checkpoints(follower):
+            run.wait_until_left(step)
+            name = layout.prefix_of(str(logdir), step)
             fault = follower.fault_in(step)
             if fault is not None:
-                outputs.remark(f"{layout.prefix_of(str(logdir), step)} is damaged ({fault})")
-            elif step not in metrics_lines.steps_with(metrics, tag):
-                if evaluator is None:
-                    evaluator = _Evaluator(config, group, prefix)
-                    stack.enter_context(contextlib.closing(evaluator))
-                else:
-                    evaluator.load(prefix)
+                outputs.remark(f"{name} is damaged ({fault})")
+                follower.drop(step)
+                continue
+            if evaluator is None:
+                evaluator = _Evaluator(config, group, prefix)
+                stack.enter_context(contextlib.closing(evaluator))
+            if not evaluator.is_logged or step not in run.evaluated_steps(_tag_of(config)):
+                evaluator.load(prefix)
                 result, text = evaluator.evaluate()
-                print(f"{layout.prefix_of(str(logdir), step)}: {text}", flush=True)
-                results.append({"step": step, **result})
+                if evaluator.is_logged and not config.fine_tuning.init_averages:
+                    text += _keep_if_best(follower, step, result["top1"])
+                print(f"{name}: {text}", flush=True)
+                count += 1
+                if config.run.result_json is not None:
+                    results.append({"step": step, **result})
             follower.drop(step)
-    return {"evaluations": results}, f"{len(results)} checkpoints of {logdir} evaluated"
+    return {"evaluations": results}, f"{count} checkpoints of {logdir} evaluated"
 
 
-def _checkpoints(follower: Follower, logdir: Path) -> Iterator[tuple[int, str]]:
-    """Yields step and prefix of each new checkpoint, until the run has ended."""
-    ended_sec: float | None = None
-    while True:
-        follower.look()
-        found = follower.take_next()
-        if found is not None:
-            yield found
-            continue
-        if status.read(logdir).state == "finished" and not lock_holder.may_be_alive(logdir):
-            follower.look()  # It may have saved between the two looks.
-            if (found := follower.take_next()) is None:
-                return
-            yield found
-        elif _goes_on(logdir):
-            ended_sec = None
-        else:
-            now_sec = time.monotonic()
-            ended_sec = now_sec if ended_sec is None else ended_sec
-            if now_sec - ended_sec > _PATIENCE_SEC:
-                return
-        time.sleep(_LOOK_SEC)
-
-
-def _goes_on(logdir: Path) -> bool:
-    """Returns whether a run is not complete and has a process, as far as that can be known."""
-    return status.read(logdir).state != "finished" and lock_holder.may_be_alive(logdir)
+def _keep_if_best(follower: Follower, step: int, top1: float) -> str:
+    """Keeps a checkpoint that is the run's best one so far; returns why it could not."""
+    try:
+        follower.keep_if_best(step, top1)
+    except OSError as error:
+        return f"; the best was not kept ({error})"
+    return ""
 
 
 class _Evaluator:
@@ -136,7 +117,8 @@ class _Evaluator:
           skipped: lines about newer checkpoints that are damaged.
         """
         with group.fail_together():
-            config, is_described, class_names, remarks = outputs.as_trained(config)
+            trained = outputs.as_trained(config)
+        config, class_names = trained.config, trained.class_names
         with group.explain_loss():
             # A run may save another checkpoint at this moment: rank 0's choice is everyone's.
             prefix = group.gather(prefix)[0]
@@ -150,14 +132,16 @@ class _Evaluator:
             outputs.check_places(config, group.worker, logs=self._logdir is not None)
             if group.worker.rank == 0:
                 check_places(config.prediction)
+            num_classes = config.model.num_classes or restore.count_classes(prefix)
             self._dataset = open_dataset(
                 config.data,
-                num_classes=config.model.num_classes or restore.count_classes(prefix),
+                num_classes=num_classes,
                 class_names=class_names,
-                is_network_foreign=not is_described,
+                is_network_foreign=not trained.is_described,
             )
             _check_examples(config, self._dataset.info)
-            outputs.remark(*skipped, *remarks, *self._dataset.remarks)
+            unnamed = describe_names(class_names, num_classes)
+            outputs.remark(*skipped, *trained.remarks, *unnamed, *self._dataset.remarks)
             with tf.Graph().as_default() as main_graph:
                 self._graph = build_evaluation_graph(config, group, self._dataset)
                 self._variables = restore.network_variables()
@@ -170,21 +154,36 @@ class _Evaluator:
                 main_graph.finalize()
         with group.explain_loss():
             agreement.check_data(group, self._dataset.info)
-            self._is_data_of_run = group.gather(self._has_data_of_run(prefix))[0]
-        if not self._is_data_of_run:
+            self._differing = group.gather(self._differs_from_run(prefix, trained.changed))[0]
+        if self._differing is not None:
             self._logdir = None
         self._writer = create_writer(self._logdir, rank=group.worker.rank)
 
-    def _has_data_of_run(self, prefix: str) -> bool:
-        """Returns whether the data are those of the run, as far as its manifest tells."""
+    @property
+    def is_logged(self) -> bool:
+        """Whether accuracies count as those of the run in --logdir."""
+        return self._logdir is not None
+
+    def _differs_from_run(self, prefix: str, changed: Sequence[str]) -> str | None:
+        """Returns what the run has otherwise, as far as its manifest tells; None: nothing.
+
+        Args:
+          prefix: prefix of a checkpoint of the run.
+          changed: flags of the run's network that have other values here.
+        """
         if self._logdir is None:
-            return True
+            return None
+        if changed:
+            return " ".join(changed)
         step = search.step_of(prefix)
         for folder in (Path(prefix).parent, Path(self._logdir)):
-            entry = checkpoint_manifest.read(folder).find(step)
+            manifest = checkpoint_manifest.read(folder)
+            # Of a checkpoint that the run has removed, it knows nothing; its data stay the same.
+            entry = manifest.find(step) or (manifest.entries[-1] if manifest.entries else None)
             if entry is not None:
-                return entry.run.fingerprint == self._dataset.info.fingerprint
-        return True
+                is_same = entry.run.fingerprint == self._dataset.info.fingerprint
+                return None if is_same else "other data"
+        return None
 
     def close(self) -> None:
         """Writes what is left, and gives the session's memory back."""
@@ -231,8 +230,8 @@ class _Evaluator:
 
     def _log(self, step: int, found: Evaluation, views: EvaluationViews) -> str:
         """Writes the result of a step's weights, and returns why not. A collective."""
-        if not self._is_data_of_run:
-            return f"; not logged in {self._config.run.logdir}, whose run has other data"
+        if self._differing is not None:
+            return f"; not logged in {self._config.run.logdir}, whose run has {self._differing}"
         num_classes = self._dataset.info.num_classes
         averages = self._config.fine_tuning.init_averages
         latest = max(self._group.gather(_latest_evaluation(self._logdir, _tag_of(self._config))))
@@ -280,7 +279,10 @@ def _predictions(
         written = None
         if group.worker.rank == 0:
             written = stack.enter_context(open_files(config.prediction, names, is_labelled=True))
-        yield (EvaluationPredictions(group, written, config.data, dataset.name_of_validation),)
+        count = dataset.info.num_validation_examples
+        yield (
+            EvaluationPredictions(group, written, config.data, count, dataset.name_of_validation),
+        )
 
 
 def _check_examples(config: Config, info: DatasetInfo) -> None:

@@ -18,7 +18,7 @@ from trainer.distributed import Worker
 from trainer.errors import ConfigError
 from trainer.graph.losses import build_probabilities
 from trainer.graph.network import classify
-from trainer.inputs.class_names import name_classes
+from trainer.inputs.class_names import describe_names, name_classes
 from trainer.inputs.dataset import Dataset, DatasetInfo
 from trainer.inputs.source import BadImageError, Source
 from trainer.inputs.sources.named_files import find_files
@@ -60,13 +60,15 @@ def run(config: Config) -> int:
         raise ConfigError("--mode=predict: must be followed by image files or folders, got none")
     launcher.refuse(config.mode)
     paths, left_out = find_files(config.files, sys.stdin)
-    config, _, known_names, remarks = outputs.as_trained(config)
+    trained = outputs.as_trained(config)
+    config, known_names = trained.config, trained.class_names
     prefix, skipped = search.choose(config.run)
     outputs.check_places(config, Worker(), logs=False)
     check_places(config.prediction)
     num_classes = restore.count_classes(prefix)
     names = name_classes(known_names, num_classes)
-    outputs.remark(*skipped, *remarks, *left_out)
+    unnamed = describe_names(known_names, num_classes)
+    outputs.remark(*skipped, *trained.remarks, *unnamed, *left_out)
     tally = _Tally(keeps=config.run.result_json is not None)
     with (
         explain_shortage(config, trains=False),
@@ -77,10 +79,12 @@ def run(config: Config) -> int:
             if isinstance(found, str):
                 tally.unread += 1
                 written.add_unreadable(path, found)
+                written.flush()
                 tell(f"slim-horovod: {texts.printable(path)}: {found}", sys.stderr)
                 continue
             prediction = Prediction(path, *found)
             written.add(prediction)
+            written.flush()
             tally.add(prediction, names)
             tell(None if config.prediction.is_wanted else _describe(prediction, names), sys.stdout)
     outputs.report(config, Worker(), {"predictions": tally.kept}, text=tally.describe())
@@ -119,12 +123,16 @@ def _describe(prediction: Prediction, names: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def _progress(config: Config, count: int) -> Iterator[Callable[[str | None, TextIO], None]]:
-    """Yields what counts a file and prints a line about it; on a terminal, below is a bar."""
+    """Yields what counts a file and prints a line about it; on a terminal, below is a bar.
+
+    Not where predictions are printed on the same terminal, through which the bar would run.
+    """
+    is_mixed = config.prediction.takes_standard_output and sys.stdout.isatty()
     with tqdm(
         total=count,
         unit="file",
         file=sys.stderr,
-        disable=not sys.stderr.isatty() or config.prediction.takes_standard_output,
+        disable=not sys.stderr.isatty() or is_mixed,
         dynamic_ncols=True,
     ) as bar:
 

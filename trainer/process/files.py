@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -49,16 +50,42 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes a file whole or not at all.
 
     Args:
-      path: the file; its folder is made where it is missing.
+      path: the file, or a link to it; its folder is made where it is missing. What `is_stream` is
+        written to.
       content: the whole content.
 
     Raises:
       OSError: it could not be written; the previous file, if any, is still there.
     """
     path = Path(path)
+    if is_stream(path):
+        with open(path, "ab") as stream:
+            stream.write(content)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def is_stream(path: str | os.PathLike[str]) -> bool:
+    """Returns whether a path is a device, a pipe or an open file of a process.
+
+    Such a one must not be replaced: whoever reads it would wait for ever, and for root `/dev/null`
+    would become a file.
+    """
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        return True
+    while path.is_symlink():  # /dev/stdout leads to a file where the shell was told "> FILE".
+        folder = path.parent.resolve()
+        if folder.is_relative_to("/proc"):
+            return True
+        path = folder / path.readlink()
+    return False
 
 
 @contextlib.contextmanager
@@ -66,12 +93,18 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Writes a file, or a folder, whole or not at all: synced and renamed at the end.
 
     Args:
-      path: the file or folder. A folder must not be there yet; the parent must.
+      path: the file or folder. A folder must not be there yet; the parent must. Where it is a link,
+        what it leads to.
 
     Yields:
       the temporary path to write to. Nothing is there yet; after an error it is removed.
+
+    Raises:
+      OSError: `is_stream`, which can't be replaced.
     """
-    path = Path(path)
+    if is_stream(path):
+        raise OSError(errno.ENOTSUP, "is no file that can be replaced")
+    path = Path(os.path.realpath(path))
     temporary = temporary_path(path)
     try:
         yield temporary
@@ -124,16 +157,26 @@ def sweep_beside(path: str | os.PathLike[str]) -> None:
     Args:
       path: the file or folder that they were to become.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     pattern = re.compile(rf"\.{re.escape(path.name)}\.\d+")  # As in earlier versions.
+    for found in abandoned(path):
+        remove(found)
     for found in path.parent.glob(f".{glob.escape(path.name)}.*"):
         match = _TEMPORARY.fullmatch(found.name)
-        is_of_this_host = match is not None and match[3] == _host_digest()
-        if is_of_this_host:
-            if not _is_being_written(found):
-                remove(found)
-        elif (match or pattern.fullmatch(found.name)) and _age_sec(found) > _DAY_SEC:
+        is_of_others = match is not None and match[3] != _host_digest()
+        if (is_of_others or pattern.fullmatch(found.name)) and _age_sec(found) > _DAY_SEC:
             remove(found)
+
+
+def abandoned(path: Path) -> list[Path]:
+    """Returns the temporary copies of a file or folder that dead processes of this host left."""
+    return [
+        found
+        for found in sorted(path.parent.glob(f".{glob.escape(path.name)}.*{SUFFIX}"))
+        if (match := _TEMPORARY.fullmatch(found.name)) is not None
+        and match[3] == _host_digest()
+        and not _is_being_written(found)
+    ]
 
 
 def _is_being_written(temporary: Path) -> bool:
@@ -235,11 +278,16 @@ def check_writable(path: str | os.PathLike[str], flag_name: str, *, is_folder: b
       UserError: it cannot be written.
     """
     path = Path(path)
-    folder = path if is_folder else path.parent
+    folder = path if is_folder else Path(os.path.realpath(path)).parent
     probe = temporary_path(folder / "writable")
     try:
         if not is_folder and path.is_dir():
             raise IsADirectoryError(21, "is a folder")
+        if not is_folder and is_stream(path):
+            # Opening a pipe waits for its reader.
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()

@@ -1,6 +1,6 @@
 """Where a network is wrong: what an evaluation tells besides its accuracy and its loss."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,9 @@ from trainer.inputs.dataset import DatasetInfo
 from trainer.inputs.order import global_positions
 from trainer.run.predictions import Prediction, PredictionFiles
 
-MAX_CLASSES = 1000  # Up to which there is a confusion matrix: of more, it has millions of numbers.
+# Up to which there is a confusion matrix: of more, it has millions of numbers. Slim's ImageNet has
+# 1,001 classes, with the background.
+MAX_CLASSES = 1001
 _BINS = 15  # As in arXiv:1706.04599.
 
 
@@ -66,7 +68,7 @@ class EvaluationDetails:
 
         They are `calibration_error`, `classes` (per class its name, the number of its examples and
         of those that were right, and their share) and `confusion`: a row per label, a column per
-        prediction; null for more than 1,000 classes.
+        prediction; null for more than 1,001 classes.
         """
         counts, right, matrix, bins = (
             np.sum(group.gather(part.tolist()), axis=0)
@@ -99,6 +101,7 @@ class EvaluationPredictions:
         group: Group,
         written: PredictionFiles | None,
         config: DataConfig,
+        count: int,
         name_of: Callable[[int], str],
     ) -> None:
         """Begins before the first batch.
@@ -107,11 +110,13 @@ class EvaluationPredictions:
           group: the workers. All of them add the same number of batches.
           written: the files, on rank 0; None on others.
           config: has the batch size.
+          count: number of validation examples.
           name_of: function that returns the name of a validation example by its number.
         """
         self._group = group
         self._written = written
         self._batch_size = config.batch_size
+        self._count = count
         self._name_of = name_of
         self._step = 0
 
@@ -127,27 +132,34 @@ class EvaluationPredictions:
         local = self._step * self._batch_size + np.arange(len(labels))
         positions = global_positions(local, self._group.worker, self._batch_size)
         self._step += 1
-        rows = np.flatnonzero(weights > 0)
-        mine = [part[rows].tolist() for part in (positions, logits, probabilities, labels)]
+        rows = np.flatnonzero(positions < self._count)  # The last batch is filled up.
+        mine = [part[rows].tolist() for part in (weights, positions, logits, probabilities, labels)]
         # The workers' batches of a step follow each other in the order of the examples.
         for parts in self._group.gather(mine):
-            for prediction in self._create(*parts):
-                if self._written is not None:
-                    self._written.add(prediction)
+            if self._written is not None:
+                self._write(self._written, *parts)
 
-    def _create(
+    def _write(
         self,
+        written: PredictionFiles,
+        weights: Sequence[float],
         positions: Sequence[int],
         logits: Sequence[Any],
         probabilities: Sequence[Any],
         labels: Sequence[int],
-    ) -> Iterator[Prediction]:
-        for position, scores, shares, label in zip(
-            positions, logits, probabilities, labels, strict=True
+    ) -> None:
+        for weight, position, scores, shares, label in zip(
+            weights, positions, logits, probabilities, labels, strict=True
         ):
-            yield Prediction(
-                self._name_of(position),
+            name = self._name_of(position)
+            if not weight:
+                written.add_unreadable(name, "is not an image that can be read", label)
+                continue
+            prediction = Prediction(
+                name,
                 logits=np.array(scores, np.float32),
                 probabilities=np.array(shares, np.float32),
                 label=label,
             )
+            written.add(prediction)
+        written.flush()

@@ -237,12 +237,15 @@ class Trained(NamedTuple):
       is_described: whether it has a model.json.
       class_names: names of the classes, by label; None where they are not known.
       remarks: a line about what is assumed, where there is no model.json.
+      changed: flags of the network whose values were given and are others than in model.json, with
+        the values that they have there.
     """
 
     config: Config
     is_described: bool
     class_names: tuple[str, ...] | None
     remarks: tuple[str, ...]
+    changed: tuple[str, ...] = ()
 
 
 def as_trained(config: Config) -> Trained:
@@ -253,7 +256,9 @@ def as_trained(config: Config) -> Trained:
     """
     found = model_file.find(config.run)
     if found is not None:
-        return Trained(model_file.apply(config, found), True, found.class_names, ())
+        config = model_file.apply(config, found)
+        changed = model_file.describe_changed(config, found)
+        return Trained(config, True, found.class_names, (), changed)
     assumed = model_file.describe_assumed(config)
     return Trained(config, False, None, () if assumed is None else (assumed,))
 

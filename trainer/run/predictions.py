@@ -81,6 +81,7 @@ class PredictionFiles:
           has_logits: whether all logits are wanted.
         """
         self._names = names
+        self._files = [file for file in (table, lines) if file is not None]
         self._lines = lines
         self._has_logits = has_logits
         columns = ["file", *(("label", "label_name") if is_labelled else ())]
@@ -94,9 +95,7 @@ class PredictionFiles:
 
     def add(self, prediction: Prediction) -> None:
         """Writes a prediction."""
-        row: dict[str, Any] = {"file": prediction.name}
-        if prediction.label is not None:
-            row |= {"label": prediction.label, "label_name": self._names[prediction.label]}
+        row = self._begin(prediction.name, prediction.label)
         record = dict(row)
         classes = prediction.describe(self._names)
         record["classes"] = classes
@@ -108,10 +107,16 @@ class PredictionFiles:
             row |= {f"logit_{number}": value for number, value in enumerate(logits)}
         self._write(row, record)
 
-    def add_unreadable(self, name: str, reason: str) -> None:
+    def add_unreadable(self, name: str, reason: str, label: int | None = None) -> None:
         """Writes that an example is no image that can be read, with a line about why."""
-        record = {"file": name, "error": reason}
+        record = {**self._begin(name, label), "error": reason}
         self._write(record, record)
+
+    def _begin(self, name: str, label: int | None) -> dict[str, Any]:
+        """Returns the first fields of a row."""
+        if label is None:
+            return {"file": name}
+        return {"file": name, "label": label, "label_name": self._names[label]}
 
     def _write(self, row: dict[str, Any], record: dict[str, Any]) -> None:
         if self._table is not None:
@@ -119,6 +124,11 @@ class PredictionFiles:
         if self._lines is not None:
             # ASCII, in which names that are no UTF-8 can be written too.
             self._lines.write(json.dumps(record) + "\n")
+
+    def flush(self) -> None:
+        """Passes the rows on, so that who reads them from a pipe need not wait for more."""
+        for file in self._files:
+            file.flush()
 
 
 def _escape(value: Any) -> Any:
@@ -162,18 +172,28 @@ def _open(flag: str, path: str | None) -> Iterator[TextIO | None]:
         sys.stdout.flush()
     else:
         try:
-            with (
-                files.replacing(path) as temporary,
-                open(temporary, "w", encoding="utf-8", newline="") as file,
-            ):
+            with _open_file(path) as file:
                 yield file
         except BrokenPipeError:
-            raise  # That of the standard output.
+            raise  # Whoever reads has ended, as `head` does.
         except OSError as error:
             raise UserError(
                 f"--{flag}: {path} could not be written ({error.strerror})",
                 status=status_of(error),
             ) from error
+
+
+@contextlib.contextmanager
+def _open_file(path: str) -> Iterator[TextIO]:
+    if files.is_stream(path):
+        with open(path, "a", encoding="utf-8", newline="") as stream:
+            yield stream
+    else:
+        with (
+            files.replacing(path) as temporary,
+            open(temporary, "w", encoding="utf-8", newline="") as file,
+        ):
+            yield file
 
 
 def check_places(config: PredictionConfig) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,9 @@ from trainer.process import json_files
 from trainer.process.identity import Process
 
 FILE_NAME = "run.lock"
+# How long the counter in another host's lock must stand still until its run counts as dead: long
+# enough for a file server that is slow to show other hosts a change.
+SILENCE_SEC = 60.0
 
 
 class Holder(NamedTuple):
@@ -81,13 +85,36 @@ def read(path: Path) -> tuple[Holder | None, str]:
     return Holder(fields.host, Process(fields.pid, fields.start_ticks), fields.identity), text
 
 
-def may_be_alive(logdir: Path) -> bool:
-    """Returns whether a run may hold a folder: on another host that can't be known."""
-    try:
-        holder, _ = read(logdir / FILE_NAME)
-    except OSError:
-        return False
-    return holder is not None and (not holder.is_of_this_host() or holder.process.is_alive())
+class Watch:
+    """Tells, asked again and again, whether a run holds a folder.
+
+    On this host its process is looked up; of another one, the text of the lock must change.
+    """
+
+    def __init__(self, logdir: Path, *, silence_sec: float = SILENCE_SEC) -> None:
+        """Begins to watch.
+
+        Args:
+          logdir: folder of the run.
+          silence_sec: how long another host's lock must be unchanged until its run counts as dead.
+        """
+        self._path = logdir / FILE_NAME
+        self._silence_sec = silence_sec
+        self._text = ""
+        self._changed_sec = 0.0
+
+    def may_be_alive(self) -> bool:
+        """Returns whether the folder is held, as far as can be known by now."""
+        try:
+            holder, text = read(self._path)
+        except OSError:
+            return False
+        if holder is not None and holder.is_of_this_host():
+            return holder.process.is_alive()
+        now_sec = time.monotonic()
+        if text != self._text:
+            self._text, self._changed_sec = text, now_sec
+        return now_sec - self._changed_sec <= self._silence_sec
 
 
 def find_alive(logdir: Path) -> Holder | None:

@@ -16,9 +16,6 @@ from trainer.safety import lock_holder
 from trainer.safety.lock_holder import FILE_NAME
 
 _HEARTBEAT_SEC = 5.0
-# How long the counter in another host's lock must stand still until its run counts as dead: long
-# enough for a file server that is slow to show other hosts a change.
-_SILENCE_SEC = 60.0
 
 
 class RunLock(Protocol):
@@ -61,7 +58,7 @@ class FileLock:
         logdir: str,
         *,
         on_loss: Callable[[str], object],
-        silence_sec: float = _SILENCE_SEC,
+        silence_sec: float = lock_holder.SILENCE_SEC,
     ) -> None:
         """Creates a lock that is not taken yet.
 

@@ -88,7 +88,15 @@ def _list_folder(folder: str, left_out: LeftOut) -> Iterator[str]:
 
     suffixes = encoded.image_suffixes()
     for place, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        within = {name: os.path.join(place, name) for name in sorted(folders)}
+        for name, path in within.items():
+            if is_hidden(name):
+                left_out.add_folder(
+                    path, "in hidden folders and those of systems", is_link=os.path.islink(path)
+                )
+            elif os.path.islink(path):
+                left_out.add_folder(path, "in folders that are links", is_link=True)
+        folders[:] = (name for name in within if not is_hidden(name))
         for name in sorted(names):
             path = str(Path(place) / name)
             if name.lower().endswith(suffixes) and not is_hidden(name):

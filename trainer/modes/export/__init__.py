@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from trainer.checkpoints import restore, search
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.graph.network import classify
-from trainer.inputs.class_names import name_classes
+from trainer.inputs.class_names import describe_names, name_classes
 from trainer.machine import session
 from trainer.modes.export import check, formats, frozen, model_card, signatures
 from trainer.process import files, launcher, texts
@@ -24,7 +24,8 @@ from trainer.run import outputs
 
 def run(config: Config) -> int:
     """Writes the network of a checkpoint to --export_dir, checked, whole or not at all."""
-    config, _, known_names, remarks = outputs.as_trained(config)
+    trained = outputs.as_trained(config)
+    config, known_names = trained.config, trained.class_names
     launcher.refuse(config.mode)
     export_format = formats.find(config.run.export_format)
     # Predictions are those of an evaluation.
@@ -34,8 +35,8 @@ def run(config: Config) -> int:
     target = _find_target(config)
     num_classes = restore.count_classes(prefix)
     names = name_classes(known_names, num_classes)
-    outputs.remark(*skipped, *remarks, *_describe_flags(config))
-    outputs.remark(*_describe_names(known_names, num_classes))
+    outputs.remark(*skipped, *trained.remarks, *_describe_flags(config))
+    outputs.remark(*describe_names(known_names, num_classes))
     precision = config.run.export_precision
     of_network = "float32" if export_format.computes_in_float32 else precision
     examples = check.Examples(config.data)
@@ -124,14 +125,6 @@ def _describe_flags(config: Config) -> tuple[str, ...]:
         f"--precision={precision} is for training and evaluation; exported is "
         f"--export_precision={config.run.export_precision}",
     )
-
-
-def _describe_names(known: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
-    """Returns a line where the classes and their names are not as many."""
-    if known is None or len(known) == num_classes:
-        return ()
-    what = "numbers for the others" if len(known) < num_classes else "the first ones"
-    return (f"the network has {num_classes} classes and {len(known)} names: taken are {what}",)
 
 
 def _find_target(config: Config) -> Path:

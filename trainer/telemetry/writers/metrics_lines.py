@@ -1,6 +1,7 @@
 """Reads metrics.jsonl, which has a line of JSON for each step; a killed run leaves a torn one."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from trainer.process import json_files
 
 # Within the log folder.
 NAME = "metrics.jsonl"
+_TAIL_BYTES = 1 << 16  # More than the longest lines.
 
 
 def newest_step(path: Path, tag: str) -> int:
@@ -27,6 +29,15 @@ def steps_with(path: Path, tag: str) -> set[int]:
             if f'"{tag}"' in line:
                 steps.add(parse_line(line).get("step", -1))
     return steps
+
+
+def last_step(path: Path) -> int:
+    """Returns the latest step among the last lines of a metrics file; -1: there is none."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()
+        return max((parse_line(line).get("step", -1) for line in lines), default=-1)
+    return -1
 
 
 def parse_line(line: str) -> dict[str, Any]:

@@ -1,0 +1,172 @@
+"""What evaluates a run's checkpoints beside it has each once, though the run removes them."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow.compat.v1 as tf1
+import tiny
+from faulty_runs import MODULE, started
+from test_checkpoints import create_store
+from test_run_lock import write_lock
+
+from trainer.checkpoints import layout, restore
+from trainer.checkpoints import manifest as checkpoint_manifest
+from trainer.checkpoints.follow import Follower
+from trainer.errors import UserError
+from trainer.process import files, identity
+from trainer.process.identity import Process
+from trainer.run.followed_run import FollowedRun
+from trainer.safety import lock_holder
+
+
+@pytest.fixture
+def save(tmp_path):
+    """A function that saves a checkpoint in which `w` has a value; the run keeps the newest."""
+    with tf.Graph().as_default(), tf1.Session() as session:
+        weight = tf1.get_variable("w", initializer=np.float32(0))
+        session.run(weight.initializer)
+        store = create_store(tmp_path, [weight], keep_checkpoints=1)
+
+        def save(step, value):
+            restore.assign(session, [(weight, value)])
+            store.save(session, step)
+
+        yield save
+
+
+def take_all(follower):
+    """Steps and values of the checkpoints that wait."""
+    found = []
+    while (taken := follower.take_next()) is not None:
+        step, prefix = taken
+        assert follower.fault_in(step) is None
+        found.append((step, float(tf.train.load_variable(prefix, "w"))))
+        follower.drop(step)
+    return found
+
+
+def test_checkpoints_that_the_run_removes_or_replaces_are_taken_before(tmp_path, save):
+    follower = Follower(tmp_path)
+    for step, value in ((1, 1), (2, 2), (3, 3)):
+        save(step, value)
+        follower.look()
+    follower.look()
+    assert layout.steps_in(str(tmp_path)) == [3]
+    assert take_all(follower) == [(1, 1), (2, 2), (3, 3)]
+    follower.look()
+    assert take_all(follower) == []
+    save(3, 4)  # As after weights that were not finite.
+    follower.look()
+    assert take_all(follower) == [(3, 4)]
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_in_use_is_taken_afterwards(tmp_path, save):
+    follower = Follower(tmp_path)
+    save(1, 1)
+    follower.look()
+    step, prefix = follower.take_next()
+    save(1, 2)
+    follower.look()
+    assert tf.train.load_variable(prefix, "w") == 1
+    follower.drop(step)
+    follower.look()
+    assert take_all(follower) == [(1, 2)]
+
+
+def test_what_a_killed_follower_has_taken_the_next_one_has(tmp_path, save, monkeypatch):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with monkeypatch.context() as killed:
+        killed.setattr(identity, "this_process", lambda: Process(ended.pid, 1))
+        first = Follower(tmp_path)
+    for step in (1, 2, 3):
+        save(step, step)
+        first.look()
+    second = Follower(tmp_path)
+    with second.following():
+        assert take_all(second) == [(1, 1), (2, 2), (3, 3)]
+    assert files.abandoned(tmp_path / layout.FOLLOWING) == []
+    assert not [path for path in tmp_path.iterdir() if "following" in path.name]
+
+
+def test_the_best_of_what_was_followed_is_kept(tmp_path, save):
+    follower = Follower(tmp_path)
+    for step, top1 in ((1, 0.5), (2, 0.75), (3, 0.625)):
+        save(step, step)
+        follower.look()
+        taken, _ = follower.take_next()
+        save(step + 10, 0)  # The run has removed it when it is evaluated.
+        follower.keep_if_best(taken, top1)
+        follower.drop(taken)
+        follower.look()
+        take_all(follower)
+    best = tmp_path / "best"
+    assert tf.train.load_variable(tf.train.latest_checkpoint(str(best)), "w") == 2
+    (entry,) = checkpoint_manifest.read(best).entries
+    assert (entry.step, entry.top1) == (2, 0.75)
+    assert checkpoint_manifest.fault_in(best, entry) is None
+
+
+def test_a_run_of_another_host_is_gone_when_its_lock_stands_still(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(lock_holder.time, "monotonic", lambda: now[0])
+    watch = lock_holder.Watch(tmp_path, silence_sec=60)
+    assert not watch.may_be_alive()
+    write_lock(tmp_path, beats=1, host="elsewhere", identity="another host")
+    assert watch.may_be_alive()
+    now[0] = 59
+    write_lock(tmp_path, beats=2, host="elsewhere", identity="another host")
+    assert watch.may_be_alive()
+    now[0] = 119
+    assert watch.may_be_alive()
+    now[0] = 120
+    assert not watch.may_be_alive()
+
+
+def test_a_folder_without_a_run_is_a_line(tmp_path):
+    run = FollowedRun(tmp_path / "no", patience_sec=0)
+    with pytest.raises(UserError, match=r"--logdir: no run has begun in .*/no for 0 s"):
+        list(run.checkpoints(Follower(tmp_path / "no")))
+
+
+def evaluations(logdir):
+    """Steps and accuracies of the run's evaluations, in the order in which they were logged."""
+    path = logdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = [line for line in map(json.loads, lines) if "eval/top1" in line]
+    return [(line["step"], line["eval/top1"]) for line in found]
+
+
+@pytest.mark.processes
+def test_every_checkpoint_of_a_run_is_evaluated_once_beside_it(tmp_path):
+    """The run evaluates every other one by itself; what follows it is killed, and started again."""
+    logdir = tmp_path / "run"
+    logdir.mkdir()
+    steps = [*tiny.FLAGS[1:], "--model=slow:network", "--steps=32", "--checkpoint_every=4"]
+    # Only the first two of its eight checkpoints are removed: another one could be lost while
+    # nothing follows the run.
+    every = 8 * tiny.BATCH_SIZE / tiny.TRAIN_EXAMPLES
+    training = [*steps, "--keep_checkpoints=6", f"--eval_every_epochs={every}"]
+    following = ["--mode=evaluate", "--follow", "--dataset=tiny:dataset", f"--logdir={logdir}"]
+    slow = {"SLOW_WORKERS_MS": "600", "SLOW_WORKERS_STEPS": "1000"}
+    command = [*MODULE, *training, f"--logdir={logdir}"]
+    with started([*MODULE, *following]) as first, started(command, **slow) as run:
+        first.wait_until(lambda: len(evaluations(logdir)) >= 3, "three evaluations")
+        first.process.kill()
+        with started([*MODULE, *following]) as second:
+            assert run.wait() == 0, run.output()
+            assert second.wait() == 0, second.output()
+    found = evaluations(logdir)
+    assert sorted(step for step, _ in found) == list(range(4, 33, 4))
+    assert len(list(logdir.glob("model.ckpt-*.index"))) == 6
+    assert f"{logdir}/model.ckpt-28: top-1 " in second.output()
+    assert f"{logdir}/model.ckpt-24: top-1 " not in second.output()
+    assert "checkpoints of" in second.output()
+    (best,) = checkpoint_manifest.read(logdir / layout.BEST).entries
+    assert dict(found)[best.step] == pytest.approx(best.top1)
+    assert best.top1 == pytest.approx(max(top1 for _, top1 in found))
+    assert not [path.name for path in logdir.iterdir() if "following" in path.name]
