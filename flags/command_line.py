@@ -7,6 +7,7 @@ fields become absl's flags, and absl's errors become one line.
 import dataclasses
 import functools
 import os
+import re
 from collections.abc import Sequence
 from types import UnionType
 from typing import Any, get_args
@@ -24,6 +25,8 @@ GROUPS: dict[str, Any] = {
     for field in dataclasses.fields(config_lib.Config)
     if dataclasses.is_dataclass(field.type)
 }
+# The tuple that absl prints of a value that is none of a switch.
+_NOT_BOOLEAN = re.compile(r"\('Non-boolean argument to boolean flag', .*\)$")
 
 
 class HelpRequested(Exception):
@@ -128,6 +131,10 @@ def _describe_unknown(error: absl_flags.UnrecognizedFlagError) -> str:
         for field in dataclasses.fields(group_type):
             if error.flagname in statement_of(field).elsewhere:
                 return f"Unknown command line flag '{error.flagname}'. Did you mean: {field.name}?"
+    return _in_one_line(error)
+
+
+def _in_one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
@@ -154,7 +161,9 @@ def parse(
     except absl_flags.UnrecognizedFlagError as error:
         raise UserError(_describe_unknown(error)) from None
     except absl_flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from None
+        raise UserError(_NOT_BOOLEAN.sub("must be true or false", _in_one_line(error))) from None
+    except ValueError as error:  # absl's, of --noflag=value.
+        raise UserError(_in_one_line(error)) from None
     if values.help or values.helpfull:
         raise HelpRequested(usage(values))
     if values.version:

@@ -104,6 +104,8 @@ def test_benchmark_is_short_for_its_mode():
             ["--mode=predict", "--predictions_csv=rows", "--predictions_jsonl=./rows"],
             "--predictions_jsonl: must be another file than --predictions_csv, got './rows'",
         ),
+        (["--nobenchmark=false"], "--nobenchmark=false does not take an argument"),
+        (["--benchmark=maybe"], "--benchmark=maybe: must be true or false$"),
         (["--logdir=runs/lr[1]"], "--logdir: must have none of .*, got 'runs/lr.1.'"),
         (["--batch_size=9999999999"], "--batch_size: must be at most 2147483647, got 9999999999"),
     ],
