@@ -27,6 +27,7 @@ from trainer.errors import UserError
 from trainer.inputs import dataset
 from trainer.inputs.conversion import convert
 from trainer.inputs.conversion.verify import Verifier
+from trainer.inputs.sources import storage
 
 IMAGES = 12  # One class each, so that a label says which image it is.
 BAD = 5
@@ -106,6 +107,19 @@ def test_a_bad_image_stops_training_and_evaluation_with_one_line(tmp_path, name)
         assert BAD_IMAGES[name][1] in message
         assert "--max_bad_examples allows 0" in message
         assert "\n" not in message
+
+
+def test_a_pipe_among_the_images_is_a_bad_one_that_nobody_waits_for(tmp_path):
+    write_images(tmp_path)
+    pipe = tmp_path / "train" / f"{BAD:02}" / "image.jpg"
+    pipe.unlink()
+    os.mkfifo(pipe)
+    data = dataset.open_dataset(create_config(data_dir=str(tmp_path)))
+    expected = r"image\.jpg: a bad image: cannot be read \(is a pipe or device\)"
+    with pytest.raises(UserError, match=expected):
+        read_train(data, steps=3)
+    with pytest.raises(OSError, match="directory"):
+        storage.read_file(str(tmp_path))
 
 
 @pytest.fixture(scope="module")

@@ -21,12 +21,16 @@ from trainer.graph.network import classify
 from trainer.inputs.class_names import describe_names, name_classes
 from trainer.inputs.dataset import Dataset, DatasetInfo
 from trainer.inputs.source import BadImageError, Source
+from trainer.inputs.sources import storage
 from trainer.inputs.sources.named_files import find_files
 from trainer.machine import session
 from trainer.process import launcher, texts
 from trainer.run import outputs
 from trainer.run.predictions import Prediction, check_places, open_files
 from trainer.safety.shortage import explain_shortage
+
+# Of a shell's `<(command)`: pipes with an end.
+_OPEN_FILES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 
 
 class _Files:
@@ -41,8 +45,11 @@ class _Files:
         self.reasons[example] = reason
 
     def read(self, index: int) -> bytes:
+        path = self._paths[index]
         try:
-            return Path(self._paths[index]).read_bytes()
+            if path.startswith(_OPEN_FILES):
+                return Path(path).read_bytes()
+            return storage.read_file(path)
         except OSError as error:
             raise BadImageError(error.strerror or "cannot be read") from error
 

@@ -8,6 +8,7 @@ import errno
 import mmap
 import os
 import resource
+import stat
 import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -123,12 +124,29 @@ def file_state(path: str) -> tuple[int, int]:
 
 
 def read_file(path: str) -> bytes:
-    """Reads a whole file."""
+    """Reads a whole file.
+
+    Raises:
+      OSError: it can't be read, or is a pipe or device, which may have no end.
+    """
     if is_remote(path):
         with _gfile(path) as gfile, gfile.GFile(path, "rb") as file:
             return file.read()
-    with open(path, "rb", buffering=0) as file:  # To make a buffer takes a tenth of the time.
+    # To make a buffer takes a tenth of the time.
+    with open(path, "rb", buffering=0, opener=_open_regular) as file:
         return file.readall()
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Opens a file; raises OSError for a pipe, on which opening alone may wait for ever."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    raise OSError(errno.EINVAL, "is a pipe or device", path)
 
 
 def map_file(path: str) -> memoryview:
