@@ -74,7 +74,6 @@ def test_each_example_is_told_and_counted_as_numpy_and_scikit_learn_do(batch_siz
     rows = EvaluationPredictions(
         Group(),
         written,
-        dataclasses.replace(config.data, batch_size=batch_size),
         dataset.info.num_validation_examples,
         dataset.name_of_validation,
     )

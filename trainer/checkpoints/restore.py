@@ -22,16 +22,23 @@ def network_variables() -> list[tf.Variable]:
     return list({variable.op.name: variable for variable in found}.values())
 
 
-def count_classes(prefix: str) -> int:
+def count_classes(prefix: str, given: int | None = None) -> int:
     """Returns the number of classes of a checkpoint's network: the width of its layer `logits`.
 
+    Args:
+      prefix: prefix of the checkpoint.
+      given: value of --num_classes; None: it is not given.
+
     Raises:
-      UserError: the checkpoint can't be read, or has no such layer.
+      UserError: the checkpoint can't be read, has another number of classes than `given`, or has no
+        such layer, and none is given.
     """
     found = _width_of_logits(open_checkpoint(prefix))
-    if found is None:
+    if found is not None and given not in (None, found):
+        raise UserError(f"--num_classes: must be {found}, as in {prefix}, got {given}")
+    if (count := found or given) is None:
         raise UserError(f"checkpoint {prefix} has no layer `logits` that tells how many classes")
-    return found
+    return count
 
 
 def find_classes(prefix: str) -> int | None:

@@ -193,7 +193,7 @@ class RunConfig(Checked):
                 "--checkpoint: must not be given with --init_checkpoint, got "
                 f"{self.checkpoint!r} and {self.init_checkpoint!r}"
             )
-        if self.follow and (self.logdir is None or not self.uses_own_checkpoint):
+        if self.follow and (self.logdir is None or self.chosen_checkpoint is not None):
             raise ConfigError("--follow: must be given with --logdir, and no other checkpoint")
         if self.export_precision == "bfloat16" and self.export_format != "saved_model":
             raise ConfigError(

@@ -114,9 +114,17 @@ class Dataset:
         return build_stream(maker, self._config, worker, steps=None)
 
     def build_evaluation(self, worker: Worker) -> Stream:
-        """Adds one pass over the validation examples, each of which one worker gets, once."""
+        """Adds one pass over the validation examples, each of which one worker gets, once.
+
+        Batches are no larger than what there is for each worker: the last one is filled up.
+        """
         split = self._split("validation")
-        config = dataclasses.replace(self._config, image_size=self._config.evaluation_size)
+        most = math.ceil(len(split.labels) / worker.size)
+        config = dataclasses.replace(
+            self._config,
+            image_size=self._config.evaluation_size,
+            batch_size=min(self._config.batch_size, most),
+        )
         maker = EvaluationRows(config, split, worker, self._reader("validation", worker))
         steps = math.ceil(len(split.labels) / (config.batch_size * worker.size))
         return build_stream(maker, config, worker, steps=steps)

@@ -132,7 +132,7 @@ class _Evaluator:
             outputs.check_places(config, group.worker, logs=self._logdir is not None)
             if group.worker.rank == 0:
                 check_places(config.prediction)
-            num_classes = config.model.num_classes or restore.count_classes(prefix)
+            num_classes = restore.count_classes(prefix, config.model.num_classes)
             self._dataset = open_dataset(
                 config.data,
                 num_classes=num_classes,
@@ -224,7 +224,7 @@ class _Evaluator:
             text += found.describe(info.num_classes)
             text += self._log(search.step_of(self.prefix), found, views)
             told = details.summarize(group)
-        batch_size = config.data.batch_size * group.worker.size
+        batch_size = self._graph.stream.batch.labels.shape[0] * group.worker.size
         rate = _images_per_sec(found.count, batch_size, ends_sec)
         return {**found.as_dict(), "images_per_sec": rate, **told}, text
 
@@ -280,9 +280,7 @@ def _predictions(
         if group.worker.rank == 0:
             written = stack.enter_context(open_files(config.prediction, names, is_labelled=True))
         count = dataset.info.num_validation_examples
-        yield (
-            EvaluationPredictions(group, written, config.data, count, dataset.name_of_validation),
-        )
+        yield (EvaluationPredictions(group, written, count, dataset.name_of_validation),)
 
 
 def _check_examples(config: Config, info: DatasetInfo) -> None:

@@ -72,7 +72,7 @@ def run(config: Config) -> int:
     prefix, skipped = search.choose(config.run)
     outputs.check_places(config, Worker(), logs=False)
     check_places(config.prediction)
-    num_classes = restore.count_classes(prefix)
+    num_classes = restore.count_classes(prefix, config.model.num_classes)
     names = name_classes(known_names, num_classes)
     unnamed = describe_names(known_names, num_classes)
     outputs.remark(*skipped, *trained.remarks, *unnamed, *left_out)

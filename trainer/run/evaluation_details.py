@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.config import DataConfig
 from trainer.distributed import Group
 from trainer.graph.evaluation import EvaluationGraph, Predictions
 from trainer.inputs.dataset import DatasetInfo
@@ -100,7 +99,6 @@ class EvaluationPredictions:
         self,
         group: Group,
         written: PredictionFiles | None,
-        config: DataConfig,
         count: int,
         name_of: Callable[[int], str],
     ) -> None:
@@ -109,13 +107,11 @@ class EvaluationPredictions:
         Args:
           group: the workers. All of them add the same number of batches.
           written: the files, on rank 0; None on others.
-          config: has the batch size.
           count: number of validation examples.
           name_of: function that returns the name of a validation example by its number.
         """
         self._group = group
         self._written = written
-        self._batch_size = config.batch_size
         self._count = count
         self._name_of = name_of
         self._step = 0
@@ -129,8 +125,8 @@ class EvaluationPredictions:
         """Adds a batch: the values of `fetches`. A collective."""
         del name_of  # It is a short one.
         logits, probabilities, labels, weights = values
-        local = self._step * self._batch_size + np.arange(len(labels))
-        positions = global_positions(local, self._group.worker, self._batch_size)
+        local = self._step * len(labels) + np.arange(len(labels))
+        positions = global_positions(local, self._group.worker, len(labels))
         self._step += 1
         rows = np.flatnonzero(positions < self._count)  # The last batch is filled up.
         mine = [part[rows].tolist() for part in (weights, positions, logits, probabilities, labels)]

@@ -13,6 +13,7 @@ from trainer.checkpoints import layout, model_file, restore
 from trainer.config import Config, flag_file
 from trainer.distributed import Group, Worker
 from trainer.errors import UserError, status_of
+from trainer.graph.network import find_network
 from trainer.inputs import class_names
 from trainer.inputs.dataset import DatasetInfo
 from trainer.machine import environment
@@ -253,14 +254,23 @@ def as_trained(config: Config) -> Trained:
 
     Raises:
       UserError: that file is damaged.
+      ConfigError: there is no such network, or images are too small for it.
     """
     found = model_file.find(config.run)
     if found is not None:
         config = model_file.apply(config, found)
         changed = model_file.describe_changed(config, found)
+        _check_size(config)
         return Trained(config, True, found.class_names, (), changed)
+    _check_size(config)
     assumed = model_file.describe_assumed(config)
     return Trained(config, False, None, () if assumed is None else (assumed,))
+
+
+def _check_size(config: Config) -> None:
+    """Raises ConfigError where the images of an evaluation are too small for the network."""
+    flag = "image_size" if config.data.eval_image_size is None else "eval_image_size"
+    find_network(config.model, config.data.evaluation_size, flag=flag)
 
 
 def remark(*lines: str) -> None:

@@ -33,7 +33,7 @@ def run(config: Config) -> int:
     config = dataclasses.replace(config, data=data)
     prefix, skipped = search.choose(config.run)
     target = _find_target(config)
-    num_classes = restore.count_classes(prefix)
+    num_classes = restore.count_classes(prefix, config.model.num_classes)
     names = name_classes(known_names, num_classes)
     outputs.remark(*skipped, *trained.remarks, *_describe_flags(config))
     outputs.remark(*describe_names(known_names, num_classes))
