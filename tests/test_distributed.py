@@ -34,18 +34,29 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "said",
-    ["Timed out waiting 20000ms for recv operation to complete", "Connection closed by peer"],
+    ("message", "told"),
+    [
+        (
+            "[unbound_buffer.cc:95] Timed out waiting 20000ms for recv operation to complete",
+            "Timed out waiting 20000ms for recv operation to complete",
+        ),
+        (
+            "two\n[[tcp/pair.cc:589] Connection closed by peer [127.0.0.1]:5\n\t [[{{node x}}]]",
+            "Connection closed by peer [127.0.0.1]:5",
+        ),
+        ("Horovod has been shut down. This was caused by", "see Horovod's lines above"),
+    ],
 )
-def test_a_collective_that_fails_because_of_another_worker_is_explained(said):
+def test_a_collective_that_fails_because_of_another_worker_is_explained(message, told):
     """As Gloo says it where a worker stands still, or ends, in the midst of an all-reduce."""
     group = distributed.HorovodGroup.__new__(distributed.HorovodGroup)
     group.worker = Worker(0, 2, 0, 2)
     with (
-        pytest.raises(UserError, match="worker 0 of 2 ends, since another one has"),
+        pytest.raises(UserError, match="worker 0 of 2 ends, since another one has") as caught,
         group.explain_loss(),
     ):
-        raise tf.errors.UnknownError(None, None, f"[unbound_buffer.cc:95] {said}")
+        raise tf.errors.UnknownError(None, None, message)
+    assert str(caught.value).endswith(f"(its last lines say why) or does not answer ({told})")
 
 
 def load(folder, name):

@@ -147,6 +147,7 @@ def test_a_worker_that_does_not_answer_ends_the_job_within_gloos_limit(tmp_path)
         os.kill(run.workers()[1], signal.SIGSTOP)
         assert run.wait() != 0
         output = run.output()
+    # Of Horovod's own thread, or of the collective that the worker was in.
     assert "Timed out waiting 20000ms" in output
     assert (
         "worker 0 of 2 ends, since another one has (its last lines say why) or does not answer"

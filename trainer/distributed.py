@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -21,14 +22,17 @@ from trainer.process import launcher, settings
 # scripts/horovod/patches/speed/01-urgent-tensors.patch, which compares this very prefix.
 URGENT = "urgent/"
 
-# Parts of the errors of Horovod and Gloo in the other workers when one ends or stands still.
-_SIGNS_OF_LOSS = (
-    "Horovod has been shut down",
+# Parts of the errors in the other workers when one ends or stands still: of Horovod, which has
+# printed why then, and of Gloo within a collective, which prints nothing.
+_SIGN_OF_END = "Horovod has been shut down"
+_SIGNS_OF_GLOO = (
     "closed by peer",
     "reset by peer",
     "Broken pipe",
     "Timed out waiting",
+    "Application timeout",
 )
+_PLACE_IN_SOURCE = re.compile(r"^.*?\[[^\]]*\.(cc|h):\d+\] ")
 
 
 class Worker(NamedTuple):
@@ -203,11 +207,12 @@ class HorovodGroup(Group):
         try:
             yield
         except tf.errors.OpError as error:
-            if not any(sign in error.message for sign in _SIGNS_OF_LOSS):
+            reason = _reason_of_loss(error.message)
+            if reason is None:
                 raise
             raise UserError(
                 f"worker {self.worker.rank} of {self.worker.size} ends, since another one has "
-                "(its last lines say why) or does not answer (see Horovod's lines above)",
+                f"(its last lines say why) or does not answer ({reason})",
                 known_to_all=False,
                 status=exit_status.FAILED,
             ) from error
@@ -224,6 +229,14 @@ class HorovodGroup(Group):
                 local_rank=self.worker.local_rank, local_size=self.worker.local_size
             )
             return _ControlGraph(tf.compat.v1.Session(config=config), text, lengths, texts)
+
+
+def _reason_of_loss(message: str) -> str | None:
+    """Returns why a collective failed, where another worker was lost; None: for another reason."""
+    for line in message.splitlines():
+        if any(sign in line for sign in _SIGNS_OF_GLOO):
+            return _PLACE_IN_SOURCE.sub("", line).strip()
+    return "see Horovod's lines above" if _SIGN_OF_END in message else None
 
 
 class _ControlGraph(NamedTuple):
