@@ -30,7 +30,7 @@ def config_of(folder, **run_flags):
     return Config(
         mode="export",
         model=ModelConfig(model="tiny:network"),
-        data=DataConfig(image_size=16),
+        data=DataConfig(image_size=16, exif_orientation="apply"),
         run=RunConfig(logdir=str(folder), **run_flags),
     )
 

@@ -12,8 +12,10 @@ import pytest
 import tensorflow as tf
 from input_data import encode, noise
 from packaging.requirements import Requirement
+from PIL import Image
 from processes import ROOT, run, trainers
 from test_export import NAMES, SHOWN, config_of, logits_of, save_checkpoint
+from test_inputs_orientation import write_turned
 
 from models import resnet_v2
 from models.slim_compat import slim
@@ -33,9 +35,13 @@ def served(tmp_path_factory):
     run_folder = root / "runs" / "one"
     run_folder.mkdir(parents=True)
     config = config_of(run_folder)
+    # As what was trained on shards of others; a.jpg would lie on its side.
+    data = dataclasses.replace(config.data, exif_orientation="ignore")
+    config = dataclasses.replace(config, data=data)
     save_checkpoint(run_folder, config, len(NAMES))
     model_file.write(run_folder, config, NAMES)
-    (root / "a.jpg").write_bytes(encode(noise(1, 40, 50).repeat(3, 0).repeat(3, 1), "JPEG"))
+    picture = Image.fromarray(noise(1, 40, 50).repeat(3, 0).repeat(3, 1))
+    (root / "a.jpg").write_bytes(write_turned(picture, "JPEG", 6))
     (root / "b.png").write_bytes(encode(noise(2, 30, 30)))
     target, of_run = root / "exported", f"--logdir={run_folder}"
     (target / "flowers").mkdir(parents=True)
@@ -105,6 +111,15 @@ def test_the_examples_of_the_page_predict_as_the_mode_does(served):
     indented = re.findall(r"(?:^    .*\n|^\n)+", text, re.MULTILINE)
     (tensorflow,) = (block for block in indented if "import tensorflow as tf" in block)
     tensorflow = re.sub("^    ", "", tensorflow, flags=re.MULTILINE)
+    names = {}
+    exec(pixels_of, names)  # noqa: S102
+    with Image.open(served / "a.jpg") as picture:
+        stored = picture.convert("RGB")
+    for flag, upright in (("ignore", stored), ("apply", stored.rotate(-90, expand=True))):
+        card = {"exif_orientation": flag, "crop_fraction": 0.5, "image_size": 60}
+        side, (left, top) = 60, ((length - 60) // 2 for length in upright.size)
+        centre = np.asarray(upright)[top : top + side, left : left + side]
+        np.testing.assert_array_equal(names["pixels_of"](served / "a.jpg", card), [centre])
     for code in (tensorflow, pixels_of + litert, pixels_of + onnx):
         done = run([sys.executable, "-I", "-c", code], cwd=served)
         assert done.returncode == 0, done.stderr

@@ -1,5 +1,6 @@
 """EXIF orientation: all eight, in every format, turned as Pillow's `exif_transpose` turns them."""
 
+import dataclasses
 import io
 import struct
 
@@ -9,9 +10,14 @@ import tensorflow as tf
 from input_data import create_config, read_evaluation, read_train
 from PIL import Image, ImageOps
 
+from trainer.checkpoints import changes
+from trainer.checkpoints.manifest import RunFacts
+from trainer.config import Config, DataConfig, RunConfig
+from trainer.distributed import Group, Worker
 from trainer.inputs import dataset
 from trainer.inputs.conversion import convert
 from trainer.inputs.images import encoded, orientation
+from trainer.run import outputs
 
 SIZE = 32
 ORIENTATIONS = range(1, 9)
@@ -185,6 +191,49 @@ def test_shards_of_others_are_taken_as_stored_unless_told(turned, tmp_path):
         (batch,) = read_evaluation(opened)
         is_upright = difference(batch.images[0], centre(upright[label])) < 1.5
         assert is_upright == turns, given
+        # A run's folder has what was done, whatever decided it, for all who use the network.
+        config = Config(data=config_of(tmp_path, exif_orientation=given))
+        config = dataclasses.replace(config, run=RunConfig(logdir=str(tmp_path)), mode="predict")
+        outputs.describe_run(config, Worker(), opened.info, replaces=True)
+        plain = Config(run=config.run, mode="predict", files=("a.jpg",))
+        trained = outputs.as_trained(plain)
+        assert trained.config.data.exif_orientation == ("apply" if turns else "ignore")
+        assert trained.remarks == ()
+        # It goes on so without a word.
+        (tmp_path / "model.ckpt-7.index").touch()
+        again, lines = outputs.as_begun(Config(data=config_of(tmp_path)), Group())
+        assert (again.data.exif_orientation, lines) == ("auto", ())  # Without a --logdir.
+        again, lines = outputs.as_begun(Config(data=config_of(tmp_path), run=config.run), Group())
+        assert (again.data.exif_orientation, lines) == (trained.config.data.exif_orientation, ())
+
+
+def test_a_folder_decides_too_what_is_done_with_orientation(turned):
+    root, _ = turned
+    for given, done in (("auto", "apply"), ("apply", "apply"), ("ignore", "ignore")):
+        opened = dataset.open_dataset(config_of(root, exif_orientation=given))
+        assert opened.info.exif_orientation == done
+
+
+def test_what_an_earlier_version_left_open_is_told_where_pictures_are_read(tmp_path):
+    outputs.write_model(Config(run=RunConfig(logdir=str(tmp_path))), Worker(), None)
+    for mode, given, is_told in (
+        ("predict", (), True),
+        ("export", (), True),
+        ("evaluate", (), False),  # By the data, as in training.
+        ("predict", ("exif_orientation",), False),
+    ):
+        config = Config(run=RunConfig(logdir=str(tmp_path)), given=given)
+        lines = outputs.as_trained(dataclasses.replace(config, mode=mode)).remarks
+        assert ["--exif_orientation=ignore" in line for line in lines] == [True] * is_told
+    # A run of such a version goes on without a word.
+    now = dataclasses.asdict(Config(data=DataConfig(exif_orientation="ignore")))
+    before, facts = (
+        RunFacts(1, 8, 9, 8, "", {}, config, None) for config in (dataclasses.asdict(Config()), now)
+    )
+    assert changes.describe(before, facts) == []
+    assert changes.describe(facts, before) == [
+        "flags that have changed since: exif_orientation ignore -> auto"
+    ]
 
 
 def test_random_crops_are_those_of_the_upright_image(turned):

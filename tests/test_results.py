@@ -283,21 +283,24 @@ def test_a_run_that_an_earlier_version_began_goes_on_as_it_began(tmp_path):
     given = dataclasses.replace(config, given=("resize", "exif_orientation"))
     assert outputs.as_begun(given, OfTwo(0)) == (given, ())
     outputs.write_model(changed, Worker(), None)  # Now the file has the flags.
+    # It can't be told from what data decide at the beginning, which is no news.
+    line = "the run goes on as before, with --resize=bilinear"
     assert outputs.as_begun(config, OfTwo(0)) == (changed, (line,))
     assert outputs.as_begun(changed, OfTwo(0)) == (changed, ())
 
 
 def test_a_run_that_is_complete_keeps_what_it_was_trained_with(tmp_path):
     config = Config(run=RunConfig(logdir=str(tmp_path)))
+    info = DatasetInfo("folder", 4, 0, 2, None, "", exif_orientation="apply")
     data = DataConfig(crop_fraction=0.5)
     other = dataclasses.replace(config, data=data, given=("crop_fraction",))
-    outputs.describe_run(config, Worker(), None, replaces=False)  # They were not there.
+    outputs.describe_run(config, Worker(), info, replaces=False)  # They were not there.
     first = [(tmp_path / name).read_text() for name in ("model.json", "flags")]
-    outputs.describe_run(other, Worker(), None, replaces=False)
+    outputs.describe_run(other, Worker(), info, replaces=False)
     assert [(tmp_path / name).read_text() for name in ("model.json", "flags")] == first
     (tmp_path / "model.json").write_text("{")
-    outputs.describe_run(config, Worker(), None, replaces=False)
+    outputs.describe_run(config, Worker(), info, replaces=False)
     assert (tmp_path / "model.json").read_text() == first[0]
-    outputs.describe_run(other, Worker(), None, replaces=True)
+    outputs.describe_run(other, Worker(), info, replaces=True)
     assert json.loads((tmp_path / "model.json").read_text())["crop_fraction"] == 0.5
     assert "--crop_fraction=0.5" in (tmp_path / "flags").read_text()

@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trainer.checkpoints.manifest import RunFacts
+from trainer.checkpoints.model_file import LEFT_TO_DATA
 from trainer.config import Config
+from trainer.config.statement import AUTO
 
 # Flags whose changes are not reported: they do not affect what is computed.
 _SILENT = frozenset(flag.name for flag in Config().flags() if not flag.statement.changes_training)
@@ -44,7 +46,10 @@ def list_flags(before: RunFacts, now: RunFacts) -> list[str]:
     config = _flatten(now.config)
     # A checkpoint of an earlier version lacks newer flags.
     earlier = {name: _BEFORE.get(name) for name in config} | _flatten(before.config)
-    return [*_changed(earlier, config, skip=_SILENT)]
+    # Earlier versions did not write what the data decided.
+    is_open = earlier.get(LEFT_TO_DATA) == AUTO
+    skip = _SILENT | {LEFT_TO_DATA} if is_open else _SILENT
+    return [*_changed(earlier, config, skip=skip)]
 
 
 def is_as_long(before: RunFacts, now: RunFacts) -> bool:

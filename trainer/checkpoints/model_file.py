@@ -13,10 +13,13 @@ from typing import Any, NamedTuple
 
 from trainer.checkpoints import layout, search
 from trainer.config import Config, Flag, RunConfig
+from trainer.config.statement import AUTO
 from trainer.errors import ConfigError, UserError
 from trainer.process import files, json_files
 
 _CLASS_NAMES = "class_names"
+# The flag that, where it is auto, the data decide; a run's files have what they decided.
+LEFT_TO_DATA = "exif_orientation"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +146,7 @@ def describe_changed(config: Config, found: ModelFile) -> tuple[str, ...]:
     changed = []
     for flag in list_flags(config):
         had = found.flags.get(flag.name, flag.statement.before)
-        if flag.name not in sizes and had is not None and had != flag.value:
+        if flag.name not in sizes and had not in (None, AUTO, flag.value):
             changed.append(f"--{flag.name}={had}")
     size = found.flags.get("eval_image_size") or found.flags.get("image_size")
     if size is not None and size != config.data.evaluation_size:
@@ -151,18 +154,16 @@ def describe_changed(config: Config, found: ModelFile) -> tuple[str, ...]:
     return tuple(changed)
 
 
-def as_begun(found: ModelFile | None, config: Config) -> dict[str, Any]:
+def as_begun(found: ModelFile, config: Config) -> dict[str, Any]:
     """Returns the flags, by name, in which a run that goes on would differ from how it was begun.
 
     These are flags that not all versions have had, and that the command line does not give. Runs
     that were begun without them are to go on without what they do.
 
     Args:
-      found: the file of the run; None: there is none.
+      found: the file of the run.
       config: configuration of the run.
     """
-    if found is None:
-        return {}
     changed = {}
     for flag in list_flags(config):
         before = flag.statement.before
@@ -172,6 +173,20 @@ def as_begun(found: ModelFile | None, config: Config) -> dict[str, Any]:
         if value != flag.value and value in (flag.statement.choices or (before,)):
             changed[flag.name] = value
     return changed
+
+
+def describe_undecided(config: Config, found: ModelFile) -> tuple[str, ...]:
+    """Returns a line where picture files are read, and the file does not say how training did.
+
+    Runs of earlier versions did not write what --exif_orientation=auto came to.
+    """
+    is_known = found.flags.get(LEFT_TO_DATA) != AUTO or LEFT_TO_DATA in config.given
+    if is_known or config.mode not in ("predict", "export"):
+        return ()
+    return (
+        f"{found.path} does not say whether training turned pictures upright; here they are. Give "
+        f"--{LEFT_TO_DATA}=ignore where it was on TFRecords without dataset.json",
+    )
 
 
 def replace_flags(config: Config, values: Mapping[str, Any]) -> Config:

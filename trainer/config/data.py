@@ -103,7 +103,7 @@ class DataConfig(Checked):
         "auto",
         "Images that are stored turned or mirrored. apply: they are turned upright, as their EXIF "
         "orientation says; ignore: taken as stored, but for TIFFs; auto: applied but for TFRecords "
-        "without dataset.json.",
+        "without dataset.json. A run keeps what that came to.",
         choices=("auto", "apply", "ignore"),
         belongs_to_model=True,
         before="ignore",

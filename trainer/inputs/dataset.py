@@ -9,7 +9,7 @@ import numpy as np
 
 from models import plug_in
 from trainer.config import DataConfig
-from trainer.config.statement import statement_of
+from trainer.config.statement import AUTO, statement_of
 from trainer.distributed import Worker
 from trainer.errors import ConfigError, UserError, status_of
 from trainer.inputs import synthetic
@@ -38,6 +38,8 @@ class DatasetInfo(NamedTuple):
       fingerprint: a text that changes when the data set does.
       counts: the numbers of training and of validation examples of each class, by label. Empty: not
         known.
+      exif_orientation: apply or ignore: what of --exif_orientation is done, which for auto the data
+        decide. auto: no images are read from files.
     """
 
     name: str
@@ -47,6 +49,7 @@ class DatasetInfo(NamedTuple):
     class_names: tuple[str, ...] | None
     fingerprint: str
     counts: tuple[tuple[int, int], ...] = ()
+    exif_orientation: str = AUTO
 
     @property
     def names_of_classes(self) -> list[str]:
@@ -319,8 +322,9 @@ def open_dataset(
             f"({error.strerror or error})",
             status=status_of(error),
         ) from error
-    if config.exif_orientation == "auto" and not source.turns_upright:
-        config = dataclasses.replace(config, exif_orientation="ignore")
+    if config.exif_orientation == AUTO:
+        turns = "apply" if source.turns_upright else "ignore"
+        config = dataclasses.replace(config, exif_orientation=turns)
     if class_names is not None:
         _check_labels(source, len(source.class_names or class_names))
         source = by_name(source, class_names)
@@ -341,5 +345,6 @@ def open_dataset(
         class_names=source.class_names,
         fingerprint=source.fingerprint,
         counts=_count_examples(source, classes),
+        exif_orientation=config.exif_orientation,
     )
     return Dataset(config, source, info)

@@ -140,7 +140,7 @@ def _train(
     is_complete = any(group.gather(done >= plan.total_steps or reaches))
     lacks_evaluation = any(group.gather(setup.store.lacks_evaluation(done)))
     logdir = None if is_complete and not lacks_evaluation else config.run.logdir
-    outputs.describe_run(config, group.worker, setup.info.class_names, replaces=not is_complete)
+    outputs.describe_run(config, group.worker, setup.info, replaces=not is_complete)
     outcome = Outcome(Ending.FINISHED)
     with (
         contextlib.closing(create_console(rank, plan, first_step=done + 1)) as console,

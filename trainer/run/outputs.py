@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from trainer.checkpoints import layout, model_file, restore
 from trainer.config import Config, flag_file
+from trainer.config.statement import AUTO
 from trainer.distributed import Group, Worker
 from trainer.errors import UserError, status_of
 from trainer.graph.network import find_network
@@ -100,15 +101,20 @@ def unwritable(flag: str, path: str | Path, error: OSError) -> UserError:
     )
 
 
-def describe_run(
-    config: Config, worker: Worker, names: Sequence[str] | None, *, replaces: bool
-) -> None:
+def as_read(config: Config, info: DatasetInfo) -> Config:
+    """Returns the configuration with what the data decided where a flag leaves that to them."""
+    if config.data.exif_orientation != AUTO:
+        return config
+    return model_file.replace_flags(config, {model_file.LEFT_TO_DATA: info.exif_orientation})
+
+
+def describe_run(config: Config, worker: Worker, info: DatasetInfo, *, replaces: bool) -> None:
     """Writes what others need to know of the run into its folder: `model.json` and `flags`.
 
     Args:
       config: configuration of the run.
       worker: this worker; only rank 0 writes.
-      names: names of the classes; None where they are not known.
+      info: the data, which have the names of the classes.
       replaces: whether files that are there are written anew. A run that is complete keeps its own,
         unless model.json is damaged: no step was made with other flags.
 
@@ -120,7 +126,7 @@ def describe_run(
     with contextlib.suppress(UserError):
         found = model_file.read(folder)
     if replaces or found is None:
-        write_model(config, worker, names)
+        write_model(as_read(config, info), worker, info.class_names)
     if replaces or not (folder / flag_file.NAME).exists():
         write_flags(config, worker)
 
@@ -205,9 +211,10 @@ def as_begun(config: Config, group: Group) -> tuple[Config, tuple[str, ...]]:
     """Returns the configuration of a run that goes on, and a line about what was changed in it.
 
     Flags that not all versions have had stay what they were when the run was begun, unless they are
-    given. All workers call it, with the same result: rank 0 knows the run's folder.
+    given. What the data decided at the beginning stays, too, without a line. All workers call it,
+    with the same result: rank 0 knows the run's folder.
     """
-    logdir, flags = config.run.logdir, {}
+    logdir, flags, told = config.run.logdir, {}, {}
     is_synthetic = config.data.dataset == "synthetic" or (
         config.data.dataset is None and config.data.data_dir is None
     )
@@ -219,15 +226,18 @@ def as_begun(config: Config, group: Group) -> tuple[Config, tuple[str, ...]]:
     ):
         with contextlib.suppress(UserError):  # A damaged file will be written anew.
             found = model_file.read(Path(logdir))
-            flags = model_file.as_begun(found, config) if layout.steps_in(logdir) else {}
-    flags = group.gather(flags)[0]
+            if found is not None and layout.steps_in(logdir):
+                flags = model_file.as_begun(found, config)
+                silent = {*found.flags} & {model_file.LEFT_TO_DATA}
+                told = {name: value for name, value in flags.items() if name not in silent}
+    flags, told = group.gather((flags, told))[0]
     if not flags:
         return config, ()
     config = model_file.replace_flags(config, flags)
     # As if they had been given, so that the run's flag file repeats the run.
     config = dataclasses.replace(config, given=(*config.given, *flags))
-    text = " ".join(f"--{name}={value}" for name, value in flags.items())
-    return config, (f"the run goes on as before, with {text}",)
+    text = " ".join(f"--{name}={value}" for name, value in told.items())
+    return config, (f"the run goes on as before, with {text}",) if told else ()
 
 
 class Trained(NamedTuple):
@@ -237,7 +247,7 @@ class Trained(NamedTuple):
       config: configuration with the network's own flags.
       is_described: whether it has a model.json.
       class_names: names of the classes, by label; None where they are not known.
-      remarks: a line about what is assumed, where there is no model.json.
+      remarks: a line about what is assumed, where there is no model.json, or it does not tell.
       changed: flags of the network whose values were given and are others than in model.json, with
         the values that they have there.
     """
@@ -258,10 +268,11 @@ def as_trained(config: Config) -> Trained:
     """
     found = model_file.find(config.run)
     if found is not None:
+        remarks = model_file.describe_undecided(config, found)
         config = model_file.apply(config, found)
         changed = model_file.describe_changed(config, found)
         _check_size(config)
-        return Trained(config, True, found.class_names, (), changed)
+        return Trained(config, True, found.class_names, remarks, changed)
     _check_size(config)
     assumed = model_file.describe_assumed(config)
     return Trained(config, False, None, () if assumed is None else (assumed,))

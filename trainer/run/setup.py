@@ -265,6 +265,6 @@ def _create_facts(config: Config, group: Group, info: DatasetInfo, plan: Plan) -
         train_examples=info.num_train_examples,
         fingerprint=info.fingerprint,
         versions=environment.versions(),
-        config=dataclasses.asdict(config),
+        config=dataclasses.asdict(outputs.as_read(config, info)),
         kernels=library.describe(precision.compute_dtype(config.model.precision)),
     )
