@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from test_inputs_orientation import smooth, write_turned
 from test_inputs_resize import photograph, psnr
 
@@ -90,58 +90,6 @@ def test_pictures_of_all_modes_become_smaller(mode):
     assert abs(np.asarray(small).mean() - np.asarray(expected).mean()) < 5
 
 
-def test_other_colours_become_srgb():
-    """A profile that exchanges red and blue shows that it is used."""
-    swapped = swapped_profile()
-    data = jpeg(photograph(0, 200, 300), icc_profile=swapped, subsampling=0)
-    small, _, changes = rewrite(data, Rewriting(shorter_side=100, quality=100))
-    assert "turned from other colours into sRGB" in changes
-    plain = opened(data).resize((150, 100), Image.Resampling.LANCZOS)
-    expected = np.asarray(plain)[..., ::-1]
-    assert psnr(np.asarray(opened(small)), expected) > 25
-    assert "icc_profile" not in opened(small).info
-
-
-def swapped_profile():
-    """The sRGB profile with the primaries of red and blue exchanged, and another description."""
-    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    count = int.from_bytes(data[128:132], "big")
-    entries = {bytes(data[132 + 12 * n : 136 + 12 * n]): 132 + 12 * n for n in range(count)}
-    red, blue = entries[b"rXYZ"], entries[b"bXYZ"]
-    data[red + 4 : red + 12], data[blue + 4 : blue + 12] = (
-        data[blue + 4 : blue + 12],
-        data[red + 4 : red + 12],
-    )
-    return bytes(data).replace("sRGB".encode("utf-16-be"), "xRGB".encode("utf-16-be"))
-
-
-def test_a_damaged_profile_says_nothing():
-    data = jpeg(photograph(0, 200, 300), icc_profile=b"nothing of the kind" * 9)
-    assert rewrite(data, Rewriting(shorter_side=100)).changes == ("made smaller",)
-
-
-def without_segment(data, marker):
-    """A JPEG without its first segment of a kind."""
-    start = data.index(marker)
-    return data[:start] + data[start + 2 + int.from_bytes(data[start + 2 : start + 4], "big") :]
-
-
-@pytest.mark.parametrize("rewriting", [KEEP_SIZES, Rewriting(100)])
-@pytest.mark.parametrize("has_marker", [True, False])
-@pytest.mark.parametrize("orientation", [1, 3])
-def test_cmyk_has_the_colours_that_training_reads(rewriting, has_marker, orientation):
-    image = Image.fromarray(np.full((200, 200, 3), (200, 30, 90), np.uint8)).convert("CMYK")
-    data = write_turned(image, "JPEG", orientation)
-    if not has_marker:
-        data = without_segment(data, b"\xff\xee")
-    seen = tf.io.decode_jpeg(data, channels=3).numpy().mean((0, 1))
-    small = np.asarray(opened(rewrite(data, rewriting).data).convert("RGB")).mean((0, 1))
-    if rewriting == KEEP_SIZES and orientation == 1:
-        assert rewrite(data, rewriting).data == data
-    else:
-        assert np.abs(small - seen).max() < 3
-
-
 def test_what_pillow_refuses_is_turned_all_the_same():
     """A PNG whose chunk of the time has a wrong checksum."""
     data = write_turned(smooth(0, 64, 96), "PNG", 6)
@@ -167,23 +115,6 @@ def test_a_result_that_is_too_long_for_a_jpeg_is_a_png():
     Image.new("L", (70_000, 50)).save(out, "PNG")
     small, header, _ = rewrite(out.getvalue(), Rewriting(49))
     assert (opened(small).format, header.height, header.width) == ("PNG", 49, 68600)
-
-
-def test_without_a_wanted_size_colours_stay():
-    out = io.BytesIO()
-    smooth(0).save(out, "WEBP", lossless=True, icc_profile=swapped_profile())
-    png, _, changes = rewrite(out.getvalue(), KEEP_SIZES)
-    assert changes == ("of other formats turned into PNG",)
-    np.testing.assert_array_equal(np.asarray(opened(png)), np.asarray(smooth(0)))
-
-
-@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
-def test_with_one_small_images_are_in_srgb_too(image_format):
-    out = io.BytesIO()
-    smooth(0).save(out, image_format, icc_profile=swapped_profile())
-    small, _, changes = rewrite(out.getvalue(), Rewriting(1000, 100))
-    assert "turned from other colours into sRGB" in changes
-    assert psnr(np.asarray(opened(small)), np.asarray(smooth(0))[..., ::-1]) > 25
 
 
 def test_a_turned_jpeg_keeps_its_tables_in_whatever_order_they_come():

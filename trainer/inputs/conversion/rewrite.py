@@ -18,7 +18,8 @@ DEFAULT_QUALITY = 95
 # A picture is decoded at a size of at least this many times the wanted one, before it is resized:
 # from 2 on, by Pillow's documentation of `reducing_gap`, the result is close to that of all pixels.
 _GAP = 2.0
-_MODES = ("RGB", "L", "CMYK", "YCbCr")  # Of Pillow: means of their pixels are pixels between them.
+# Modes of Pillow of which means of pixels are pixels between them, and which profiles describe.
+_MODES = ("RGB", "L", "CMYK")
 # Of `JpegImagePlugin.get_sampling`: a colour for each pixel, and for four of them.
 _ALL_COLOURS, _QUARTER_OF_COLOURS = 0, 2
 _TABLE_OF_A_COMPONENT = 3  # Of `JpegImageFile.layer`: its number, two samplings, its table.
@@ -216,11 +217,26 @@ def _shrink(image: Image.Image, shorter_side: int) -> Image.Image:
     scale = shorter_side / min(width, height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     if image.mode not in _MODES:
-        return by_pillow.as_rgb(image).resize(size, Image.Resampling.LANCZOS, reducing_gap=_GAP)
+        return _plain(image).resize(size, Image.Resampling.LANCZOS, reducing_gap=_GAP)
     drafted = image.draft("", (int(size[0] * _GAP), int(size[1] * _GAP)))
     return image.resize(
         size, Image.Resampling.LANCZOS, box=drafted and drafted[1], reducing_gap=_GAP
     )
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Returns a decoded image in one of `_MODES`: without palette, transparency and 16 bits.
+
+    A grey one stays grey, as the profile of a grey one needs it.
+
+    Raises:
+      BadImageError: its pixels have no range that could be scaled.
+    """
+    if image.mode in _MODES:
+        return image
+    is_grey = image.getbands()[0] in ("1", "L", "I")
+    rgb = by_pillow.as_rgb(image)
+    return rgb.getchannel(0) if is_grey else rgb
 
 
 def _has_other_colours(data: bytes) -> bool:
@@ -244,11 +260,11 @@ def _read_profile(profile: bytes | None) -> ImageCms.ImageCmsProfile | None:
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image | None:
     """Returns an image with other colours than sRGB's in sRGB; None: it has no such colours."""
     source = _read_profile(profile)
-    if source is None or image.mode not in ("RGB", "L", "CMYK"):
+    if source is None:
         return None
     try:
         return ImageCms.profileToProfile(
-            image, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
+            _plain(image), source, ImageCms.createProfile("sRGB"), outputMode="RGB"
         )
     except (ImageCms.PyCMSError, OSError, ValueError):  # It is one of another kind of image.
         return None
