@@ -7,13 +7,16 @@ import numpy as np
 import PIL
 import pytest
 import tensorflow as tf
-from input_data import encode, noise
+from input_data import create_config, encode, noise, read_evaluation, read_train
 from PIL import Image
 
+from trainer.distributed import Worker
+from trainer.inputs import dataset
 from trainer.inputs.conversion.rewrite import KEEP_SIZES, rewrite
 from trainer.inputs.conversion.verify import Verifier
-from trainer.inputs.images import encoded
+from trainer.inputs.images import encoded, reader
 from trainer.inputs.images.decoder import Decoder
+from trainer.inputs.rows import EvaluationRows
 from trainer.inputs.source import BadImageError
 
 HEIGHT, WIDTH = 20, 30
@@ -236,3 +239,35 @@ def test_a_tiff_is_turned_by_its_own_tag_alone():
     header = encoded.read_header(data)
     assert (header.height, header.width, header.orientation) == (HEIGHT, WIDTH, 1)
     np.testing.assert_array_equal(Decoder().decode(data, header), pixels)
+
+
+@pytest.mark.parametrize("cache", ["none", "decoded"])
+def test_large_pictures_wait_for_the_graph_undecoded(tmp_path, monkeypatch, cache):
+    """Of two lots, the second counts as large, and gives the same batches."""
+    kinds = ("WEBP", "TIFF", "BMP", "PNG")
+    for split in ("train", "validation"):
+        for number in range(8):
+            folder = tmp_path / split / f"{number % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            data = encode(noise(number, 40, 60), kinds[number % 4])
+            bad = number == 5  # A TIFF without its end.
+            (folder / f"{number}.png").write_bytes(data[:2000] if bad else data)
+    config = create_config(
+        data_dir=str(tmp_path), batch_size=8, cache=cache, max_bad_examples=1, augment="standard"
+    )
+    lots = []
+    for most in (reader.MOST_BYTES, 500):
+        monkeypatch.setattr(reader, "MOST_BYTES", most)
+        opened = dataset.open_dataset(config)
+        lots.append([*read_train(opened, steps=3), *read_evaluation(opened)])
+        images = opened._reader("validation", Worker())
+        assert images.bad_examples == 1
+        maker = EvaluationRows(config, opened._split("validation"), Worker(), images)
+        rows = maker.create(np.arange(8), decode=False)
+        waiting = [len(rows.contents[row]) for row in np.flatnonzero(rows.decoders < 0)]
+        assert len(waiting) >= 5
+        assert max(waiting) <= most
+    for first, second in zip(*lots, strict=True):
+        for part, other in zip(first, second, strict=True):
+            np.testing.assert_array_equal(part, other)
+    assert sum(batch.weights.sum() for batch in lots[0][3:]) == 7

@@ -231,7 +231,8 @@ def _build_chunks(
     training = isinstance(rows.maker, TrainRows)
 
     def create_batch(row: Rows) -> Batch:
-        images = build_pixels(row, config, training=training)
+        decode = rows.maker.images.decode_large
+        images = build_pixels(row, config, training=training, decode=decode)
         return Batch(images, row.labels, row.weights, row.shares, row.boxes)
 
     def create_chunk(start: tf.Tensor) -> Batch:

@@ -14,7 +14,7 @@ from trainer.config import DataConfig
 from trainer.distributed import Worker
 from trainer.errors import UserError
 from trainer.inputs.images import augmentation, orientation
-from trainer.inputs.images.encoded import RAW, ImageHeader
+from trainer.inputs.images.encoded import AGAIN, RAW, ImageHeader
 from trainer.inputs.images.pixels import FLIP, NUM_RANDOMS, Rows, count_randoms
 from trainer.inputs.images.reader import Image, ImageReader
 from trainer.inputs.images.reduction import Parts, find_parts
@@ -215,7 +215,7 @@ def _centre_parts(images: Sequence[Image], config: DataConfig) -> Parts:
 def _contents(image: Image, window: Sequence[int]) -> bytes:
     """Returns the decoder's input: an encoded image, or of a decoded one the part's pixels."""
     if isinstance(image.data, bytes):
-        return image.data
+        return image.data or str(image.example).encode()
     top, left, height, width = window
     return image.data[top : top + height, left : left + width].tobytes()
 
@@ -229,9 +229,10 @@ def _create_rows(
         _contents(image, window)
         for image, window in zip(images, parts.windows.tolist(), strict=True)
     ]
+    is_later = np.array([len(image.data) == 0 for image in images])
     return Rows(
         contents=contents,
-        decoders=parts.decoders,
+        decoders=np.where(is_later, np.int32(AGAIN), parts.decoders),
         windows=parts.windows,
         crops=parts.crops,
         filters=parts.filters,

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 # In place of a format's place, or a decoder's number: the pixels themselves, uint8, row after row.
 RAW = -1
+# In place of a decoder's number, where the graph calls Python for one image after the other: of an
+# encoded image, or of the number of an example, which is read once more.
+BY_PILLOW = -2
+AGAIN = -3
 
 # Start-of-frame markers (ITU-T T.81, B.1): 0xC0 to 0xCF without tables (C4, CC), reserved is C8.
 START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}

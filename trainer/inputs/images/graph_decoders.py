@@ -1,7 +1,8 @@
 """The numbers of the decoders in the graph, one for each format and ratio of reduction.
 
 Formats at their whole size come first, in the order of the table; then those that are reduced.
-Formats that Pillow decodes have no number: the graph gets their pixels (`encoded.RAW`).
+Formats that Pillow decodes have none: the graph gets their pixels (`encoded.RAW`), or has Python
+decode them (`encoded.BY_PILLOW`).
 """
 
 import functools
@@ -38,15 +39,18 @@ def number_of(place: int, ratio: int) -> int:
       ratio: 1, 2, 4 or 8.
 
     Returns:
-      The number; RAW where the graph gets pixels.
+      The number; RAW where the graph gets pixels, BY_PILLOW where Pillow decodes the format.
     """
-    return _number(encoded.FORMATS).get((place, ratio), encoded.RAW)
+    return int(numbers_of([place], [ratio])[0])
 
 
 def numbers_of(places: Sequence[int], ratios: Sequence[int]) -> npt.NDArray[Any]:
     """Returns the number of the decoder of each of n images, as `number_of`: int32 [n]."""
     numbers = _number(encoded.FORMATS)
-    found = [numbers.get(key, encoded.RAW) for key in zip(places, ratios, strict=True)]
+    found = [
+        encoded.RAW if key[0] == encoded.RAW else numbers.get(key, encoded.BY_PILLOW)
+        for key in zip(places, ratios, strict=True)
+    ]
     return np.array(found, np.int32)
 
 

@@ -1,6 +1,7 @@
 """The operations from encoded images to uint8 pixels of the network's size, all on the CPU."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,7 +9,13 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from trainer.config import DataConfig
-from trainer.inputs.images import graph_decoders, orientation, rand_augment, random_erasing
+from trainer.inputs.images import (
+    encoded,
+    graph_decoders,
+    orientation,
+    rand_augment,
+    random_erasing,
+)
 from trainer.inputs.images.augmentation import SHIFT_FRACTION
 from trainer.inputs.images.reduction import Filter
 
@@ -25,8 +32,10 @@ class Rows(NamedTuple):
     """A chunk of n examples before decoding, or, with shapes without n, one of them.
 
     Attributes:
-      contents: the encoded images; where the decoder is RAW, the window's pixels: string [n].
-      decoders: the number of each image's decoder (`graph_decoders`), or RAW: int32 [n].
+      contents: the encoded images; where the decoder is RAW, the window's pixels; where it is
+        AGAIN, the number of the example in digits: string [n].
+      decoders: the number of each image's decoder (`graph_decoders`), or RAW, BY_PILLOW or AGAIN of
+        `encoded`: int32 [n].
       windows: top, left, height and width of the part to decode, pixels of the stored image, or of
         the reduced one: int32 [n, 4].
       crops: top, left, height and width within that part of what becomes the network's input: all
@@ -92,25 +101,42 @@ def row_shapes(config: DataConfig) -> Rows:
     return ROW_SHAPES._replace(randoms=(count_randoms(config),))
 
 
+# From contents, decoder and window of a row to uint8 [height, width, 3]; to another shape
+# where no such window can be decoded.
+DecodeFn = Callable[[bytes, int, npt.NDArray[Any]], npt.NDArray[Any]]
+
+
 def decode_window(
-    contents: tf.Tensor, decoder: tf.Tensor, window: tf.Tensor, resize: str
+    contents: tf.Tensor,
+    decoder: tf.Tensor,
+    window: tf.Tensor,
+    resize: str,
+    decode: DecodeFn | None = None,
 ) -> tf.Tensor:
     """Adds the decoder of a part of an image.
 
     Args:
-      contents: the encoded image, or, for RAW, the window's pixels: string, scalar.
-      decoder: the number of the image's decoder (`graph_decoders`), or RAW: int32, scalar.
+      contents: the image; see `Rows`: string, scalar.
+      decoder: the number of its decoder; see `Rows`: int32, scalar.
       window: top, left, height and width of the part of the image, or of the reduced image:
         int32 [4].
       resize: --resize; see `graph_decoders.create_functions`.
+      decode: the function that decodes where the decoder is BY_PILLOW or AGAIN. None: it never is.
 
     Returns:
       uint8 [height, width, 3].
     """
+    _, _, height, width = tf.unstack(window)
 
     def view_raw() -> tf.Tensor:
-        _, _, height, width = tf.unstack(window)
         return tf.reshape(tf.io.decode_raw(contents, tf.uint8), [height, width, 3])
+
+    def call_python() -> tf.Tensor:
+        pixels = tf.numpy_function(decode, [contents, decoder, window], tf.uint8)
+        return tf.ensure_shape(tf.reshape(pixels, [height, width, 3]), [None, None, 3])
+
+    def view_or_call() -> tf.Tensor:
+        return tf.cond(tf.equal(decoder, encoded.RAW), view_raw, call_python)
 
     decode_first, *others = [
         functools.partial(decode, contents, window)
@@ -120,7 +146,9 @@ def decode_window(
     return tf.cond(
         tf.equal(decoder, 0),
         decode_first,
-        lambda: tf.switch_case(decoder - 1, others, default=view_raw),
+        lambda: tf.switch_case(
+            decoder - 1, others, default=view_raw if decode is None else view_or_call
+        ),
     )
 
 
@@ -201,19 +229,22 @@ def _jitter(pixels: tf.Tensor, randoms: tf.Tensor, strength: float) -> tf.Tensor
     return rand_augment.color(pixels, factors[2])
 
 
-def build_pixels(row: Rows, config: DataConfig, *, training: bool) -> tf.Tensor:
+def build_pixels(
+    row: Rows, config: DataConfig, *, training: bool, decode: DecodeFn | None = None
+) -> tf.Tensor:
     """Adds the operations from one example's row to its pixels.
 
     Args:
       row: the tensors of the row.
       config: the size and the augmentation.
       training: whether to augment.
+      decode: see `decode_window`.
 
     Returns:
       uint8 [image_size, image_size, 3].
     """
     size = config.image_size
-    window = decode_window(row.contents, row.decoders, row.windows, config.resize)
+    window = decode_window(row.contents, row.decoders, row.windows, config.resize, decode)
     pixels = _resize(window, row, config)
     pixels = tf.ensure_shape(_turn(pixels, row.turns), [size, size, 3])
     if not training:

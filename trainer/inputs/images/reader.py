@@ -12,15 +12,23 @@ from trainer import exit_status
 from trainer.config import DataConfig
 from trainer.distributed import Worker
 from trainer.errors import ConfigError, UserError
-from trainer.inputs.images import encoded
+from trainer.inputs.images import by_pillow, encoded
 from trainer.inputs.images.decoder import Decoder
-from trainer.inputs.images.encoded import RAW, ImageHeader, read_header
+from trainer.inputs.images.encoded import AGAIN, RAW, ImageHeader, read_header
 from trainer.inputs.images.orientation import UPRIGHT
 from trainer.inputs.images.reduction import Parts
 from trainer.inputs.source import BadImageError, NotesBad, Split
 from trainer.machine import free_memory
 
+# Of one image, waiting in a chunk for the graph. The next ones are decoded when it is their turn:
+# there are up to 32 in a chunk, and a chunk for each thread.
+MOST_BYTES = 2**20
 _SAMPLES = 64  # The number of images whose sizes tell how much memory a cache will need.
+
+
+def _count_bytes(parts: Parts) -> int:
+    """Returns the number of bytes of the pixels of the first part."""
+    return 3 * int(parts.windows[0, 2]) * int(parts.windows[0, 3])
 
 
 class Image(NamedTuple):
@@ -28,8 +36,9 @@ class Image(NamedTuple):
 
     Attributes:
       example: the number of the example.
-      data: the encoded bytes; after `ImageReader.prepare`, of a format that Pillow decodes, the
-        pixels of the part; or uint8 [height, width, 3] where the header's format is RAW.
+      data: the encoded bytes; where the header's format is RAW, uint8 [height, width, 3] or, after
+        `ImageReader.prepare`, the pixels of the part. Empty: they are too many bytes to wait for
+        the graph; `ImageReader.decode_large` gets them when it comes to them.
       header: the image's header.
     """
 
@@ -103,8 +112,9 @@ class ImageReader:
     ) -> Image | None:
         """Decodes the part of an image where Pillow has to, and tries to where that is asked.
 
-        A file may be cut off below one window and within another. The result of one window is not
-        kept for the next, so that the stream is the same from whichever step it starts.
+        A large part is left for `decode_large`, since a chunk of them takes a gigabyte. A file may
+        be cut off below one window and within another. The result of one window is not kept for the
+        next, so that the stream is the same from whichever step it starts.
 
         Args:
           image: the image, as `read` returns it.
@@ -112,31 +122,53 @@ class ImageReader:
           decode: whether to make sure that the graph can decode the part.
 
         Returns:
-          The image; where Pillow decodes its format, the data are the part's pixels. None: it can't
-          be decoded, and was counted as bad.
+          The image, whose data are the part's pixels where Pillow has decoded it. None: it can't be
+          decoded, and was counted as bad.
 
         Raises:
           UserError: it is one bad example too many.
         """
         if isinstance(image.data, np.ndarray):
-            return image
+            is_small = image.data.nbytes <= MOST_BYTES
+            if is_small or _count_bytes(find_parts(image)) <= MOST_BYTES:
+                return image
+            return image._replace(data=b"")
         is_by_pillow = encoded.FORMATS[image.header.format].decode is None
         if not is_by_pillow and not decode:
             return image
         parts = find_parts(image)
         top, left, height, width = parts.windows[0].tolist()
+        is_large = is_by_pillow and _count_bytes(parts) > MOST_BYTES
         try:
-            if is_by_pillow:
+            if not is_by_pillow:
+                decoder = int(parts.decoders[0])
+                self._decoder.decode_part(image.data, decoder, (top, left, height, width))
+            elif decode or not is_large:
                 pixels = self._decoder.decode(image.data, image.header)
-                part = pixels[top : top + height, left : left + width]
-                return image._replace(data=part.tobytes())
-            self._decoder.decode_part(
-                image.data, int(parts.decoders[0]), (top, left, height, width)
-            )
+                if not is_large:
+                    part = pixels[top : top + height, left : left + width].tobytes()
+                    return image._replace(data=part, header=image.header._replace(format=RAW))
         except BadImageError as error:
             self._report(image.example, str(error))
             return None
-        return image
+        return image._replace(data=b"") if is_large and len(image.data) > MOST_BYTES else image
+
+    def decode_large(
+        self, contents: bytes, decoder: int, window: npt.NDArray[Any]
+    ) -> npt.NDArray[Any]:
+        """Decodes what `prepare` has left for the graph; see `pixels.DecodeFn`."""
+        top, left, height, width = window.tolist()
+        try:
+            if decoder == AGAIN:
+                example = int(contents)
+                kept = self._cache.get(example)
+                data = self._split.read(example) if kept is None else kept.data
+            else:
+                data = contents
+            pixels = by_pillow.decode(data) if isinstance(data, bytes) else data
+        except (BadImageError, UserError):  # The chunk is made again, and says what it is.
+            return np.zeros([0], np.uint8)
+        return pixels[top : top + height, left : left + width]
 
     def _report(self, example: int, reason: str) -> None:
         """Counts a bad example and logs it once; raises UserError where it is one too many."""
