@@ -165,6 +165,21 @@ def test_headers_tell_format_and_size(data, name):
     assert Image.open(io.BytesIO(data)).size == (70, 30)
 
 
+def test_an_avif_is_told_by_any_of_its_brands():
+    avif = encode(noise(0, 30, 70), "AVIF")
+    assert avif[8:12] == b"avif"
+    for brand in (b"avif", b"mif1"):
+        data = avif[:8] + brand + avif[12:]
+        with Image.open(io.BytesIO(data)) as image:
+            assert image.format == "AVIF"
+        assert encoded.FORMATS[read_header(data).format].name == "AVIF"
+    # What comes behind the list of brands is none.
+    for brands in (b"mif1\0\0\0\0mif1heic", b"msf1\0\0\0\0hevc", b"heic\0\0\0\0mif1heic"):
+        box = (8 + len(brands)).to_bytes(4, "big") + b"ftyp" + brands
+        with pytest.raises(BadImageError, match=r"^a HEIC, neither"):
+            read_header(box + b"\0\0\0\x18meta" + b"avif" * 9)
+
+
 def test_a_jpeg_with_an_embedded_thumbnail_has_its_own_size():
     thumbnail = jpeg(noise(0, 4, 5))
     data = jpeg(noise(0, 30, 70), exif=b"Exif\0\0" + thumbnail)

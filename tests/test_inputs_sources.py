@@ -144,8 +144,16 @@ def test_what_is_no_data_set_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"has no shards named like train-00000-of-01024"):
         open_dataset(tmp_path, dataset="tfrecord")
     (tmp_path / "train" / "a").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"train/a: a class without images"):
-        open_dataset(tmp_path)
+    os.mkfifo(tmp_path / "train" / "a" / "1.pipe")  # It is not opened, which would not end.
+    for name, data, told in (
+        (".hidden", b"\xff\xd8", "or put its images there"),
+        ("0.JXL", b"\xff\x0a", "0.JXL is a JPEG XL, which is not read: save such files as JPEG or"),
+        ("0.HEIC", b"\0\0\0\x18ftypheic", "0.HEIC is a HEIC, which is not read: save such files"),
+        ("0", encode(noise(0)), "0 is a PNG: give it a name that ends in .png"),
+    ):
+        (tmp_path / "train" / "a" / name).write_bytes(data)
+        with pytest.raises(UserError, match=f"train/a: a class without images .*{told}"):
+            open_dataset(tmp_path)
     (tmp_path / "train" / "a" / "0.png").write_bytes(encode(noise(0)))
     write_folder(tmp_path / "validation", {"z": 1})
     with pytest.raises(UserError, match=r"validation/z: a class that .*train does not have"):

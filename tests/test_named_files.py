@@ -1,6 +1,7 @@
 """Which files a command line of --mode=predict names."""
 
 import io
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +42,13 @@ def test_files_come_in_the_order_in_which_they_are_named(place, given, expected)
 def test_names_that_are_no_utf8_are_read_as_they_are():
     listed = io.TextIOWrapper(io.BytesIO(b"caf\xe9.jpg\n"), encoding="utf-8")
     assert find_files(["-"], listed)[0] == ["caf\udce9.jpg"]
+
+
+@pytest.mark.usefixtures("place")
+def test_a_folder_of_pictures_that_are_not_read_is_told_their_format():
+    Path("empty/IMG_1.heic").write_bytes(b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(40))
+    with pytest.raises(UserError, match=r"has no images .*\. IMG_1\.heic is a HEIC, which is not"):
+        find_files(["empty"], io.StringIO())
 
 
 def test_what_of_a_folder_is_left_out_is_told(place, tmp_path):

@@ -217,7 +217,12 @@ FORMATS = (
     Format("GIF", rb"GIF8[79]a", (".gif",)),
     Format("BMP", rb"BM", (".bmp", ".dib")),
     Format("TIFF", rb"II\*\0|MM\0\*|II\+\0|MM\0\+", (".tif", ".tiff")),
-    Format("AVIF", rb"....ftypavi[fs]", (".avif",)),
+    # Its first brand may be that of all such containers; its own is then among those behind it.
+    Format(
+        "AVIF",
+        rb"....ftyp(avi[fs]|(mif[12]|msf1|miaf)....((?!meta)....){0,30}?avi[fs])",
+        (".avif",),
+    ),
     Format("JPEG 2000", rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", (".jp2", ".j2k")),
 )
 
@@ -235,7 +240,7 @@ class _ForeignFormat(NamedTuple):
 
 
 _FOREIGN_FORMATS = (
-    _ForeignFormat("a HEIC", rb"....ftyp(hei[cfmsx]|hev[cmsx]|mif[12]|msf1)"),
+    _ForeignFormat("a HEIC", rb"....ftyp(hei[cfmsx]|hev[cmsx]|mif[12]|msf1|miaf)"),
     _ForeignFormat("a JPEG XL", rb"\xff\x0a|\0\0\0\x0cJXL "),
     _ForeignFormat("a Photoshop file", rb"8BPS"),
     _ForeignFormat("gzip data", rb"\x1f\x8b"),
@@ -274,11 +279,29 @@ def _unreadable(data: bytes) -> BadImageError:
     """Returns the error that says what the data is instead of an image that training reads."""
     if not data:
         return BadImageError("0 bytes")
-    reason = _none_of_the_formats()
-    for foreign in _FOREIGN_FORMATS:
-        if _begins(data, foreign.signature):
-            return BadImageError(f"{foreign.name}, {reason}")
+    reason, foreign = _none_of_the_formats(), _name_foreign(data)
+    if foreign is not None:
+        return BadImageError(f"{foreign}, {reason}")
     return BadImageError(f"{reason}: it begins with {data[:12]!r}")
+
+
+def _name_foreign(data: bytes) -> str | None:
+    """Returns what data is of a format that training does not read; None: nothing that is known."""
+    names = (row.name for row in _FOREIGN_FORMATS if _begins(data, row.signature))
+    return next(names, None)
+
+
+def describe_beginning(data: bytes) -> str | None:
+    """Returns what a file is that has no image's name, and what to do; None: it is no image.
+
+    Args:
+      data: its first bytes, 256 or more where it has so many.
+    """
+    number, foreign = _find_format(data), _name_foreign(data)
+    if number is not None:
+        name = FORMATS[number].name
+        return f"{_with_article(name)}: give it a name that ends in {FORMATS[number].suffixes[0]}"
+    return foreign and f"{foreign}, which is not read: save such files as JPEG or PNG"
 
 
 def read_header(data: bytes) -> ImageHeader:
@@ -303,9 +326,11 @@ def read_header(data: bytes) -> ImageHeader:
 
 def name_format(error: BadImageError, place: int) -> BadImageError:
     """Returns an error of Pillow with the format that the image has before its message."""
-    name = FORMATS[place].name
-    article = "an" if name[0] in _VOWELS else "a"
-    return BadImageError(f"{article} {name}: {error}")
+    return BadImageError(f"{_with_article(FORMATS[place].name)}: {error}")
+
+
+def _with_article(name: str) -> str:
+    return f"{'an' if name[0] in _VOWELS else 'a'} {name}"
 
 
 def is_decoded_in_the_graph(data: bytes) -> bool:

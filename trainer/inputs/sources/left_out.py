@@ -1,7 +1,8 @@
 """What of a data set's folder is not read, so that nothing is left out without a word."""
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from trainer.inputs.images import encoded
 from trainer.inputs.sources import storage
@@ -15,6 +16,7 @@ _OF_SYSTEMS = (
     "__MACOSX",
     "lost+found",
 )
+_BEGINNING_BYTES = 256
 _LONGEST_SUFFIX = 8  # Characters with the dot: what follows a dot may be part of a name.
 
 
@@ -63,6 +65,21 @@ class LeftOut:
         ]
         verb = "files are" if self.count > 1 else "file is"
         return f"{self.count} {verb} left out: {'; '.join(parts)}"
+
+
+def describe_first(paths: Iterable[str]) -> str | None:
+    """Returns what the first of these files is, where it is an image after all; else None.
+
+    For a folder of which no file is read, such as one of a telephone's pictures.
+    """
+    path = next((path for path in paths if not is_hidden(os.path.basename(path))), None)
+    # To open a pipe may take for ever.
+    if path is None or not (storage.is_remote(path) or os.path.isfile(path)):
+        return None
+    with contextlib.suppress(OSError):
+        told = encoded.describe_beginning(storage.read_beginning(path, _BEGINNING_BYTES))
+        return told and f"{os.path.basename(path)} is {told}"
+    return None
 
 
 def _describe_format(path: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from trainer.errors import UserError
 from trainer.inputs.images import encoded
 from trainer.inputs.sources import storage
-from trainer.inputs.sources.left_out import LeftOut, is_hidden
+from trainer.inputs.sources.left_out import LeftOut, describe_first, is_hidden
 
 # The folders of each split, by any of these names.
 SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid")}
@@ -116,7 +116,7 @@ class _Lister:
             return []
 
     def _list_files(self, folder: str) -> list[str]:
-        files = []
+        files, others = [], []
         has_folders = False
         for entry in storage.list_entries(folder, file_suffixes=self._suffixes):
             path = os.path.join(folder, entry.name)
@@ -128,12 +128,15 @@ class _Lister:
                     self.check_link(path)
                 files.append(path)
             else:
+                others.append(path)
                 self.left_out.add(path)
         if not files:
             what = "its own folders are not read" if has_folders else "Remove the folder"
+            first = describe_first(others)
+            advice = f"{first}." if first else f"{what}, or put its images there."
             raise UserError(
                 f"{folder}: a class without images (names end in {', '.join(self._suffixes)}). "
-                f"{what}, or put its images there."
+                f"{advice}"
             )
         return files
 

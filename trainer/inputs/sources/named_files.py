@@ -8,7 +8,7 @@ from typing import TextIO
 
 from trainer.errors import UserError, status_of
 from trainer.inputs.images import encoded
-from trainer.inputs.sources.left_out import LeftOut, is_hidden
+from trainer.inputs.sources.left_out import LeftOut, describe_first, is_hidden
 
 _LIST = "@"
 _STANDARD_INPUT = "-"
@@ -36,11 +36,15 @@ def find_files(given: Sequence[str], standard_input: TextIO) -> tuple[list[str],
         if not os.path.isdir(name):
             found.append(name)
             continue
-        images = list(_list_folder(name, left_out))
+        images, others = _list_folder(name, left_out)
         if not images:
+            first = describe_first(others)
             raise UserError(
                 f"{name}: has no images (names end in {', '.join(encoded.image_suffixes())})"
+                f"{f'. {first}' if first else ''}"
             )
+        for path in others:
+            left_out.add(path)
         found += images
     if not found:
         raise UserError(f"{' '.join(given)}: names no file")
@@ -78,8 +82,11 @@ def _names_in(file: TextIO) -> Iterator[str]:
             yield name
 
 
-def _list_folder(folder: str, left_out: LeftOut) -> Iterator[str]:
-    """Yields the images below a folder; links to folders are not followed, lest there be a loop."""
+def _list_folder(folder: str, left_out: LeftOut) -> tuple[list[str], list[str]]:
+    """Returns the images and the other files below a folder.
+
+    Links to folders are not followed, lest there be a loop; these and hidden ones are left out.
+    """
 
     def refuse(error: OSError) -> None:
         raise UserError(
@@ -87,6 +94,8 @@ def _list_folder(folder: str, left_out: LeftOut) -> Iterator[str]:
         )
 
     suffixes = encoded.image_suffixes()
+    images: list[str] = []
+    others: list[str] = []
     for place, folders, names in os.walk(folder, onerror=refuse):
         within = {name: os.path.join(place, name) for name in sorted(folders)}
         for name, path in within.items():
@@ -99,7 +108,6 @@ def _list_folder(folder: str, left_out: LeftOut) -> Iterator[str]:
         folders[:] = (name for name in within if not is_hidden(name))
         for name in sorted(names):
             path = str(Path(place) / name)
-            if name.lower().endswith(suffixes) and not is_hidden(name):
-                yield path
-            else:
-                left_out.add(path)
+            is_image = name.lower().endswith(suffixes) and not is_hidden(name)
+            (images if is_image else others).append(path)
+    return images, others

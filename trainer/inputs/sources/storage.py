@@ -137,6 +137,15 @@ def read_file(path: str) -> bytes:
         return file.readall()
 
 
+def read_beginning(path: str, count: int) -> bytes:
+    """Reads the first bytes of a file."""
+    if is_remote(path):
+        with _gfile(path) as gfile, gfile.GFile(path, "rb") as file:
+            return file.read(count)
+    with open(path, "rb", buffering=0, opener=_open_regular) as file:
+        return file.read(count)
+
+
 def _open_regular(path: str, flags: int) -> int:
     """Opens a file; raises OSError for a pipe, on which opening alone may wait for ever."""
     descriptor = os.open(path, flags | os.O_NONBLOCK)
