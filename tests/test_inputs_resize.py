@@ -9,6 +9,7 @@ from input_data import create_config, encode, read_evaluation
 from PIL import Image
 
 from trainer.inputs import dataset
+from trainer.inputs.conversion import convert
 from trainer.inputs.images import augmentation, encoded, graph_decoders
 from trainer.inputs.images.reduction import Filter, find_parts
 
@@ -175,19 +176,25 @@ def test_only_jpegs_are_reduced_and_only_for_antialiasing():
 
 @pytest.mark.parametrize(("size", "is_told"), [(16, True), (32, False)])
 def test_images_for_whose_decoding_steps_will_wait_are_told(tmp_path, size, is_told):
+    folder = tmp_path / "images"
     for number, side in enumerate((20, 128, 150)):
-        (tmp_path / "a").mkdir(exist_ok=True)
+        (folder / "a").mkdir(parents=True, exist_ok=True)
         data = encode(photograph(number, side, side), "JPEG")
-        (tmp_path / "a" / f"{number}.jpg").write_bytes(data)
-    (tmp_path / "a" / "bad.jpg").write_bytes(b"no image")
-    opened = dataset.open_dataset(create_config(data_dir=str(tmp_path), image_size=size))
+        (folder / "a" / f"{number}.jpg").write_bytes(data)
+    (folder / "a" / "bad.jpg").write_bytes(b"no image")
+    opened = dataset.open_dataset(create_config(data_dir=str(folder), image_size=size))
     lines = opened.describe_sizes()
     assert lines == (
         (
             "the median image has 128 x 128 pixels, 64 times the network's input, and steps may "
-            f"wait for the decoder: scripts/make_tfrecords.py --images={tmp_path} --out=DIR "
+            f"wait for the decoder: scripts/make_tfrecords.py --images={folder} --out=DIR "
             "--shorter_side=37 makes images that are read quickly",
         )
         if is_told
         else ()
     )
+    convert.convert(str(folder), str(tmp_path / "shards"), max_bad=1)
+    config = create_config(data_dir=str(tmp_path / "shards"), image_size=size)
+    of_shards = dataset.open_dataset(config).describe_sizes()
+    where = ", where FOLDER has them as files in train/<class> and so on"
+    assert of_shards == tuple(line.replace(str(folder), "FOLDER") + where for line in lines)

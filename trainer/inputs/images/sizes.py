@@ -24,7 +24,8 @@ def describe_large(split: Split, config: DataConfig, *, is_folder: bool) -> tupl
     Args:
       split: the training examples, of which some are read.
       config: the size of the network's input.
-      is_folder: whether they are in a folder of images, which can be converted.
+      is_folder: whether they are in a folder of images; else the folder that shards were made of
+        has to be found.
     """
     count = len(split.labels)
     sizes = []
@@ -40,18 +41,19 @@ def describe_large(split: Split, config: DataConfig, *, is_folder: bool) -> tupl
     times = pixels / config.image_size**2
     if times < _MANY:
         return ()
-    advice = f": {_conversion(config)} makes images that are read quickly" if is_folder else ""
+    where = "" if is_folder else ", where FOLDER has them as files in train/<class> and so on"
     return (
         f"the median image has {width} x {height} pixels, {times:.0f} times the network's input, "
-        f"and steps may wait for the decoder{advice}",
+        f"and steps may wait for the decoder: {_conversion(config, is_folder=is_folder)} makes "
+        f"images that are read quickly{where}",
     )
 
 
-def _conversion(config: DataConfig) -> str:
+def _conversion(config: DataConfig, *, is_folder: bool) -> str:
     """Returns the command that makes smaller images of the same splits."""
     words = [
         "scripts/make_tfrecords.py",
-        f"--images={config.data_dir}",
+        f"--images={config.data_dir if is_folder else 'FOLDER'}",
         "--out=DIR",
         f"--shorter_side={round(config.image_size * _ROOM)}",
     ]
