@@ -173,6 +173,7 @@ def _encode_anew(
     """
     with by_pillow.open_image(data) as image:
         stored = header.orientation if header else by_pillow.orientation_of(image)
+        is_turned = stored != UPRIGHT or by_pillow.is_turned_by_pillow(image)
         changes = [] if header else [CONVERTED]
         profile = image.info.get("icc_profile")
         is_jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
@@ -187,7 +188,7 @@ def _encode_anew(
         if in_srgb is not None:
             changes.append(TO_SRGB)
         pixels = in_srgb or by_pillow.as_rgb(pixels)
-        if stored != UPRIGHT:
+        if is_turned:
             changes.append(TURNED)
         options: dict[str, Any] = {"format": "PNG"}
         if is_jpeg and max(pixels.size) <= _LONGEST_JPEG:

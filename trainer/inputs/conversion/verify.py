@@ -12,7 +12,8 @@ import numpy.typing as npt
 import tqdm
 
 from trainer.inputs.conversion.judge import load_decoder
-from trainer.inputs.images.encoded import ImageHeader, read_header
+from trainer.inputs.images import by_pillow
+from trainer.inputs.images.encoded import ImageHeader, is_decoded_in_the_graph, read_header
 from trainer.inputs.images.orientation import UPRIGHT
 from trainer.inputs.source import BadImageError
 from trainer.inputs.sources import index, listing, manifest, shards, storage, tfrecord
@@ -20,6 +21,14 @@ from trainer.inputs.sources import index, listing, manifest, shards, storage, tf
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # Without 0xFF, which would begin a marker.
 _MORE_DATA = np.random.default_rng(0).integers(0xFF, size=256, dtype=np.uint8).tobytes()
+
+
+def _is_stored_turned(data: bytes, header: ImageHeader) -> bool:
+    """Returns whether an image is stored turned or mirrored, whoever turns it upright."""
+    if header.orientation != UPRIGHT or is_decoded_in_the_graph(data):
+        return header.orientation != UPRIGHT
+    with by_pillow.open_image(data) as image:
+        return by_pillow.is_turned_by_pillow(image)
 
 
 class Verdict(NamedTuple):
@@ -122,7 +131,7 @@ class Verifier:
             pixels = self._decoder.decode(data, header)
             if self._thorough and data.startswith(_JPEG_START):
                 self._find_missing_rows(data, header, pixels)
-        return header.orientation != UPRIGHT
+        return _is_stored_turned(data, header)
 
     def _find_missing_rows(
         self, data: bytes, header: ImageHeader, pixels: npt.NDArray[Any]

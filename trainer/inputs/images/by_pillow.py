@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError, __version__
 
-from trainer.inputs.images.orientation import EXIF, UPRIGHT, read_tiff_orientation
+from trainer.inputs.images.orientation import EXIF, LAST, TAG, UPRIGHT, read_tiff_orientation
 from trainer.inputs.source import BadImageError
 
 # 300 MB of RGB; ImageNet's largest photograph has 61 million pixels.
@@ -80,8 +80,14 @@ def read_shape(data: bytes) -> tuple[int, int, int]:
         return image.height, image.width, orientation_of(image)
 
 
+def is_turned_by_pillow(image: Image.Image) -> bool:
+    """Returns whether an opened image, not decoded yet, is stored turned, and Pillow turns it."""
+    tags = getattr(image, "tag_v2", {})
+    return image.format == "TIFF" and tags.get(TAG) in range(UPRIGHT + 1, LAST + 1)
+
+
 def orientation_of(image: Image.Image) -> int:
-    """Returns the EXIF orientation of an opened image, 1 to 8."""
+    """Returns the EXIF orientation of an opened image, 1 to 8, by which it has to be turned."""
     if image.format == "TIFF":  # Pillow itself turns it upright.
         return UPRIGHT
     # Not `getexif`, which takes XMP for EXIF and raises where a block is damaged.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-UPRIGHT = 1
+UPRIGHT, LAST = 1, 8  # The first orientation, and the last.
 MIRRORED = 1
 UPSIDE_DOWN = 2
 TRANSPOSED = 4
