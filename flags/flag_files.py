@@ -1,4 +1,4 @@
-"""Flag files: a word of the command line in each line, and comments."""
+"""Flag files: a word of the command line in each line, perhaps in quotes, and comments."""
 
 import os
 import re
@@ -8,8 +8,12 @@ from trainer.config.flag_file import TRAINING
 from trainer.errors import UserError
 
 _FLAG = re.compile(r"--?flagfile(?:=(.*))?", re.DOTALL)
-# A line that is one, or what follows a # between spaces: a value may have a # within it.
-_COMMENT = re.compile(rf"^\s*(#(?!{TRAINING[1:]}--)|//).*|\s#(\s.*)?$")
+# A line that is one, or what follows a # behind white space: a value may have a # within it.
+_COMMENT = re.compile(rf"^(#(?!{TRAINING[1:]}--)|//).*|\s#.*")
+# A value in quotes, which may have anything between them.
+_QUOTED = re.compile(
+    rf"(?P<name>(?:{TRAINING})?--?\w+=)?(?P<quote>[\"'])(?P<value>.*?)(?P=quote)(\s+#.*)?"
+)
 _MODE = re.compile(r"--?mode(?:=(.*))?|--?(benchmark)(?:=(?:true|1))?", re.DOTALL)
 
 
@@ -65,7 +69,7 @@ def _read(path: str) -> list[str]:
     """Returns the words of a flag file."""
     try:
         with open(path, encoding="utf-8-sig") as file:
-            lines = [_COMMENT.sub("", line).strip() for line in file]
+            lines = [_word_of(line.strip()) for line in file]
     except OSError as error:
         raise UserError(
             f"--flagfile: must be a file that can be read, got '{path}' ({error.strerror})"
@@ -73,3 +77,10 @@ def _read(path: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise UserError(f"--flagfile: must be UTF-8 ({error.reason}), got '{path}'") from None
     return [line for line in lines if line]
+
+
+def _word_of(line: str) -> str:
+    """Returns the word in a line of a flag file: without comments and quotes; empty: none."""
+    if quoted := _QUOTED.fullmatch(line):
+        return (quoted["name"] or "") + quoted["value"]
+    return _COMMENT.sub("", line).rstrip()

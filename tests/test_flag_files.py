@@ -6,6 +6,7 @@ import os
 import pytest
 from test_command_line import parse
 
+from flags import flag_files
 from trainer.config import DataConfig, flag_file
 from trainer.errors import UserError
 
@@ -20,13 +21,35 @@ def test_a_flagfile_carries_a_recipe(tmp_path):
 def test_a_flagfile_may_have_comments_and_other_flagfiles(tmp_path):
     own, other = tmp_path / "own.flags", tmp_path / "other.flags"
     own.write_text(
-        "\ufeff--batch_size=5  # behind a flag\r\n\r\n// --seed=1\n  --data_dir=a #1/b # c\n"
+        "\ufeff--batch_size=5  # behind a flag\r\n\r\n// --seed=1\n  --data_dir=a b#1/c #d # e\n"
         f"--flagfile={other}\n--logdir=x#y\n"
     )
     other.write_text(f"--seed=3\t#\n--flagfile={own}\n--steps=7")  # It names the one it is in.
     config = parse("--flagfile", str(own), "--steps=9")
     assert (config.data.batch_size, config.run.seed, config.run.steps) == (5, 3, 9)
-    assert (config.data.data_dir, config.run.logdir) == ("a #1/b", "x#y")
+    assert (config.data.data_dir, config.run.logdir) == ("a b#1/c", "x#y")
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ('--data_dir="a #1/b"', "a #1/b"),
+        ("--data_dir=' a' #\"b'", " a"),
+        ('--data_dir="a" # "b"', "a"),
+        ('--data_dir="a"b"', 'a"b'),
+        ('--data_dir=a "b" #c', 'a "b"'),
+        ('--data_dir="a"#b', '"a"#b'),
+        ('--data_dir\n"a #b"', "a #b"),
+        ('--data_dir="', '"'),
+        ('--data_dir=""', ""),
+        ("--data_dir= #a", ""),
+    ],
+)
+def test_a_value_in_quotes_is_what_is_between_them(tmp_path, line, value):
+    (tmp_path / "flags").write_text(f"  {line}\t\n--seed=3 #4")
+    words = flag_files.expand([f"--flagfile={tmp_path}/flags"])
+    assert words[-1] == "--seed=3"
+    assert "=".join(words[:-1]) == f"--data_dir={value}"
 
 
 def test_an_empty_name_of_a_flagfile_is_none():
@@ -65,7 +88,19 @@ def test_what_a_run_began_with_is_read_where_it_is_repeated_and_nowhere_else(tmp
     assert parse("--mode=evaluate", logdir).data.data_dir == "/images"
 
 
-@pytest.mark.parametrize("value", ["a # b", "a\nb", "caf\udce9", "a #"])
+@pytest.mark.parametrize(
+    "value", ["a # b", "a #", "/a #1/b", " a ", '"a"', "'a", "a' #b", 'a" #"', "a\"b'"]
+)
+def test_a_value_that_would_be_read_otherwise_is_in_quotes(tmp_path, value):
+    begun = ["--exclude_scopes=a", f"--init_checkpoint={value}"]
+    given = parse(f"--dataset={value}", "--model=a:b", *begun)
+    (tmp_path / "flags").write_text(flag_file.write(given))
+    again = parse(f"--flagfile={tmp_path}/flags")
+    assert again.data.dataset == value
+    assert again.run.init_checkpoint == os.path.join(os.getcwd(), value)
+
+
+@pytest.mark.parametrize("value", ["a\nb", "caf\udce9", "a\" #' #", " a\t"])
 def test_a_value_that_fits_into_no_line_is_left_out_of_the_flag_file(value):
     text = flag_file.write(parse(f"--data_dir={value}", "--seed=3"))
     assert [line for line in text.splitlines() if line[0] != "#"] == ["--seed=3"]

@@ -14,8 +14,8 @@ HEADER = "# The flags of this run: with --logdir=DIR they go on with it there, o
 # What comes before a flag that counts in training alone; the line is a comment in other modes.
 TRAINING = "#train "
 _ABOUT_TRAINING = f"# What follows on {TRAINING.strip()} is read in training alone: how it begins"
-# What would be read as a comment, or without its outer spaces.
-_UNREADABLE = re.compile(r"\s#(\s|$)|^\s|\s$")
+# What would be read as a comment, without its outer spaces or without quotes of its own.
+_NEEDS_QUOTES = re.compile(r"\s#|^[\s\"']|\s$")
 
 
 def write(config: Config) -> str:
@@ -37,6 +37,10 @@ def _line(flag: Flag) -> str:
     value = str(flag.value)
     if flag.statement.path is not None and "://" not in value and not os.path.isabs(value):
         value = os.path.join(os.getcwd(), value)  # Not abspath: what `..` is depends on links.
-    if _UNREADABLE.search(value) or not value.isprintable():
+    # A quote behind which a comment could begin would end the value.
+    quotes = [mark for mark in "\"'" if not re.search(rf"{mark}\s+#", value)]
+    if not _NEEDS_QUOTES.search(value):
+        quotes = [""]
+    if not quotes or not value.isprintable():
         return f"# --{flag.name} has a value that does not fit into a line of text"
-    return f"{before}--{flag.name}={value}"
+    return f"{before}--{flag.name}={quotes[0]}{value}{quotes[0]}"
