@@ -228,3 +228,33 @@ def test_a_line_of_the_console_fits_into_80_columns_below_its_heading():
     assert [column.start() for column in re.finditer(r"\S(?= |$)", lines[0])][2:] == [
         column.start() for column in re.finditer(r"\S(?= |$)", heading)
     ]
+
+
+@pytest.mark.parametrize(
+    ("steps", "examples", "done", "duration_sec", "told"),
+    [
+        (450_000, 25_600, 99_999, 1.0, ["step", "99999/450000", "999.99"]),
+        (450_000, 25_600, 450_000, 1.0, ["step", "450000/450000", "4500.0"]),
+        (9_999_999, 25_600, 1_234_567, 1.0, ["step", "1234567/9999999", "12346"]),
+        (9_999_999, 256, 9_999_999, 1e-6, ["step", "9999999/9999999", "1e+07"]),
+        (10_000_000, 25_600, 1_000_000, 300.0, ["step", "1000000", "10000"]),
+        (10**12, 256_000_000, 10**12, 1e-9, ["step", "1000000000000", "1e+06"]),
+        (10**9, 25_600, 1, 1.0, ["step", "1", "0.01"]),
+    ],
+)
+def test_columns_of_a_long_run_stay_apart(steps, examples, done, duration_sec, told):
+    _, talk, stream = open_console(
+        RunConfig(steps=steps, log_every=1), global_batch_size=256, train_examples=examples
+    )
+    talk.report_step(
+        step(done, duration_sec=duration_sec, cross_entropy=3e38, rate=1.23e-38, top1=1.0)
+    )
+    talk.close()
+    heading, line = stream.getvalue().splitlines()
+    assert len(line) == len(heading) <= 80
+    values = line.replace("d ", "d").split()
+    assert values[:3] == told
+    assert values[3:7] == ["3.0e+38", "1.000", "1.000", "1.23e-38"]
+    rate = 256 / duration_sec
+    assert float(values[7]) == pytest.approx(rate, rel=0.2)
+    assert len(values) == 9

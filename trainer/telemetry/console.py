@@ -12,7 +12,8 @@ from trainer.telemetry.step import Step
 
 _RUNNING_STEPS = 100  # Of which the running top-1 is the mean.
 _LINES_BELOW_HEADING = 20
-# The columns, each with the space before it: a line of a run of up to 6-digit steps has 78.
+# The columns, each with the space before it: they have 60, and the step before them at most 20.
+_MOST_OF_STEP = 20
 _COLUMNS = {
     "epoch": 7,
     "loss": 8,
@@ -55,7 +56,8 @@ class TextConsole:
 
     Each line has the step, the epoch, and of that step the cross-entropy, the top-1 and the
     learning rate; besides, the mean top-1 of the latest 100 steps, the throughput since the line
-    before, and the time that is left at that rate. It fits into 80 columns.
+    before, and the time that is left at that rate. It fits into 80 columns; where steps have more
+    than 7 digits, without the number of all steps.
     """
 
     def __init__(
@@ -100,7 +102,10 @@ class TextConsole:
         self._bar.update()
         if step.number % self._plan.log_every and step.number != self._plan.total_steps:
             return
-        name_width = len(f"step {self._plan.total_steps}/{self._plan.total_steps}")
+        total = f"/{self._plan.total_steps}"
+        name_width = len(f"step {self._plan.total_steps}{total}")
+        if name_width > _MOST_OF_STEP:
+            name_width, total = name_width - len(total), ""
         if self._lines % _LINES_BELOW_HEADING == 0:
             heading = "".join(f"{name:>{width}}" for name, width in _COLUMNS.items())
             self.say(" " * name_width + heading)
@@ -108,19 +113,19 @@ class TextConsole:
         mean_sec = math.fsum(self._durations_sec) / len(self._durations_sec)
         self._durations_sec = []
         values = (
-            f"{self._plan.epoch_at(step.number):.2f}",
+            _shorten(self._plan.epoch_at(step.number), 2, _COLUMNS["epoch"]),
             # Without weight decay, which evaluations do not have either.
             _as_loss(step.metrics.cross_entropy),
             f"{step.metrics.top1:.3f}",
             f"{math.fsum(self._top1) / len(self._top1):.3f}",
             f"{step.learning_rate:.3g}",
-            f"{self._plan.global_batch_size / mean_sec:.1f}",
+            _shorten(self._plan.global_batch_size / mean_sec, 1, _COLUMNS["images/s"]),
             _as_time((self._plan.total_steps - step.number) * mean_sec),
         )
         row = "".join(
             f"{value:>{width}}" for value, width in zip(values, _COLUMNS.values(), strict=True)
         )
-        self.say(f"{f'step {step.number}/{self._plan.total_steps}':{name_width}}{row}")
+        self.say(f"{f'step {step.number}{total}':{name_width}}{row}")
 
     def close(self) -> None:
         self._bar.close()
@@ -134,12 +139,18 @@ def _as_loss(loss: float) -> str:
     return f"{loss:.1f}" if loss < 1e5 else f"{loss:.1e}"
 
 
+def _shorten(value: float, decimals: int, width: int) -> str:
+    """Formats a number with as many decimals as leave a space in a column of some width."""
+    texts = [f"{value:.{count}f}" for count in range(decimals, -1, -1)]
+    return next((text for text in texts if len(text) < width), f"{value:.0e}")
+
+
 def _as_time(seconds: float) -> str:
-    """Formats a time as H:MM:SS; from 100 hours on, as days and hours."""
+    """Formats a time as H:MM:SS; from 100 hours on in days, up to 1,000 with hours."""
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)
     if hour >= 100:
-        return f"{hour // 24}d {hour % 24}h"
+        return f"{hour // 24}d {hour % 24}h" if hour < 24_000 else f"{hour // 24}d"
     return f"{hour}:{minute:02}:{second:02}"
 
 
