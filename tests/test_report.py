@@ -251,8 +251,8 @@ def test_the_table_is_below_the_plots_and_hides_nothing(tmp_path, monkeypatch):
 def test_a_folder_of_runs_stands_for_them_and_what_is_no_run_is_named(runs, tmp_path, capsys):
     write_run(tmp_path / "deep" / "er", [1])
     (tmp_path / "deep" / "again").symlink_to(tmp_path)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "evaluated").mkdir()
+    for name in ("crashed/inner", "deep/too", "quick/best", ".hidden", "empty", "evaluated"):
+        (tmp_path / name).mkdir(parents=True)
     (tmp_path / "evaluated" / "metrics.jsonl").write_text('{"step": 9, "eval/top1": 0.5}\n')
     found, said = read(runs[0], tmp_path, tmp_path / "empty", tmp_path / "nowhere")
     assert [run.name for run in found] == ["quick", "deep/er", "slow <run>"]
@@ -260,7 +260,14 @@ def test_a_folder_of_runs_stands_for_them_and_what_is_no_run_is_named(runs, tmp_
         f"passed over: {tmp_path}/evaluated/metrics.jsonl has no training steps",
         f"passed over: {tmp_path}/empty has no metrics.jsonl",
         f"passed over: {tmp_path}/nowhere is no folder",
+        f"passed over: {tmp_path}/crashed, {tmp_path}/deep/too have no metrics.jsonl",
     ]
+    few = write_run(tmp_path / "few" / "run", [1]).parent
+    (few / "broken").mkdir()
+    assert read(few)[1] == [f"passed over: {few}/broken has no metrics.jsonl"]
+    for number in range(9):
+        (tmp_path / f"quick-{number}").mkdir()
+    assert read(tmp_path)[1][-1].endswith("/quick-0 and 8 more folders have no metrics.jsonl")
     (alone,), _ = read(runs[0])
     assert alone.name == str(runs[0])
 

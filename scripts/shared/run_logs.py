@@ -1,7 +1,7 @@
 """What the folders of runs say of them, without TensorFlow: curves and flags. For report.py."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from trainer.process import json_files, texts
 from trainer.telemetry.writers import metrics_lines
 
 _LARGEST = 1e300
+_MOST_NAMED = 5  # Folders in a line about several.
 
 
 class Curve(NamedTuple):
@@ -50,15 +51,19 @@ def read_runs(given: Iterable[Path], say: Callable[[str], object]) -> list[Run]:
 
     Args:
       given: the folders.
-      say: gets a line for each folder that is passed over.
+      say: gets a line for each folder that is passed over, and one for those within them.
 
     Raises:
       UserError: none of them is a run, nor has one in it.
     """
+    given = list(given)
     found: dict[str, tuple[Path, dict[str, Curve]]] = {}
     refused = []
+    others: dict[str, Path] = {}
     for folder in given:
-        for place in list(_with_metrics(folder)) or [folder]:
+        places, lacking = _find_metrics(folder)
+        others |= {os.path.realpath(place): place for place in lacking}
+        for place in places or [folder]:
             try:
                 found.setdefault(os.path.realpath(place), (place, read_curves(place)))
             except UserError as error:
@@ -66,6 +71,9 @@ def read_runs(given: Iterable[Path], say: Callable[[str], object]) -> list[Run]:
     if not found:
         more = f", and {len(refused) - 1} more are no runs" if len(refused) > 1 else ""
         raise UserError(f"{refused[0]}{more}: give the --logdir of a run")
+    told = {os.path.realpath(folder) for folder in given}
+    if passed := [str(path) for place, path in others.items() if place not in told]:
+        refused.append(_describe_lacking(passed))
     for line in refused:
         say(f"passed over: {line}")
     names = _shorten([str(folder) for folder, _ in found.values()])
@@ -75,17 +83,41 @@ def read_runs(given: Iterable[Path], say: Callable[[str], object]) -> list[Run]:
     ]
 
 
-def _with_metrics(folder: Path) -> Iterator[Path]:
-    """Yields the folder and those within it, also behind links, that have a metrics file."""
+def _find_metrics(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Returns the folders of runs in a folder, itself too, and those that belong to no run.
+
+    Folders behind links count. The second are those without a metrics file that are not in the
+    folder of a run and have none in them: of folders within each other the outer one. The folder
+    itself and hidden ones are not among them.
+    """
     seen = set()
-    for place, inner, names in os.walk(folder, followlinks=True):
-        if os.path.realpath(place) in seen:  # A link to where it is itself.
+    places, runs = [], []
+    for name, inner, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(name) in seen:  # A link to where it is itself.
             inner.clear()
             continue
-        seen.add(os.path.realpath(place))
+        seen.add(os.path.realpath(name))
         inner.sort()
+        places.append(Path(name))
         if metrics_lines.NAME in names:
-            yield Path(place)
+            runs.append(places[-1])
+    around_runs = {parent for run in runs for parent in run.parents}
+
+    def is_of_run(place: Path) -> bool:
+        return place in around_runs or not {place, *place.parents}.isdisjoint(runs)
+
+    outer = (place for place in places if place != folder and place.parent in around_runs)
+    others = [place for place in outer if not (is_of_run(place) or place.name.startswith("."))]
+    return runs, others
+
+
+def _describe_lacking(places: Sequence[str]) -> str:
+    """Returns the line about folders in which there is no run."""
+    if len(places) == 1:
+        return f"{places[0]} has no {metrics_lines.NAME}"
+    named, more = places[:_MOST_NAMED], len(places) - _MOST_NAMED
+    rest = f" and {more} more folders" if more > 0 else ""
+    return f"{', '.join(named)}{rest} have no {metrics_lines.NAME}"
 
 
 def _shorten(paths: Sequence[str]) -> list[str]:
