@@ -1,20 +1,29 @@
 """The training step against numpy: BN's moving statistics, weight decay, losses, precision."""
 
 import dataclasses
+import functools
 import re
+import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 import tiny
+from absl import flags as absl_flags
+from tensorflow.core.util import event_pb2
 
+from flags import command_line
 from trainer.config import Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig
-from trainer.distributed import Group
+from trainer.distributed import Group, HorovodGroup
 from trainer.graph import moving_statistics, train_step
 from trainer.graph.losses import build_cross_entropy
 from trainer.inputs.dataset import open_dataset
+from trainer.inputs.sources import tfrecord
 from trainer.machine.session import create_config
+from trainer.run import setup
+from trainer.telemetry.writers.event_file import EventFileWriter
+from trainer.timing import PhaseTimes
 
 DECAY = 0.9
 
@@ -223,3 +232,83 @@ def test_gradients_are_averaged_while_the_backward_pass_still_runs(monkeypatch):
                 last, first = (f"gradient/conv{number}/weights" for number in (7, 0))
                 assert len(order) == 9
                 assert order.index(last) < order.index(first), order
+
+
+def network_in_a_box(images, num_classes, is_training):
+    """tiny's network, in a scope of its own as tf-slim's networks are."""
+    with tf1.variable_scope("net"):
+        return tiny.network(images, num_classes, is_training)
+
+
+class NamedCollectives(HorovodGroup):
+    """One of two workers, whose collectives have their names and do nothing."""
+
+    def __init__(self):
+        named = {
+            "allreduce": lambda tensor, op, name: tf.identity(tensor, name=name),
+            "alltoall": lambda tensor, name: tf.identity(tensor, name=name),
+            "allgather": lambda tensor, name: tf.concat([tensor, tensor], 0, name=name),
+            "broadcast": lambda tensor, root, name: tf.identity(tensor, name=name),
+        }
+        place = {"rank": 0, "size": 2, "local_rank": 0, "local_size": 2}
+        fixed = {name: functools.partial(int, value) for name, value in place.items()}
+        super().__init__(types.SimpleNamespace(Average=None, **named, **fixed))
+
+    gather = Group.gather
+
+
+OF_EVERY_RUN = {
+    *("inputs", "net", "losses", "gradients", "gradient", "urgent", "update", "loss_scale"),
+    *("global_step", "start", "save", "evaluation"),
+}
+
+
+@pytest.mark.parametrize(
+    ("flags", "own"),
+    [
+        *((f"--optimizer={rule}", set()) for rule in ("sgd", "momentum", "nesterov", "rmsprop")),
+        ("--optimizer=adam", {"beta1_power", "beta2_power"}),
+        (
+            "--optimizer=adam --head_learning_rate_multiplier=2 --ema_decay=0.9",
+            {"beta1_power", "beta2_power", "beta1_power_1", "beta2_power_1"},
+        ),
+        ("--optimizer=adamw --precision=float16 --clip_global_norm=1", {"AdamW"}),
+        ("--optimizer=lars --head_learning_rate_multiplier=2 --sync_batch_norm", set()),
+        ("--optimizer=lamb --head_learning_rate_multiplier=2 --accumulate_steps=2", {"Lamb"}),
+        ("--precision=bfloat16 --recompute=blocks --histogram_every=2", set()),
+        ("--mixup=0.2 --cutmix=1 --loss=sigmoid --freeze_batch_norm --random_erasing=0.5", set()),
+        ("--gradient_compression=float16 --trainable_scopes=conv2,logits", set()),
+        ("--gradient_compression=bfloat16", set()),
+        ("--gradient_reduction=adasum --xla", set()),
+        ("--dataset=synthetic --precision=bfloat16", set()),
+    ],
+)
+def test_the_tab_graphs_shows_twelve_boxes_at_most(tmp_path, flags, own):
+    """What update rules keep for themselves is shown within the update; its name stays."""
+    words = ["--model=test_graph:network_in_a_box", *tiny.FLAGS[1:], *flags.split()]
+    config = command_line.parse(["", *words, f"--logdir={tmp_path}"], absl_flags.FlagValues())
+    built = setup.set_up(config, NamedCollectives(), PhaseTimes({}), first_step=0)
+    built.session.close()
+    graph = built.session.graph
+    names = {variable.op.name.partition("/")[0] for variable in built.variables}
+    assert names == {"net", "loss_scale", "global_step"} | own
+    assert {op.name for op in graph.get_operations()} >= {v.op.name for v in built.variables}
+    writer = EventFileWriter(str(tmp_path))
+    writer.write_graph(graph)
+    writer.flush()
+    (path,) = tmp_path.glob("events.out.tfevents.*")
+    events = [
+        event_pb2.Event.FromString(bytes(data))
+        for _, data in tfrecord.scan(memoryview(path.read_bytes()), str(path))
+    ]
+    shown = tf1.GraphDef.FromString(events[-1].graph_def)
+    boxes = {node.name.partition("/")[0] for node in shown.node}
+    assert boxes <= OF_EVERY_RUN
+    assert len(boxes) <= 12
+    nodes = {node.name: node for node in shown.node}
+    assert len(nodes) == len(shown.node) == len(graph.get_operations())
+    of_update = {name.split("/")[1] for name in nodes if name.startswith("update/")}
+    assert own <= of_update
+    for node in nodes.values():
+        for name in node.input:
+            assert name.removeprefix("^").partition(":")[0] in nodes

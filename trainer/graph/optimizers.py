@@ -1,6 +1,6 @@
 """The update rules."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -9,7 +9,7 @@ import tensorflow.compat.v1 as tf1
 import models
 from trainer.config import Config
 from trainer.errors import ConfigError
-from trainer.graph import losses
+from trainer.graph import losses, scopes
 from trainer.graph.decoupled import AdamW, Lamb, Lars
 
 # Decay of the mean square, and what is added to it: those of slim's train_image_classifier.
@@ -67,9 +67,11 @@ class UpdateRule:
         self._largest_norm = config.optimizer.clip_global_norm
         self._optimizer = create_optimizer(config, learning_rate)
         multiplier = config.fine_tuning.head_learning_rate_multiplier
-        self._of_head = (
-            None if multiplier == 1 else create_optimizer(config, multiplier * learning_rate)
-        )
+        self._of_head = None
+        if multiplier != 1:
+            with tf.name_scope(scopes.UPDATE):
+                of_head = multiplier * learning_rate
+            self._of_head = create_optimizer(config, of_head)
 
     def build_update(
         self,
@@ -86,9 +88,13 @@ class UpdateRule:
           norm: float32 []: the L2 norm of all gradients.
           is_finite: bool []: whether loss and gradients are finite.
         """
-        return tf.cond(
+        update = tf.cond(
             is_finite, lambda: self._apply(gradients, variables, norm), tf.no_op, "update"
         )
+        used = [each for each in (self._optimizer, self._of_head) if each is not None]
+        own = _boxes_of(variable for each in used for variable in each.variables())
+        scopes.show_in_update(sorted(own - _boxes_of(variables)))
+        return update
 
     def _apply(
         self, gradients: Sequence[tf.Tensor], variables: Sequence[tf.Variable], norm: tf.Tensor
@@ -110,3 +116,8 @@ class UpdateRule:
             for optimizer, on in ((self._optimizer, False), (self._of_head, True))
         ]
         return tf.group(*(optimizer.apply_gradients(part) for optimizer, part in parts if part))
+
+
+def _boxes_of(variables: Iterable[tf.Variable]) -> set[str]:
+    """Returns the first parts of the names of variables."""
+    return {variable.op.name.partition("/")[0] for variable in variables}

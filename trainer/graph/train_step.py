@@ -10,7 +10,7 @@ import tensorflow.compat.v1 as tf1
 from models.slim_compat import BatchNormChanges
 from trainer.config import Config
 from trainer.distributed import Group
-from trainer.graph import accuracy, images, optimizers, recompute, reduction, scopes
+from trainer.graph import accuracy, images, optimizers, precision, recompute, reduction, scopes
 from trainer.graph.accumulation import Accumulator
 from trainer.graph.averages import Averages, create_averages
 from trainer.graph.loss_scale import LossScale
@@ -227,11 +227,12 @@ def _build_forward(
     """
     with tf.name_scope(scopes.INPUTS):
         network_input = images.network_input(batch, config.data)
+        compute_input = tf.cast(network_input, precision.compute_dtype(config.model.precision))
     joined = SyncBatchNorm(group)
     is_joined = config.model.sync_batch_norm and group.worker.size > 1
     logits = build_logits(
         config.model,
-        network_input,
+        compute_input,
         num_classes=num_classes,
         is_training=True,
         batch_norm=BatchNormChanges(

@@ -19,8 +19,8 @@ def build_synthetic(config: DataConfig, worker: Worker, *, num_classes: int, see
     initializes them.
     """
     shape = [config.batch_size, config.image_size, config.image_size, 3]
-    seeds = tf.constant([seed, worker.rank])
     with tf.name_scope("inputs"):
+        seeds = tf.constant([seed, worker.rank])
         start_step = tf.compat.v1.placeholder(tf.int64, [], name="start_step")
         # int32, since GPUs have no such operation for uint8.
         pixels = tf.random.stateless_uniform(shape, seeds, 0, 256, tf.int32)

@@ -8,6 +8,7 @@ from pathlib import Path
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
+from trainer.graph import scopes
 from trainer.inputs.sources import tfrecord
 from trainer.telemetry.writers.growing_file import GrowingFile
 from trainer.telemetry.writers.protocol import Scalars
@@ -49,7 +50,7 @@ class EventFileWriter:
         self._append(tf1.Event(step=step, summary=summary, wall_time=wall_time))
 
     def write_graph(self, graph: tf.Graph) -> None:
-        definition = graph.as_graph_def(add_shapes=True)
+        definition = scopes.define_as_shown(graph)
         # TensorBoard draws a box for each function of the input and of conditions, beside the graph
         # and smaller than can be read: so are the parts of the graph then.
         definition.ClearField("library")
