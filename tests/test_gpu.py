@@ -129,7 +129,7 @@ class Said(console.NullConsole):
 
 
 def test_the_least_and_the_most_of_all_workers_are_logged(nvidia):
-    nvidia.readings = [(100, 10, 0)] * 3
+    nvidia.readings = [(100, 10, 0)] * 4
     recorder, said = test_telemetry.Recorder(), Said()
     heat = ["hardware thermal slowdown"]
     group = test_telemetry.ThreeWorkers(
@@ -137,17 +137,20 @@ def test_the_least_and_the_most_of_all_workers_are_logged(nvidia):
         ([0.1], [0.0], 0, 1.0, None, None),  # Without nvidia-ml-py.
     )
     with gpu.metering(0) as meter:
-        log = step_log.StepLog(
-            group,
-            recorder,
-            said,
-            images_per_step=1,
-            count_bad_examples=lambda: 0,
-            memory_use=MemoryUse(local_rank=0),
-            watch=SlowWorkerWatch(["a", "b", "c"]),
-            gpu_meter=meter,
+        of_three, of_one = (
+            step_log.StepLog(
+                workers,
+                recorder,
+                said,
+                images_per_step=1,
+                count_bad_examples=lambda: 0,
+                memory_use=MemoryUse(local_rank=0),
+                watch=SlowWorkerWatch(names),
+                gpu_meter=meter,
+            )
+            for workers, names in ((group, ["a", "b", "c"]), (Group(), ["a"]))
         )
-        for number in (1, 2):
+        for number, log in enumerate((of_three, of_three, of_one), start=1):
             log.add(test_telemetry.step(number))
             log.flush()
             meter.sample()
@@ -163,6 +166,8 @@ def test_the_least_and_the_most_of_all_workers_are_logged(nvidia):
         "perf/gpu_memory_mib_least": 10,
         "perf/gpu_memory_mib_most": 1000,
     }
+    alone = {tag for tag in recorder.steps[3] if tag.startswith("perf/gpu_")}
+    assert alone == {tag for tag in first if not tag.endswith(("_least", "_most"))}
     (line,) = [line for line in said.lines if "slowed down" in line]
     assert line.startswith("the GPU of worker 1 is slowed down (hardware thermal slowdown): see ")
 

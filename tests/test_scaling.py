@@ -51,6 +51,11 @@ def test_a_run_is_read_from_its_folder(tmp_path):
     shares = (parts.data, parts.compute, parts.communication)
     assert shares == pytest.approx((0.1, 0.5, 0.4))
     assert (parts.fastest_ms, parts.middle_ms, parts.slowest_ms) == pytest.approx((80, 120, 160))
+    alone = write_run(tmp_path / "b", workers=1, batch_size=8, step_ms=200)
+    metrics = alone / "metrics.jsonl"  # As runs of one worker write it.
+    metrics.write_text(metrics.read_text().replace("median_worker", "other"))
+    parts = scaling_runs.read_run(alone).parts
+    assert parts.middle_ms == parts.fastest_ms == pytest.approx(80)
 
 
 def test_a_run_is_read_from_its_result(tmp_path):

@@ -4,6 +4,7 @@ import io
 import math
 import re
 
+import fixed_tags
 import pytest
 from tensorboard.plugins.custom_scalar import layout_pb2
 
@@ -82,6 +83,7 @@ def test_a_steps_time_is_told_apart():
     assert first["data/bad_examples"] == 3
     assert second["perf/slowest_worker_step_ms"] == 200
     assert second["perf/fastest_worker_step_ms"] == 100
+    assert first["perf/median_worker_step_ms"] == 400
     assert first["perf/slowest_worker"] == 1
     assert "perf/peak_resident_mib" not in first
     assert (second["perf/peak_resident_mib"], second["perf/peak_device_mib"]) == (9e9, 8e9)
@@ -164,7 +166,9 @@ def test_what_says_nothing_is_not_written():
     log.flush()
     first, second = (set(recorder.steps[number]) for number in (1, 2))
     assert second - first >= {"train/loss_scale"}
-    assert not second & {"data/bad_examples", "perf/slowest_worker"}
+    of_several = {"wait_for_slowest_ms", "median_worker_step_ms", "slowest_worker"}
+    assert not second & {"data/bad_examples", *(f"perf/{name}" for name in of_several)}
+    assert second >= fixed_tags.EVERY_STEP
     for num_classes, tags_of_evaluation in (
         (5, {"eval/top1", "eval/loss"}),
         (6, {"eval/top1", "eval/loss", "eval/top5"}),

@@ -116,11 +116,12 @@ def run_of_curves(curves: Mapping[str, Curve]) -> Run:
     data, compute = (
         float(of(f"perf/{part}_ms").sum()) / total_ms for part in ("data_wait", "compute")
     )
-    middle = "perf/median_worker_step_ms"
+    workers = round(float(np.median(rates / of_worker)))
     fastest, slowest = "perf/fastest_worker_step_ms", "perf/slowest_worker_step_ms"
+    middle = fastest if workers == 1 else "perf/median_worker_step_ms"
     images = float((rates * steps_ms).sum()) / 1000
     return Run(
-        workers=round(float(np.median(rates / of_worker))),
+        workers=workers,
         global_batch_size=round(images / len(steps_ms)),
         images_per_sec=1000 * images / total_ms,
         parts=Parts(

@@ -147,6 +147,7 @@ def _gpu_scalars(reports: Sequence[WorkerReport]) -> dict[str, float]:
         values = [value for value in told if value is not None]
         if values:
             scalars[tag] = sum(values) / len(values)
+        if values and len(reports) > 1:
             scalars[f"{tag}{tags.LEAST}"], scalars[f"{tag}{tags.MOST}"] = min(values), max(values)
     return scalars
 

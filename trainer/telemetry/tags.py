@@ -83,6 +83,11 @@ def _always(run: RunStep) -> bool:
     return True
 
 
+def _has_several_workers(run: RunStep) -> bool:
+    """Returns whether there are others: the numbers of one worker alone say the same twice."""
+    return len(run.own_sec) > 1
+
+
 class StepTag(NamedTuple):
     """A scalar of every step.
 
@@ -188,9 +193,10 @@ EVERY_STEP = (
     ),
     StepTag(
         "perf/wait_for_slowest_ms",
-        "time from then on until the slowest worker's gradients are ready",
+        "time from then on until the slowest worker's gradients are ready; not with one worker",
         lambda run: 1000 * (max(run.own_sec) - run.step.own_sec),
         (Chart.PARTS_OF_STEP_TIME,),
+        tells=_has_several_workers,
     ),
     StepTag(
         "perf/allreduce_and_update_ms",
@@ -212,14 +218,15 @@ EVERY_STEP = (
     ),
     StepTag(
         "perf/median_worker_step_ms",
-        "median of the workers' times until their gradients are ready",
+        "median of the workers' times until their gradients are ready; not with one worker",
         lambda run: 1000 * statistics.median(run.own_sec),
+        tells=_has_several_workers,
     ),
     StepTag(
         "perf/slowest_worker",
         "rank of the worker with the longest time; not with one worker",
         lambda run: run.own_sec.index(max(run.own_sec)),
-        tells=lambda run: len(run.own_sec) > 1,
+        tells=_has_several_workers,
     ),
     StepTag(
         "data/bad_examples",
