@@ -1,5 +1,8 @@
 """What happens at which step."""
 
+import fractions
+import math
+
 import pytest
 
 from trainer.config import RunConfig
@@ -63,17 +66,47 @@ def test_numbers_are_written_before_each_checkpoint():
     assert [n for n in range(1, 10) if plan.reports_at(n)] == [4, 8, 9]
 
 
-def test_evaluation_interval_is_rounded_to_steps():
-    plan = make_plan(epochs=2.0, eval_every_epochs=0.5)
-    assert [n for n in range(1, 46) if plan.evaluates_at(n)] == [11, 22, 33, 45]
+def evaluated(plan):
+    return [step for step in range(1, plan.total_steps + 1) if plan.evaluates_at(step)]
 
 
 @pytest.mark.parametrize(
-    ("steps", "expected"), [(45, [11, 22, 33, 45]), (46, [11, 22, 33, 44, 46])]
+    ("examples", "batch_size", "epochs", "every"),
+    [
+        (1437, 64, 90, 1.0),  # Of 22.45 steps.
+        (1437, 64, 2, 0.5),
+        (204, 10, 5, 1.0),
+        (14, 10, 10, 1.0),
+        (100, 5, 8, 1.1),
+        (1000, 10, 2.2, 1.1),
+        (1_281_167, 256, 90, 1.0),
+        (6, 10, 10, 1.0),
+    ],
+)
+def test_an_evaluation_follows_the_step_that_ends_its_epochs(examples, batch_size, epochs, every):
+    plan = create_plan(
+        RunConfig(epochs=float(epochs), eval_every_epochs=every),
+        global_batch_size=batch_size,
+        train_examples=examples,
+        validation_examples=1,
+    )
+    exact = fractions.Fraction(str(every)) * examples / batch_size
+    count = int(fractions.Fraction(str(epochs)) / fractions.Fraction(str(every)))
+    ends = [math.ceil(number * exact) for number in range(1, count + 1)]
+    assert evaluated(plan) == sorted({*ends, plan.total_steps})
+
+
+def test_a_run_has_as_many_evaluations_as_epochs():
+    assert len(evaluated(make_plan(epochs=90.0))) == 90
+    assert evaluated(make_plan(epochs=2.0, eval_every_epochs=0.5)) == [12, 23, 34, 45]
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [(45, [12, 23, 34, 45]), (46, [12, 23, 34, 46]), (47, [12, 23, 34, 45, 47])],
 )
 def test_no_evaluation_is_shortly_before_the_last(steps, expected):
-    plan = make_plan(steps=steps, eval_every_epochs=0.5)
-    assert [n for n in range(1, steps + 1) if plan.evaluates_at(n)] == expected
+    assert evaluated(make_plan(steps=steps, eval_every_epochs=0.5)) == expected
 
 
 def test_without_validation_data_nothing_is_evaluated():

@@ -21,8 +21,8 @@ class Plan:
       global_batch_size: number of examples per step, over all workers.
       log_every: steps between two reports.
       checkpoint_every: steps between two checkpoints; 0: one at the end.
-      evaluate_every: steps between two evaluations; 0: one at the end; None: there is nothing to
-        evaluate on.
+      evaluate_every: steps between two evaluations, need not be whole; 0: one at the end; None:
+        there is nothing to evaluate on.
       checkpoint_every_minutes: minutes after which a checkpoint follows the next step, too; 0:
         none does.
     """
@@ -32,7 +32,7 @@ class Plan:
     global_batch_size: int
     log_every: int
     checkpoint_every: int
-    evaluate_every: int | None
+    evaluate_every: float | None
     checkpoint_every_minutes: float = 0.0
 
     def _is_due(self, step: int, every: int) -> bool:
@@ -43,11 +43,18 @@ class Plan:
         return self._is_due(step, self.checkpoint_every)
 
     def evaluates_at(self, step: int) -> bool:
-        """Returns whether an evaluation follows `step`: none does shortly before the last one."""
-        if self.evaluate_every is None or not self._is_due(step, self.evaluate_every):
-            return False
-        left = self.total_steps - step
-        return left == 0 or left >= _LEAST_APART * self.evaluate_every
+        """Returns whether an evaluation follows `step`, with which an interval ends.
+
+        Intervals count from the run's start, as epochs do, so that none is longer or shorter by
+        what steps leave of it. No evaluation comes shortly before the last one.
+        """
+        if not self.evaluate_every or step == self.total_steps:
+            return self.evaluate_every is not None and step == self.total_steps
+        # Rounded: 1.1 epochs of 100 steps are 110, though 1.1 * 100 is a little more.
+        before, after = (
+            math.floor(round(count / self.evaluate_every, 9)) for count in (step - 1, step)
+        )
+        return after > before and self.total_steps - step >= _LEAST_APART * self.evaluate_every
 
     def reports_at(self, step: int) -> bool:
         """Returns whether the numbers of the latest steps are gathered and written after `step`."""
@@ -96,9 +103,9 @@ def create_plan(
         total_steps = max(1, math.ceil(round(epochs * steps_per_epoch, 6)))
     evaluate_every = None
     if validation_examples:
-        evaluate_every = 0
+        evaluate_every = 0.0
         if config.eval_every_epochs > 0:
-            evaluate_every = max(1, round(config.eval_every_epochs * steps_per_epoch))
+            evaluate_every = max(1.0, config.eval_every_epochs * steps_per_epoch)
     return Plan(
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,

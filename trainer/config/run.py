@@ -108,8 +108,8 @@ class RunConfig(Checked):
     )
     eval_every_epochs: float = flag(
         1.0,
-        "Epochs between two evaluations; one is always done at the end, and none shortly before. "
-        "0: only then.",
+        "Epochs between two evaluations, each after the step that ends them; one is always done at "
+        "the end, and none shortly before. 0: only then.",
         minimum=0.0,
         changes_training=False,
     )
