@@ -1,8 +1,10 @@
 """What evaluates a run's checkpoints beside it has each once, though the run removes them."""
 
 import json
+import math
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from faulty_runs import MODULE, started
 from test_checkpoints import create_store
 from test_run_lock import write_lock
 
-from trainer.checkpoints import layout, restore
+from trainer.checkpoints import follow, layout, restore
 from trainer.checkpoints import manifest as checkpoint_manifest
 from trainer.checkpoints.follow import Follower
 from trainer.errors import UserError
@@ -62,6 +64,19 @@ def test_checkpoints_that_the_run_removes_or_replaces_are_taken_before(tmp_path,
     save(3, 4)  # As after weights that were not finite.
     follower.look()
     assert take_all(follower) == [(3, 4)]
+
+
+def test_a_checkpoint_is_taken_when_the_folder_changes(tmp_path, save, monkeypatch):
+    monkeypatch.setattr(follow, "_LOOK_SEC", math.inf)
+    follower = Follower(tmp_path)
+    with follower.following():
+        for step in (1, 2, 3):
+            save(step, step)
+            end_sec = time.monotonic() + 60
+            while (taken := follower.take_next()) is None:  # The thread takes it.
+                assert time.monotonic() < end_sec
+            assert taken[0] == step
+            follower.drop(step)
 
 
 def test_a_checkpoint_that_is_replaced_while_it_is_in_use_is_taken_afterwards(tmp_path, save):

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import math
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,9 @@ from trainer.checkpoints import manifest as checkpoint_manifest
 from trainer.checkpoints.manifest import Entry
 from trainer.process import files
 
+# A folder's time of change is asked for often, since that is cheap. It is not trusted alone: it has
+# ticks, and a file server may tell of a change late.
+_ASK_SEC = 0.01
 _LOOK_SEC = 0.2
 
 
@@ -18,8 +23,8 @@ class Follower:
     """Gives the files of each new checkpoint a second name, in a folder removed at the end.
 
     A run keeps its newest checkpoints alone, and may make several while one is evaluated. A thread
-    looks for new ones five times a second. What the files hold is not copied, unless the file
-    system has no links. What a follower took that was killed, the next one has too.
+    looks for new ones as soon as the folder has changed. What the files hold is not copied, unless
+    the file system has no links. What a follower took that was killed, the next one has too.
     """
 
     def __init__(self, logdir: Path) -> None:
@@ -61,8 +66,12 @@ class Follower:
         self._waiting.sort()
 
     def _run(self) -> None:
-        while not self._is_closed.wait(_LOOK_SEC):
-            self.look()
+        seen, looked_sec = None, -math.inf
+        while not self._is_closed.wait(_ASK_SEC):
+            changed, now_sec = _time_of_change(self._logdir), time.monotonic()
+            if changed != seen or now_sec - looked_sec >= _LOOK_SEC:
+                seen, looked_sec = changed, now_sec
+                self.look()
 
     def look(self) -> None:
         """Takes the checkpoints that are there and were not, or were saved again."""
@@ -139,6 +148,14 @@ class Follower:
         self._entries.pop(step, None)
         for path in layout.files_in(self._folder, step=step):
             files.remove(path)
+
+
+def _time_of_change(folder: Path) -> int | None:
+    """Returns when a name in a folder has changed; None where it can't be asked."""
+    try:
+        return folder.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _identity_of(folder: Path, step: int) -> tuple[int, int] | None:
