@@ -1,9 +1,11 @@
 """What evaluates a run's checkpoints beside it has each once, though the run removes them."""
 
+import dataclasses
 import json
 import math
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -15,7 +17,7 @@ from faulty_runs import MODULE, started
 from test_checkpoints import create_store
 from test_run_lock import write_lock
 
-from trainer.checkpoints import follow, layout, restore
+from trainer.checkpoints import best, follow, layout, restore
 from trainer.checkpoints import manifest as checkpoint_manifest
 from trainer.checkpoints.follow import Follower
 from trainer.errors import UserError
@@ -119,11 +121,56 @@ def test_the_best_of_what_was_followed_is_kept(tmp_path, save):
         follower.drop(taken)
         follower.look()
         take_all(follower)
-    best = tmp_path / "best"
-    assert tf.train.load_variable(tf.train.latest_checkpoint(str(best)), "w") == 2
-    (entry,) = checkpoint_manifest.read(best).entries
+    folder = tmp_path / layout.BEST
+    assert tf.train.load_variable(tf.train.latest_checkpoint(str(folder)), "w") == 2
+    (entry,) = checkpoint_manifest.read(folder).entries
     assert (entry.step, entry.top1) == (2, 0.75)
-    assert checkpoint_manifest.fault_in(best, entry) is None
+    assert checkpoint_manifest.fault_in(folder, entry) is None
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_two_that_keep_a_best_one_at_the_same_time_leave_the_better(
+    tmp_path, save, monkeypatch, first
+):
+    found = []
+    for step, top1 in ((1, 0.5), (2, 0.75)):
+        save(step, step)
+        entry = checkpoint_manifest.read(tmp_path).find(step)
+        temporary = tmp_path / f"of {step}"
+        temporary.mkdir()
+        layout.link([file.name for file in entry.files], source=tmp_path, target=temporary)
+        found.append((dataclasses.replace(entry, top1=top1), temporary))
+    other = threading.Thread(target=best.replace, args=(tmp_path, *found[1 - first]))
+    move = layout.move
+
+    def move_meanwhile(*folders):
+        move(*folders)
+        monkeypatch.setattr(layout, "move", move)
+        other.start()
+        other.join(0.5)  # It waits for this one, or would have ended.
+
+    monkeypatch.setattr(layout, "move", move_meanwhile)
+    best.replace(tmp_path, *found[first])
+    other.join()
+    folder = tmp_path / layout.BEST
+    (entry,) = checkpoint_manifest.read(folder).entries
+    assert (entry.step, entry.top1) == (2, 0.75)
+    assert checkpoint_manifest.fault_in(folder, entry) is None
+    assert layout.steps_in(str(folder)) == [2]
+
+
+def test_nobody_waits_for_ever_for_a_process_that_keeps_a_best_one(tmp_path, save, monkeypatch):
+    monkeypatch.setattr(best, "_PATIENCE_SEC", 0)
+    follower = Follower(tmp_path)
+    save(1, 1)
+    follower.look()
+    (tmp_path / layout.BEST).mkdir()
+    with open(tmp_path / layout.BEST / ".lock", "w") as held:
+        files.lock(held, held.name, wait=False)
+        with pytest.raises(OSError, match="another process has been writing there"):
+            follower.keep_if_best(1, 0.5)
+    follower.keep_if_best(1, 0.5)
+    assert layout.steps_in(str(tmp_path / layout.BEST)) == [1]
 
 
 def test_a_run_of_another_host_is_gone_when_its_lock_stands_still(tmp_path, monkeypatch):
@@ -181,7 +228,7 @@ def test_every_checkpoint_of_a_run_is_evaluated_once_beside_it(tmp_path):
     assert f"{logdir}/model.ckpt-28: top-1 " in second.output()
     assert f"{logdir}/model.ckpt-24: top-1 " not in second.output()
     assert "checkpoints of" in second.output()
-    (best,) = checkpoint_manifest.read(logdir / layout.BEST).entries
-    assert dict(found)[best.step] == pytest.approx(best.top1)
-    assert best.top1 == pytest.approx(max(top1 for _, top1 in found))
+    (kept,) = checkpoint_manifest.read(logdir / layout.BEST).entries
+    assert dict(found)[kept.step] == pytest.approx(kept.top1)
+    assert kept.top1 == pytest.approx(max(top1 for _, top1 in found))
     assert not [path.name for path in logdir.iterdir() if "following" in path.name]
