@@ -103,9 +103,14 @@ def test_what_a_killed_follower_has_taken_the_next_one_has(tmp_path, save, monke
     for step in (1, 2, 3):
         save(step, step)
         first.look()
+    assert layout.steps_in(str(tmp_path)) == [3]
     second = Follower(tmp_path)
     with second.following():
+        second.keep_if_best(2, 0.5)
         assert take_all(second) == [(1, 1), (2, 2), (3, 3)]
+    (entry,) = checkpoint_manifest.read(tmp_path / layout.BEST).entries
+    assert (entry.step, entry.examples, entry.top1) == (2, 20, 0.5)
+    assert checkpoint_manifest.fault_in(tmp_path / layout.BEST, entry) is None
     assert files.abandoned(tmp_path / layout.FOLLOWING) == []
     assert not [path for path in tmp_path.iterdir() if "following" in path.name]
 

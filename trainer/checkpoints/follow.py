@@ -5,12 +5,12 @@ import dataclasses
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 from trainer.checkpoints import best, layout, search
 from trainer.checkpoints import manifest as checkpoint_manifest
-from trainer.checkpoints.manifest import Entry
+from trainer.checkpoints.manifest import Entry, Manifest
 from trainer.process import files
 
 # A folder's time of change is asked for often, since that is cheap. It is not trusted alone: it has
@@ -59,9 +59,10 @@ class Follower:
     def _adopt(self) -> None:
         """Takes what followers have left that were killed; the run may have removed it since."""
         for folder in files.abandoned(self._logdir / layout.FOLLOWING):
-            for step in layout.steps_in(str(folder)):
-                if self._take(step, folder):
-                    self._waiting.append(step)
+            taken = {step for step in layout.steps_in(str(folder)) if self._take(step, folder)}
+            self._waiting += taken
+            with contextlib.suppress(OSError):
+                self._describe(folder, taken)
             files.remove(folder)
         self._waiting.sort()
 
@@ -80,10 +81,21 @@ class Follower:
             for step in sorted(layout.steps_in(str(self._logdir))):
                 if self._take(step, self._logdir) and step not in self._waiting:
                     self._waiting.append(step)
-            wanted = {*self._waiting, self._in_use} - self._entries.keys()
-            if wanted:
-                entries = checkpoint_manifest.read(self._logdir).entries
-                self._entries |= {each.step: each for each in entries if each.step in wanted}
+            held = [*self._waiting, *([] if self._in_use is None else [self._in_use])]
+            self._describe(self._logdir, set(held) - self._entries.keys())
+
+    def _describe(self, folder: Path, steps: Set[int]) -> None:
+        """Keeps what a folder's manifest has of some steps: the run drops it with the checkpoint.
+
+        Raises:
+          OSError: it can't be written for the next follower.
+        """
+        entries = checkpoint_manifest.read(folder).entries if steps else ()
+        found = {entry.step: entry for entry in entries if entry.step in steps}
+        if found:
+            self._entries |= found
+            known = tuple(self._entries[step] for step in sorted(self._entries))
+            checkpoint_manifest.write(self._folder, Manifest(known))
 
     def _take(self, step: int, source: Path) -> bool:
         """Gives a checkpoint's files a second name; returns whether it is one to evaluate.
