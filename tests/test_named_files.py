@@ -17,6 +17,7 @@ def place(tmp_path, monkeypatch):
         (tmp_path / name).touch()
     (tmp_path / "list.txt").write_text("a.jpg\r\n\nno such.jpg\nb\n")
     (tmp_path / "zero.txt").write_bytes(b"a.jpg\0b\0")
+    (tmp_path / "windows.txt").write_bytes(b"\xef\xbb\xbfa.jpg\r\nx.png\r\n")
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
 
@@ -29,6 +30,7 @@ IN_B = ["b/10.png", "b/2.JPG", "b/c/1.webp"]
     [
         (["a.jpg", "b", "x.png"], ["a.jpg", *IN_B, "x.png"]),
         (["@list.txt"], ["a.jpg", "no such.jpg", *IN_B]),
+        (["@windows.txt"], ["a.jpg", "x.png"]),
         (["-", "a.jpg"], ["from input.jpg", *IN_B, "a.jpg"]),
         (["./-", "./@x"], ["./-", "./@x"]),
         (["b/notes.txt"], ["b/notes.txt"]),

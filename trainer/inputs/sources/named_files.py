@@ -12,6 +12,8 @@ from trainer.inputs.sources.left_out import LeftOut, describe_first, is_hidden
 
 _LIST = "@"
 _STANDARD_INPUT = "-"
+# With which editors of Windows begin a file in UTF-8.
+_BYTE_ORDER_MARK = "\ufeff"
 
 
 def find_files(given: Sequence[str], standard_input: TextIO) -> tuple[list[str], tuple[str, ...]]:
@@ -73,9 +75,11 @@ def _expand(given: Iterable[str], standard_input: TextIO) -> Iterator[str]:
 
 
 def _names_in(file: TextIO) -> Iterator[str]:
-    """Yields the lines of a list that are not empty, without their ends."""
-    for line in file:
+    """Yields the lines of a list that are not empty, without their ends and without its mark."""
+    for number, line in enumerate(file):
         name = line.rstrip("\r\n")
+        if number == 0:
+            name = name.removeprefix(_BYTE_ORDER_MARK)
         if "\0" in name:  # Of `find -print0`, or of UTF-16.
             raise UserError("the list of files has NUL bytes; it must have a name in each line")
         if name:
