@@ -104,6 +104,14 @@ def test_benchmark_is_short_for_its_mode():
             ["--mode=predict", "--predictions_csv=rows", "--predictions_jsonl=./rows"],
             "--predictions_jsonl: must be another file than --predictions_csv, got './rows'",
         ),
+        (
+            ["--mode=predict", "--predictions_csv=rows", "--result_json=./rows", "a.jpg"],
+            "--result_json: must be another file than --predictions_csv, got './rows'",
+        ),
+        (
+            ["--result_json=one", "--mllog=one"],
+            "--mllog: must be another file than --result_json, got 'one'",
+        ),
         (["--nobenchmark=false"], "--nobenchmark=false does not take an argument"),
         (["--benchmark=maybe"], "--benchmark=maybe: must be true or false$"),
         (["--logdir=runs/lr[1]"], "--logdir: must have none of .*, got 'runs/lr.1.'"),
@@ -114,6 +122,10 @@ def test_a_wrong_flag_is_one_line(arguments, line):
     with pytest.raises(UserError, match=line) as caught:
         parse(*arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_several_results_may_go_to_a_device():
+    assert parse("--result_json=/dev/null", "--mllog=/dev/null").telemetry.mllog == "/dev/null"
 
 
 def test_predict_takes_files():

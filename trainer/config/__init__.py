@@ -6,6 +6,7 @@ Nothing here imports TensorFlow, so that a wrong flag is refused before the seco
 """
 
 import dataclasses
+import os
 from collections.abc import Iterator
 
 from trainer.config.benchmark import BenchmarkConfig
@@ -37,6 +38,8 @@ __all__ = [
 
 # The modes that can find out how large a batch may be.
 _FINDS_BATCH_SIZE = ("train", "benchmark", "describe")
+# The later one would replace, or mix with, what the earlier one has.
+_WRITTEN_FILES = ("predictions_csv", "predictions_jsonl", "result_json", "result_csv", "mllog")
 MODES = ("train", "evaluate", "benchmark", "export", "predict", "describe", "doctor")
 
 
@@ -88,6 +91,7 @@ class Config:
                     f"it (it is for {', '.join(modes)}), got {each.value!r}"
                 )
         self._check_batches()
+        self._check_written_files()
         if self.run.follow and self.prediction.is_wanted:
             raise ConfigError("--follow: must not be given with a file of predictions")
         starts_anew = self.mode == "train" and self.run.init_checkpoint is None
@@ -115,6 +119,19 @@ class Config:
             raise ConfigError(
                 "--batch_size: must be a number with --benchmark_batch_sizes, got 'auto'"
             )
+
+    def _check_written_files(self) -> None:
+        values = {each.name: each.value for each in self.flags() if each.name in _WRITTEN_FILES}
+        named: dict[str, str] = {}
+        for name in _WRITTEN_FILES:
+            place = None if values[name] is None else os.path.realpath(values[name])
+            if place is None or (os.path.exists(place) and not os.path.isfile(place)):
+                continue  # What is no file, as /dev/null, may get several.
+            other = named.setdefault(place, name)
+            if other != name:
+                raise ConfigError(
+                    f"--{name}: must be another file than --{other}, got {values[name]!r}"
+                )
 
     def flags(self) -> Iterator[Flag]:
         """Yields every flag but --mode, with its value and what is stated of it."""
