@@ -320,7 +320,7 @@ def test_wrong_input_is_one_line(tmp_path):
         ),
         (f"--logdir={tmp_path}/other", "--resume=never"): "--resume: must not be never where ",
         ("--mode=evaluate", f"--logdir={tmp_path}/other", "--num_classes=7"): (
-            "logits/weights is [8, 4] in the checkpoint, [8, 7] in this network"
+            f"--num_classes: must be 4, as in {tmp_path}/other/model.ckpt-2, got 7"
         ),
         (f"--init_checkpoint={tmp_path}/none",): "--init_checkpoint: must be the prefix of a ",
         ("--mode=evaluate", "--dataset=synthetic", "--follow", f"--logdir={tmp_path}/no"): (
