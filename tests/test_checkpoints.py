@@ -203,6 +203,9 @@ def test_only_the_newest_are_kept(tmp_path):
         "checkpoints.json",
         *(f"model.ckpt-{n}.{s}" for n in (100, 15) for s in ("data-00000-of-00001", "index")),
     ]
+    # As one that a run removes after another process has chosen it.
+    with pytest.raises(UserError, match=r"ckpt-10: is not there, or no more.*model.ckpt-100"):
+        restore.open_checkpoint(layout.prefix_of(str(tmp_path), 10))
 
 
 def test_a_save_that_fails_leaves_the_earlier_ones(logdir, monkeypatch):

@@ -124,6 +124,13 @@ def open_checkpoint(prefix: str) -> Any:
       UserError: the checkpoint is missing or damaged.
     """
     if not layout.is_prefix(prefix) and not os.path.isfile(prefix):  # A file is one of format V1.
+        folder = os.path.dirname(prefix) or "."
+        if steps := layout.steps_in(folder):
+            raise UserError(
+                f"{prefix}: is not there, or no more: {folder} has "
+                f"{os.path.basename(layout.prefix_of(folder, steps[0]))}. A run removes its older "
+                "checkpoints (--keep_checkpoints); start again to take the newest"
+            )
         raise UserError(f"--init_checkpoint: must be the prefix of a checkpoint, got {prefix}")
     reason = search.damage(prefix)
     if reason is not None:
