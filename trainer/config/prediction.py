@@ -1,7 +1,6 @@
 """The flags of what a trained network says of single examples."""
 
 import dataclasses
-import os
 
 from trainer.config.statement import Checked, PathKind, flag
 from trainer.errors import ConfigError
@@ -39,11 +38,6 @@ class PredictionConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         paths = [path for path in (self.predictions_csv, self.predictions_jsonl) if path]
-        if len(paths) == 2 and os.path.realpath(paths[0]) == os.path.realpath(paths[1]):
-            raise ConfigError(
-                "--predictions_jsonl: must be another file than --predictions_csv, got "
-                f"{paths[1]!r}"
-            )
         if self.predictions_logits and not paths:
             raise ConfigError(
                 "--predictions_logits: must be given with --predictions_csv or --predictions_jsonl"
