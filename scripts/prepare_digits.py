@@ -41,7 +41,7 @@ def write_images(folder: str) -> None:
 def prepare(out: str) -> manifest.Manifest:
     """Writes what a folder lacks of the images, the shards and their manifest."""
     images = os.path.join(out, "images")
-    os.makedirs(out, exist_ok=True)
+    files.check_writable(out, "out", is_folder=True)
     if not os.path.isdir(images):
         write_images(images)
     return convert.convert(images, out, validation_fraction=_VALIDATION_FRACTION)

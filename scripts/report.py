@@ -173,8 +173,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = run_logs.read_runs(
         options.logdirs, lambda line: print(f"report.py: {line}", file=sys.stderr)
     )
+    files.check_writable(options.out, "out", is_folder=False)
     figure = draw(runs)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.out.suffix == ".png":
         run_table.draw_below(figure, runs)
         with files.replacing(options.out) as temporary:

@@ -37,7 +37,7 @@ from shared.turns import Launch
 
 from trainer.config import Config, DataConfig, ModelConfig
 from trainer.errors import UserError
-from trainer.process import host_cores, settings
+from trainer.process import files, host_cores, settings
 from trainer.process.keeper import unless_nohup
 
 _HOROVODRUN = str(Path(sys.executable).with_name("horovodrun"))
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> list[Path]:
     has_gpu = settings.has_gpu()
     if not has_gpu and len(available) < most:
         raise UserError(f"--workers: must be at most {len(available)}, a core for each, got {most}")
-    options.out.mkdir(parents=True, exist_ok=True)
+    files.check_writable(options.out, "out", is_folder=True)
     folders = []
     for number in unless_nohup((signal.SIGTERM, signal.SIGHUP)):
         signal.signal(number, _leave)  # What runs would go on.

@@ -276,6 +276,7 @@ def test_a_folder_of_runs_stands_for_them_and_what_is_no_run_is_named(runs, tmp_
     ("arguments", "line"),
     [
         (["quick", "--out=report.pdf"], "--out: must end with .png or .html"),
+        (["quick", "--out=file/r.png"], "--out: must be writable, got file/r.png .File exists"),
         (["/nowhere"], "^/nowhere is no folder: give the --logdir of a run$"),
         (["empty", "/nowhere"], "^empty has no metrics.jsonl, and 1 more are no runs: give"),
     ],
@@ -283,5 +284,6 @@ def test_a_folder_of_runs_stands_for_them_and_what_is_no_run_is_named(runs, tmp_
 def test_mistakes_are_a_line(runs, tmp_path, monkeypatch, arguments, line):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
     with pytest.raises(UserError, match=line):
         report.main(arguments)

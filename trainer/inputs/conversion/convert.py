@@ -99,7 +99,7 @@ def _digest(splits: Mapping[str, Sequence[Task]]) -> str:
 @contextlib.contextmanager
 def _alone_in(out: str) -> Iterator[None]:
     """Locks the folder against other converters, and removes what a killed one has left."""
-    os.makedirs(out, exist_ok=True)
+    files.check_writable(out, "out", is_folder=True)
     with open(os.path.join(out, ".lock"), "w") as lock:
         try:
             files.lock(lock, lock.name, wait=False)
@@ -158,6 +158,19 @@ def _has_size(path: str, size: int) -> bool:
         return False
 
 
+@contextlib.contextmanager
+def _ctrl_c_blocked() -> Iterator[None]:
+    """Lets Ctrl-C wait. What is started meanwhile never gets it, not while it begins either.
+
+    So this process alone handles it: the others end after the shards that they are writing.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _convert_all(tasks: Sequence[Task], processes: int) -> dict[str, Receipt]:
     """Writes the shards that are missing, and returns the receipt of every task, by path."""
     receipts = {task.path: receipt for task in tasks if (receipt := find_receipt(task))}
@@ -167,16 +180,19 @@ def _convert_all(tasks: Sequence[Task], processes: int) -> dict[str, Receipt]:
     context = multiprocessing.get_context("spawn")
     with (
         tqdm.tqdm(total=total, initial=done, unit="image", disable=None) as progress,
-        # Only this process handles Ctrl-C: the others end after the shards that they are writing.
-        concurrent.futures.ProcessPoolExecutor(
-            processes, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)
-        ) as pool,
+        concurrent.futures.ProcessPoolExecutor(processes, context) as pool,
     ):
-        results = pool.map(convert_shard, missing) if processes > 1 else map(convert_shard, missing)
         try:
+            results: Iterator[Receipt] = map(convert_shard, missing)
+            if processes > 1:
+                with _ctrl_c_blocked():
+                    results = pool.map(convert_shard, missing)
             for task, receipt in zip(missing, results, strict=True):
                 receipts[task.path] = receipt
                 progress.update(len(task.images))
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
         except concurrent.futures.process.BrokenProcessPool as error:
             raise UserError(
                 f"--processes: one of {processes} was killed, perhaps for want of memory. Started "
