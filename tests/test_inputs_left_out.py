@@ -104,8 +104,21 @@ def test_a_class_may_have_the_name_of_a_split(tmp_path, names):
 @pytest.mark.parametrize("names", [("train",), ("train", "test"), ("Train", "Validation")])
 def test_parts_of_a_data_set_are_no_classes(tmp_path, names):
     write(tmp_path, *(f"{name}/{number}.png" for name in names for number in range(2)))
-    with pytest.raises(UserError, match="has no images in one folder per class"):
+    count = 2 * len(names)
+    told = rf"has no images in one folder per class .*; {count} files are left out: {count} without"
+    with pytest.raises(UserError, match=f"{told} a folder of their class .*/0.png, "):
         read(tmp_path)
+
+
+def test_pictures_without_folders_and_folders_of_folders_are_told_where_they_belong(tmp_path):
+    write(tmp_path / "flat", "0.png", "1.png", "notes.txt")
+    with pytest.raises(UserError, match=r"jpg\); 3 files are left out: 2 beside the .*/flat/0.png"):
+        read(tmp_path / "flat")
+    write(tmp_path / "outer", "photos/a/0.png", "photos/b/0.png")
+    inner = tmp_path / "outer" / "photos"
+    with pytest.raises(UserError, match=rf"{inner}: a class without .*, give {inner} as the"):
+        read(tmp_path / "outer")
+    assert read(inner).class_names == ("a", "b")
 
 
 @pytest.mark.parametrize("what", ["a link to nothing", "a file"])

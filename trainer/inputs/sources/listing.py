@@ -4,6 +4,7 @@ In the second case some can be held out, which is decided by their names: the sa
 """
 
 import hashlib
+import itertools
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -131,9 +132,14 @@ class _Lister:
                 others.append(path)
                 self.left_out.add(path)
         if not files:
-            what = "its own folders are not read" if has_folders else "Remove the folder"
+            advice = "Remove the folder, or put its images there."
+            if has_folders:
+                advice = (
+                    "Its own folders are not read: put its images there, or, if these folders are "
+                    f"the classes, give {folder} as the folder of the data."
+                )
             first = describe_first(others)
-            advice = f"{first}." if first else f"{what}, or put its images there."
+            advice = f"{first}." if first else advice
             raise UserError(
                 f"{folder}: a class without images (names end in {', '.join(self._suffixes)}). "
                 f"{advice}"
@@ -231,7 +237,10 @@ def list_images(
     if not places:
         classes = lister.list_classes(folder)
         if classes.keys() and {name.lower() for name in classes} <= _PARTS:
-            classes = {}  # Such as train and test, each with images of all classes.
+            # Such as train and test, each with images of all classes.
+            for path in itertools.chain.from_iterable(classes.values()):
+                lister.left_out.add(path, "without a folder of their class")
+            classes = {}
         images = _hold_out(classes, folder, validation_fraction, lister.left_out)
     elif validation_fraction:
         raise UserError(
@@ -241,9 +250,10 @@ def list_images(
     else:
         images = Images(_list_splits(folder, places, lister), lister.left_out)
     if not any(images.splits.values()) and not faults:
+        left_out = images.left_out.describe()
         raise UserError(
             f"{folder}: has no images in one folder per class "
-            "(train/<class>/*.jpg, or <class>/*.jpg)"
+            f"(train/<class>/*.jpg, or <class>/*.jpg){f'; {left_out}' if left_out else ''}"
         )
     return images
 
