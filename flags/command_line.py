@@ -25,8 +25,11 @@ GROUPS: dict[str, Any] = {
     for field in dataclasses.fields(config_lib.Config)
     if dataclasses.is_dataclass(field.type)
 }
-# The tuple that absl prints of a value that is none of a switch.
-_NOT_BOOLEAN = re.compile(r"\('Non-boolean argument to boolean flag', .*\)$")
+# What Python and absl say of a value of another type than the flag's.
+_OTHER_TYPE = re.compile(
+    r"(flag --(\w+)=.*?: )"
+    r"(\('Non-boolean argument|could not convert string|invalid literal for int).*"
+)
 
 
 class HelpRequested(Exception):
@@ -127,11 +130,20 @@ def _value(field: dataclasses.Field[Any], values: absl_flags.FlagValues) -> Any:
 
 def _describe_unknown(error: absl_flags.UnrecognizedFlagError) -> str:
     """Returns the line about an unknown flag, with this program's name for it where it has one."""
+    name = error.flagname.replace("-", "_")
     for group_type in GROUPS.values():
         for field in dataclasses.fields(group_type):
-            if error.flagname in statement_of(field).elsewhere:
+            if name in (field.name, *statement_of(field).elsewhere):
                 return f"Unknown command line flag '{error.flagname}'. Did you mean: {field.name}?"
     return _in_one_line(error)
+
+
+def _describe_illegal(error: absl_flags.Error, values: absl_flags.FlagValues) -> str:
+    """Returns the line about a value that a flag cannot have."""
+    line = _in_one_line(error)
+    if (found := _OTHER_TYPE.fullmatch(line)) is None:
+        return line
+    return f"{found[1]}must be {values[found[2]].parser.syntactic_help or 'true or false'}"
 
 
 def _in_one_line(error: Exception) -> str:
@@ -161,7 +173,7 @@ def parse(
     except absl_flags.UnrecognizedFlagError as error:
         raise UserError(_describe_unknown(error)) from None
     except absl_flags.Error as error:
-        raise UserError(_NOT_BOOLEAN.sub("must be true or false", _in_one_line(error))) from None
+        raise UserError(_describe_illegal(error, values)) from None
     except ValueError as error:  # absl's, of --noflag=value.
         raise UserError(_in_one_line(error)) from None
     if values.help or values.helpfull:

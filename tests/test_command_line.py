@@ -62,7 +62,9 @@ def test_benchmark_is_short_for_its_mode():
             ["--steps=3", "--epochs=2"],
             "--steps: must not be given with --epochs, got 3 and 2",
         ),
-        (["--batch_size=many"], "--batch_size=many: invalid literal"),
+        (["--batch_size=many"], "--batch_size=many: must be an integer, or auto$"),
+        (["--image_size=2.5"], "--image_size=2.5: must be an integer$"),
+        (["--epochs=3: x"], "--epochs=3: x: must be a number$"),
         (
             ["--bach_size=3"],
             "Unknown command line flag 'bach_size'. Did you mean: batch_size",
@@ -82,6 +84,8 @@ def test_benchmark_is_short_for_its_mode():
         ),
         (["--flagfile"], "--flagfile: must be a file that can be read, got ''"),
         (["--lr=1"], "Unknown command line flag 'lr'. Did you mean: base_learning_rate?"),
+        (["--num-epochs=1"], "Unknown command line flag 'num-epochs'. Did you mean: epochs?"),
+        (["--lr-decay-epochs=1"], "'lr-decay-epochs'. Did you mean: lr_decay_epochs?"),
         (["--resume=must"], "--logdir: must be given with --resume=must, got none"),
         (
             ["--predictions_csv=p.csv"],
