@@ -121,3 +121,15 @@ def test_a_network_with_a_background_class_gets_labels_from_one_on(places, kind)
 def test_images_without_partners_are_told(flags, told):
     lines = remarks.describe_mixing(Config(data=DataConfig(**flags)))
     assert [line[: len(told or "")] for line in lines] == ([told] if told else [])
+
+
+def test_data_that_teach_nothing_are_told(tmp_path):
+    write_folder(tmp_path, {"a": 2})
+    config = DataConfig(data_dir=str(tmp_path))
+    one, unseen = remarks.describe_data(dataset.open_dataset(config))
+    assert one == "there is one class: nothing is learned, since each answer is right"
+    assert unseen == "there are no validation examples: nothing is evaluated"
+    write_folder(tmp_path, {"b": 2})
+    assert remarks.describe_data(dataset.open_dataset(config)) == (unseen,)
+    config = dataclasses.replace(config, validation_fraction=0.5)
+    assert remarks.describe_data(dataset.open_dataset(config)) == ()

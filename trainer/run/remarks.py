@@ -20,9 +20,12 @@ def describe_data(dataset: AnyDataset) -> tuple[str, ...]:
             "the data are one batch of random images, for timing (--steps: how long); give "
             "--data_dir=DIR to train on images",
         )
-    if info.num_validation_examples:
-        return dataset.remarks
-    return (*dataset.remarks, "there are no validation examples: nothing is evaluated")
+    lines = [*dataset.remarks]
+    if info.num_classes == 1:
+        lines.append("there is one class: nothing is learned, since each answer is right")
+    if not info.num_validation_examples:
+        lines.append("there are no validation examples: nothing is evaluated")
+    return tuple(lines)
 
 
 def describe_goal(config: Config, info: DatasetInfo) -> tuple[str, ...]:
