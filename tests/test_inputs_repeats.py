@@ -198,3 +198,4 @@ def test_the_line_at_the_start_tells_how_many_examples_an_epoch_has(name, exampl
     )
     line = summary.describe_start(config, Group(Worker()), info, plan, done=0, is_complete=False)
     assert told in line
+    assert f"; 1 worker x {config.data.batch_size} images, " in line

@@ -100,11 +100,12 @@ def describe_start(
     state = f"; goes on after step {done}" if done else ""
     if is_complete:
         state = "; it is complete already"
+    workers = f"{group.worker.size} worker{'s' if group.worker.size > 1 else ''}"
     return (
         f"{config.model.model} on {info.name}: {info.num_train_examples} training"
         f"{_describe_repeats(config, info)} and {info.num_validation_examples} validation "
         f"examples, {info.num_classes} classes; "
-        f"{group.worker.size} workers x {config.data.batch_size} images, {config.model.precision}; "
+        f"{workers} x {config.data.batch_size} images, {config.model.precision}; "
         f"{plan.total_steps} steps ({plan.epoch_at(plan.total_steps):.1f} epochs){state}"
     )
 
