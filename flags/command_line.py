@@ -130,6 +130,10 @@ def _value(field: dataclasses.Field[Any], values: absl_flags.FlagValues) -> Any:
 
 def _describe_unknown(error: absl_flags.UnrecognizedFlagError) -> str:
     """Returns the line about an unknown flag, with this program's name for it where it has one."""
+    if len(words := error.flagname.split(maxsplit=1)) > 1:  # A line of a flag file.
+        return (
+            f"Unknown command line flag '{error.flagname}'. A flag file has --{words[0]}={words[1]}"
+        )
     name = error.flagname.replace("-", "_")
     for group_type in GROUPS.values():
         for field in dataclasses.fields(group_type):

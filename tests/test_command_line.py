@@ -84,6 +84,7 @@ def test_benchmark_is_short_for_its_mode():
         ),
         (["--flagfile"], "--flagfile: must be a file that can be read, got ''"),
         (["--lr=1"], "Unknown command line flag 'lr'. Did you mean: base_learning_rate?"),
+        (["--epochs 3"], "flag 'epochs 3'. A flag file has --epochs=3$"),
         (["--num-epochs=1"], "Unknown command line flag 'num-epochs'. Did you mean: epochs?"),
         (["--lr-decay-epochs=1"], "'lr-decay-epochs'. Did you mean: lr_decay_epochs?"),
         (["--resume=must"], "--logdir: must be given with --resume=must, got none"),
