@@ -146,7 +146,7 @@ def test_what_is_no_data_set_is_refused(tmp_path):
     (tmp_path / "train" / "a").mkdir(parents=True)
     os.mkfifo(tmp_path / "train" / "a" / "1.pipe")  # It is not opened, which would not end.
     for name, data, told in (
-        (".hidden", b"\xff\xd8", "or put its images there"),
+        (".hidden", b"\xff\xd8", "or put its images there; a --logdir belongs elsewhere"),
         ("0.JXL", b"\xff\x0a", "0.JXL is a JPEG XL, which is not read: save such files as JPEG or"),
         ("0.HEIC", b"\0\0\0\x18ftypheic", "0.HEIC is a HEIC, which is not read: save such files"),
         ("0", encode(noise(0)), "0 is a PNG: give it a name that ends in .png"),

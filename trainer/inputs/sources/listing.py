@@ -132,7 +132,8 @@ class _Lister:
                 others.append(path)
                 self.left_out.add(path)
         if not files:
-            advice = "Remove the folder, or put its images there."
+            # A run makes the folder of its --logdir before it lists its data.
+            advice = "Remove the folder, or put its images there; a --logdir belongs elsewhere."
             if has_folders:
                 advice = (
                     "Its own folders are not read: put its images there, or, if these folders are "
