@@ -158,8 +158,15 @@ def test_another_hosts_goes_from_a_folder_that_is_held(tmp_path, of_another_host
     assert not temporary.exists()
 
 
-def test_what_another_host_may_be_following_with_stays_for_a_day(tmp_path, of_another_host):
+@pytest.mark.parametrize("is_of_this_host", [False, True])
+def test_what_a_follower_has_left_stays_for_a_day(
+    tmp_path, of_another_host, monkeypatch, is_of_this_host
+):
+    """On this host it is that of a dead process; whether another host's lives can't be known."""
     temporary = of_another_host(tmp_path / "following")
+    if is_of_this_host:
+        monkeypatch.setattr(files, "_host_digest", lambda: "0123abcd")
+        monkeypatch.setattr(Process, "is_alive", lambda process: False)
     for age_sec, is_left in ((23 * 3600, True), (25 * 3600, False)):
         os.utime(temporary, (time.time() - age_sec,) * 2)
         files.sweep(tmp_path, shared="following")

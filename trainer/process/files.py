@@ -135,13 +135,12 @@ def sweep(
     Args:
       folder: the folder, which may be missing.
       earlier: temporary names that earlier versions used.
-      shared: name of what processes without the lock write here, too: that of other hosts stays
-        until it is a day old.
+      shared: name of what processes without the lock write here, too: it stays until it is a day
+        old, since the next such process goes on with it.
     """
     for path in _list(folder):
         match = _TEMPORARY.fullmatch(path.name)
-        is_of_others = match is not None and match[3] != _host_digest()
-        if is_of_others and path.name.startswith(f".{shared}.") and _age_sec(path) <= _DAY_SEC:
+        if match and path.name.startswith(f".{shared}.") and _age_sec(path) <= _DAY_SEC:
             continue
         is_ours = earlier is not None and earlier.fullmatch(path.name) is not None
         if is_ours or (match and not _is_being_written(path)):

@@ -68,8 +68,10 @@ def _describe_sharing(logdir: str | None, group: Group) -> tuple[str, ...]:
 
 def _sweep(logdir: Path) -> None:
     """Removes the temporary files and folders of runs that were killed."""
+    # What a follower has taken is of this run, unless it begins anew.
+    shared = layout.FOLLOWING if layout.steps_in(str(logdir)) else None
     for folder in (logdir, logdir / layout.BEST, logdir / step_profiler.FOLDER):
-        files.sweep(folder, earlier=_OF_EARLIER_VERSIONS, shared=layout.FOLLOWING)
+        files.sweep(folder, earlier=_OF_EARLIER_VERSIONS, shared=shared)
 
 
 def _leave(reason: str) -> None:
