@@ -108,7 +108,7 @@ def test_doctor_tells_it_where_there_are_compiled_ones(monkeypatch, is_used):
 def test_what_a_run_compares_and_records_is_that_of_its_precision(monkeypatch, precision):
     config = Config(model=ModelConfig(precision=precision))
     monkeypatch.setattr(library, "describe", lambda dtype: dtype.name)
-    info = SimpleNamespace(num_train_examples=1, fingerprint="")
+    info = SimpleNamespace(num_train_examples=1, fingerprint="", exif_orientation="apply")
     plan = SimpleNamespace(global_batch_size=1, total_steps=1)
     assert setup._create_facts(config, Group(), info, plan).kernels == precision
     asked = []

@@ -13,7 +13,7 @@ from input_data import create_config
 import models
 from models import plug_in
 from trainer import __main__ as program
-from trainer.checkpoints import search
+from trainer.checkpoints import restore, search
 from trainer.config import Config, ModelConfig
 from trainer.errors import ConfigError, UserError
 from trainer.graph.network import build_logits
@@ -81,6 +81,7 @@ def test_malformed_names_of_networks_are_one_line(name):
 )
 def test_a_run_with_a_malformed_name_ends_in_one_line(monkeypatch, capsys, mode, flag):
     monkeypatch.setattr(search, "choose", lambda run: search.Chosen("model.ckpt-1"))
+    monkeypatch.setattr(restore, "count_classes", lambda prefix, given: given)
     argv = [f"--mode={mode}", "--num_classes=3", f"--{flag}=.x:f"]
     with mock.patch.dict(os.environ):  # A run sets variables for its libraries.
         assert program.run(["slim-horovod", *argv]) == 2

@@ -74,7 +74,7 @@ def test_in_a_half_made_environment_a_script_does_not_begin_again_for_ever(tmp_p
         (["compare_peers.py", "--venv=tests"], "compare_peers.py: --venv: must be new"),
         (
             ["make_tfrecords.py", "--images=DIR", "--out=README.md"],
-            "make_tfrecords.py: [Errno 17] File exists: ",
+            "make_tfrecords.py: --out: must be writable, got ",
         ),
     ],
 )
