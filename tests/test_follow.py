@@ -24,7 +24,7 @@ from trainer.errors import UserError
 from trainer.process import files, identity
 from trainer.process.identity import Process
 from trainer.run.followed_run import FollowedRun
-from trainer.safety import lock_holder
+from trainer.safety import lock_holder, status
 
 
 @pytest.fixture
@@ -115,6 +115,47 @@ def test_what_a_killed_follower_has_taken_the_next_one_has(tmp_path, save, monke
     assert not [path for path in tmp_path.iterdir() if "following" in path.name]
 
 
+@pytest.fixture
+def abandoned(tmp_path, save, monkeypatch):
+    """The folder of a killed follower that has taken steps 1 and 2; the run has step 2 alone."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with monkeypatch.context() as killed:
+        killed.setattr(identity, "this_process", lambda: Process(ended.pid, 1))
+        first = Follower(tmp_path)
+    for step in (1, 2):
+        save(step, step)
+        first.look()
+    (folder,) = files.abandoned(tmp_path / layout.FOLLOWING)
+    return folder
+
+
+def test_what_was_taken_of_another_run_in_the_folder_is_removed(tmp_path, abandoned):
+    for path in tmp_path.glob("[!.]*"):  # As by `rm -r runs/one/*`.
+        files.remove(path)
+    follower = Follower(tmp_path)
+    with follower.following():
+        assert follower.take_next() is None
+    assert not abandoned.exists()
+
+
+def test_what_cannot_be_taken_stays_for_the_next_follower(tmp_path, abandoned, monkeypatch):
+    link = layout.link
+
+    def link_in_part(names, **folders):
+        link(names[:1], **folders)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(layout, "link", link_in_part)
+    with (second := Follower(tmp_path)).following():
+        assert take_all(second) == []
+    assert layout.steps_in(str(abandoned)) == [2, 1]
+    monkeypatch.setattr(layout, "link", link)
+    with (third := Follower(tmp_path)).following():
+        assert take_all(third) == [(1, 1), (2, 2)]
+    assert not abandoned.exists()
+
+
 def test_the_best_of_what_was_followed_is_kept(tmp_path, save):
     follower = Follower(tmp_path)
     for step, top1 in ((1, 0.5), (2, 0.75), (3, 0.625)):
@@ -192,6 +233,38 @@ def test_a_run_of_another_host_is_gone_when_its_lock_stands_still(tmp_path, monk
     assert watch.may_be_alive()
     now[0] = 120
     assert not watch.may_be_alive()
+
+
+def test_a_complete_run_that_is_made_longer_is_waited_for(tmp_path, monkeypatch):
+    status.Status(str(tmp_path), rank=0).set("finished", step=2)
+    write_lock(tmp_path, beats=1)  # By its start, that reads the data as yet.
+    sleeps = []
+
+    def sleep(seconds):
+        sleeps.append(seconds)
+        if len(sleeps) == 3:
+            (tmp_path / lock_holder.FILE_NAME).unlink()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    run = FollowedRun(tmp_path, patience_sec=0)
+    assert list(run.checkpoints(Follower(tmp_path))) == []
+    assert len(sleeps) == 3
+
+
+def test_a_step_is_left_to_a_run_that_has_passed_over_a_damaged_checkpoint(tmp_path, monkeypatch):
+    (tmp_path / "model.ckpt-9.index").write_text("damaged")
+    status.Status(str(tmp_path), rank=0).set("running", step=4)
+    write_lock(tmp_path, beats=1)
+    sleeps = []
+
+    def sleep(seconds):
+        sleeps.append(seconds)
+        if len(sleeps) == 3:
+            (tmp_path / "metrics.jsonl").write_text('{"step": 5, "train/loss": 1.0}\n')
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    FollowedRun(tmp_path).wait_until_left(4)
+    assert len(sleeps) == 3
 
 
 def test_a_folder_without_a_run_is_a_line(tmp_path):

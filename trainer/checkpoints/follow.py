@@ -57,13 +57,19 @@ class Follower:
             files.remove(self._folder)
 
     def _adopt(self) -> None:
-        """Takes what followers have left that were killed; the run may have removed it since."""
+        """Takes what followers have left that were killed; the run may have removed it since.
+
+        Where the run has no checkpoint, it is of another run that was in the folder.
+        """
+        is_of_run = bool(layout.steps_in(str(self._logdir)))
         for folder in files.abandoned(self._logdir / layout.FOLLOWING):
-            taken = {step for step in layout.steps_in(str(folder)) if self._take(step, folder)}
-            self._waiting += taken
+            left = layout.steps_in(str(folder)) if is_of_run else []
+            taken = {step for step in left if self._take(step, folder)}
+            self._waiting += sorted(taken - set(self._waiting))
             with contextlib.suppress(OSError):
                 self._describe(folder, taken)
-            files.remove(folder)
+            if all(step in self._known for step in left):
+                files.remove(folder)
         self._waiting.sort()
 
     def _run(self) -> None:
@@ -100,23 +106,24 @@ class Follower:
     def _take(self, step: int, source: Path) -> bool:
         """Gives a checkpoint's files a second name; returns whether it is one to evaluate.
 
-        It is not where it is known, and where its files vanish meanwhile.
+        It is not where it is known, and where its files vanish meanwhile, or can't be linked.
         """
         identity = _identity_of(source, step)
         if identity is None or self._known.get(step) == identity or step == self._in_use:
             return False
         names = [path.name for path in layout.files_in(source, step=step)]
-        self._remove(step)  # What an earlier attempt has left, or a checkpoint that is replaced.
-        try:
+        self._remove(step)  # A checkpoint that is replaced.
+        with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
             layout.link(names, source=source, target=self._folder)
-        except OSError:
-            return False
-        # The index is removed first: where it is still there, nothing was removed before.
-        if _identity_of(source, step) != identity:
-            return False
-        self._known[step] = identity
-        return True
+            # The index is removed first: where it is still there, nothing was removed before.
+            if _identity_of(source, step) == identity:
+                self._known[step] = identity
+                return True
+        self._remove(step)
+        self._known.pop(step, None)
+        self._waiting = [each for each in self._waiting if each != step]
+        return False
 
     def take_next(self) -> tuple[int, str] | None:
         """Returns step and prefix of the oldest checkpoint that waits; None where none does.

@@ -48,7 +48,7 @@ class FollowedRun:
                 if (found := follower.take_next()) is None:
                     return
                 yield found
-            elif self._goes_on():
+            elif self._lock.may_be_alive():  # Also one that is complete, and made longer.
                 ended_sec = None
             else:
                 now_sec = time.monotonic()
@@ -68,8 +68,9 @@ class FollowedRun:
         return metrics_lines.steps_with(self._metrics, tag)
 
     def _has_left(self, step: int) -> bool:
-        newest = max(layout.steps_in(str(self._logdir)), default=0)
-        return max(newest, metrics_lines.last_step(self._metrics)) > step
+        # Not by the checkpoints that are there: to the step of a damaged one, the run comes again.
+        saved = status.read(self._logdir).step
+        return max(saved, metrics_lines.last_step(self._metrics)) > step
 
     def _goes_on(self) -> bool:
         """Returns whether the run is not complete and has a process, as far as can be known."""
