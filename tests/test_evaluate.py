@@ -1,14 +1,17 @@
-"""An evaluation that is asked to stop, on one process that stands for several."""
+"""Evaluations: what they count, write and log, and how one ends that is asked to stop."""
 
 import csv
 import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 
 import numpy as np
+import processes
 import pytest
 import sklearn.metrics
 import tensorflow as tf
@@ -21,6 +24,7 @@ from trainer.config import Config, PredictionConfig
 from trainer.distributed import Group
 from trainer.graph.evaluation import build_evaluation_graph
 from trainer.inputs.dataset import open_dataset
+from trainer.modes import predict
 from trainer.run.evaluation import Interrupted, evaluate
 from trainer.run.evaluation_details import EvaluationDetails, EvaluationPredictions
 from trainer.run.predictions import Prediction, PredictionFiles, open_files
@@ -284,6 +288,16 @@ def test_predictions_name_classes_and_what_cannot_be_read(run, tmp_path):
         np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
+def test_a_pipe_is_read_once_and_its_image_as_often_as_is_asked():
+    """A large image that Pillow decodes is read again when its turn has come."""
+    reads, writes = os.pipe()
+    os.write(writes, tiny.dataset(None).validation.read(0))
+    os.close(writes)
+    files = predict._Files([f"/dev/fd/{reads}"])
+    assert files.read(0) == files.read(0) == tiny.dataset(None).validation.read(0)
+    os.close(reads)
+
+
 @pytest.mark.processes
 def test_what_is_evaluated_otherwise_than_by_the_run_is_not_logged_there(run, tmp_path):
     """An image that can't be read has its row all the same."""
@@ -309,3 +323,22 @@ def test_what_is_evaluated_otherwise_than_by_the_run_is_not_logged_there(run, tm
     (bad,) = [row for row in rows if row["error"]]
     assert bad["file"].endswith("0 no image.png")
     assert (bad["label"], bad["label_name"], bad["class_1"]) == ("2", names[2], "")
+
+
+@pytest.mark.processes
+def test_a_run_that_may_only_be_read_is_evaluated_without_being_logged(run, tmp_path):
+    theirs = shutil.copytree(run, tmp_path / "theirs")
+    before = sorted((path.name, path.stat().st_size) for path in theirs.iterdir())
+    theirs.chmod(0o555)
+    # Not even root may write there, without what lets it.
+    drops = ["--bounding-set=-dac_override", "--inh-caps=-dac_override"]
+    without = ["setpriv", *drops] if os.geteuid() == 0 else []
+    flags = [*tiny.FLAGS, "--mode=evaluate", f"--logdir={theirs}"]
+    done = processes.run([*without, sys.executable, "-m", "trainer", *flags])
+    assert done.returncode == 0, done.stderr
+    told = rf"top-1 0\.\d+ .*; not logged in {theirs}, which can't be written \(Permission denied\)"
+    assert re.search(told, done.stdout), done.stdout
+    assert sorted((path.name, path.stat().st_size) for path in theirs.iterdir()) == before
+    done = processes.run([*without, sys.executable, "-m", "trainer", *flags, "--follow"])
+    told = f"--logdir: must be writable with --follow, got {theirs}, which can't be written"
+    assert (done.returncode, told in done.stderr) == (exit_status.MISTAKE, True), done.stderr

@@ -1,8 +1,10 @@
 """--mode=evaluate: evaluates a checkpoint on all validation examples, each of which counts once."""
 
 import contextlib
+import functools
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from trainer.inputs import synthetic
 from trainer.inputs.class_names import describe_names
 from trainer.inputs.dataset import AnyDataset, DatasetInfo, SyntheticDataset, open_dataset
 from trainer.machine.session import open_session
+from trainer.process import files
 from trainer.run import outputs
 from trainer.run.evaluation import Evaluation, Observer, evaluate, write_scalars
 from trainer.run.evaluation_details import EvaluationDetails, EvaluationPredictions
@@ -60,6 +63,9 @@ def _follow(config: Config, logdir: Path, group: Group) -> tuple[dict[str, Any],
             "--data_dir: must be given with --follow before the run has begun, got none; later, "
             "the run's folder tells"
         )
+    fault = _find_log_fault(logdir) if logdir.exists() else None
+    if fault is not None:
+        raise UserError(f"--logdir: must be writable with --follow, got {logdir}, {fault}")
     run, follower = FollowedRun(logdir), Follower(logdir)
     results, count = [], 0
     with contextlib.ExitStack() as stack:
@@ -78,9 +84,8 @@ def _follow(config: Config, logdir: Path, group: Group) -> tuple[dict[str, Any],
                 stack.enter_context(contextlib.closing(evaluator))
             if not evaluator.is_logged or step not in run.evaluated_steps(_tag_of(config)):
                 evaluator.load(prefix)
-                result, text = evaluator.evaluate()
-                if evaluator.is_logged and not config.fine_tuning.init_averages:
-                    text += _keep_if_best(follower, step, result["top1"])
+                keep = functools.partial(_keep_if_best, follower, step)
+                result, text = evaluator.evaluate(keep=keep)
                 print(f"{name}: {text}", flush=True)
                 count += 1
                 if config.run.result_json is not None:
@@ -129,7 +134,7 @@ class _Evaluator:
         # Weights of another run are not those of the run in --logdir: nothing is logged there.
         self._logdir = config.run.logdir if config.run.uses_own_checkpoint else None
         with group.fail_together(), explain_shortage(config, trains=False):
-            outputs.check_places(config, group.worker, logs=self._logdir is not None)
+            outputs.check_places(config, group.worker, logs=False)
             if group.worker.rank == 0:
                 check_places(config.prediction)
             num_classes = restore.count_classes(prefix, config.model.num_classes)
@@ -154,8 +159,8 @@ class _Evaluator:
                 main_graph.finalize()
         with group.explain_loss():
             agreement.check_data(group, self._dataset.info)
-            self._differing = group.gather(self._differs_from_run(prefix, trained.changed))[0]
-        if self._differing is not None:
+            self._unlogged = group.gather(self._reason_not_to_log(prefix, trained.changed))[0]
+        if self._unlogged is not None:
             self._logdir = None
         self._writer = create_writer(self._logdir, rank=group.worker.rank)
 
@@ -164,26 +169,27 @@ class _Evaluator:
         """Whether accuracies count as those of the run in --logdir."""
         return self._logdir is not None
 
-    def _differs_from_run(self, prefix: str, changed: Sequence[str]) -> str | None:
-        """Returns what the run has otherwise, as far as its manifest tells; None: nothing.
+    def _reason_not_to_log(self, prefix: str, changed: Sequence[str]) -> str | None:
+        """Returns why the run in --logdir gets no evaluation, as rank 0 sees it; None: it does.
 
         Args:
           prefix: prefix of a checkpoint of the run.
           changed: flags of the run's network that have other values here.
         """
-        if self._logdir is None:
+        if self._logdir is None or self._group.worker.rank != 0:
             return None
         if changed:
-            return " ".join(changed)
+            return f"whose run has {' '.join(changed)}"
         step = search.step_of(prefix)
         for folder in (Path(prefix).parent, Path(self._logdir)):
             manifest = checkpoint_manifest.read(folder)
             # Of a checkpoint that the run has removed, it knows nothing; its data stay the same.
             entry = manifest.find(step) or (manifest.entries[-1] if manifest.entries else None)
             if entry is not None:
-                is_same = entry.run.fingerprint == self._dataset.info.fingerprint
-                return None if is_same else "other data"
-        return None
+                if entry.run.fingerprint != self._dataset.info.fingerprint:
+                    return "whose run has other data"
+                break
+        return _find_log_fault(Path(self._logdir))
 
     def close(self) -> None:
         """Writes what is left, and gives the session's memory back."""
@@ -196,8 +202,12 @@ class _Evaluator:
         restore.restore_weights(self._session, prefix, self._variables, averages=averages)
         self.prefix = prefix
 
-    def evaluate(self) -> tuple[dict[str, Any], str]:
+    def evaluate(self, *, keep: Callable[[float], str] | None = None) -> tuple[dict[str, Any], str]:
         """Evaluates the checkpoint that is loaded. A collective.
+
+        Args:
+          keep: the function that gets the top-1 of the run's own weights, and returns what the line
+            has to say of it.
 
         Returns:
           the result for --result_json (see docs/evaluating.md), and a line about it.
@@ -222,6 +232,9 @@ class _Evaluator:
             found = evaluate(self._session, self._graph, group, *observers, after_batch=after_batch)
             text = "averaged weights: " if config.fine_tuning.init_averages else ""
             text += found.describe(info.num_classes)
+            if keep is not None and self.is_logged and not config.fine_tuning.init_averages:
+                # First: what is logged is not evaluated again by what follows a killed follower.
+                text += keep(found.top1)
             text += self._log(search.step_of(self.prefix), found, views)
             told = details.summarize(group)
         batch_size = self._graph.stream.batch.labels.shape[0] * group.worker.size
@@ -230,8 +243,8 @@ class _Evaluator:
 
     def _log(self, step: int, found: Evaluation, views: EvaluationViews) -> str:
         """Writes the result of a step's weights, and returns why not. A collective."""
-        if self._differing is not None:
-            return f"; not logged in {self._config.run.logdir}, whose run has {self._differing}"
+        if self._unlogged is not None:
+            return f"; not logged in {self._config.run.logdir}, {self._unlogged}"
         num_classes = self._dataset.info.num_classes
         averages = self._config.fine_tuning.init_averages
         latest = max(self._group.gather(_latest_evaluation(self._logdir, _tag_of(self._config))))
@@ -293,6 +306,17 @@ def _check_examples(config: Config, info: DatasetInfo) -> None:
             "into validation/ or into shards validation-*, or give --validation_fraction=1 to "
             "evaluate on all of a folder of classes"
         )
+
+
+def _find_log_fault(logdir: Path) -> str | None:
+    """Returns why evaluations can't be logged in a run's folder; None where they can."""
+    error = files.find_write_error(logdir, is_folder=True)
+    if error is not None:
+        return f"which can't be written ({error.strerror})"
+    metrics = logdir / metrics_lines.NAME
+    if metrics.exists() and not os.access(metrics, os.W_OK):
+        return f"whose {metrics_lines.NAME} can't be written"
+    return None
 
 
 def _tag_of(config: Config) -> str:

@@ -40,6 +40,7 @@ class _Files:
         self.labels = np.arange(len(paths))
         self.reasons: dict[int, str] = {}
         self._paths = paths
+        self._read_once: dict[int, bytes] = {}
 
     def note_bad(self, example: int, reason: str) -> None:
         self.reasons[example] = reason
@@ -48,7 +49,10 @@ class _Files:
         path = self._paths[index]
         try:
             if path.startswith(_OPEN_FILES):
-                return Path(path).read_bytes()
+                # A pipe gives its bytes once, and a large image is asked for again.
+                if index not in self._read_once:
+                    self._read_once[index] = Path(path).read_bytes()
+                return self._read_once[index]
             return storage.read_file(path)
         except OSError as error:
             raise BadImageError(error.strerror or "cannot be read") from error

@@ -265,33 +265,41 @@ def _tell_once(text: str) -> None:
     print(f"slim-horovod: {text}", file=sys.stderr, flush=True)
 
 
-def check_writable(path: str | os.PathLike[str], flag_name: str, *, is_folder: bool) -> None:
-    """Checks before a run that its results can be written.
+def find_write_error(path: str | os.PathLike[str], *, is_folder: bool) -> OSError | None:
+    """Returns why a file, or files in a folder, can't be written; None where they can.
 
     Args:
       path: the folder to write into, made where it is missing, or the file to write.
-      flag_name: the flag that gave the path.
       is_folder: whether the path is that of a folder.
-
-    Raises:
-      UserError: it cannot be written.
     """
     path = Path(path)
-    folder = path if is_folder else Path(os.path.realpath(path)).parent
-    probe = temporary_path(folder / "writable")
     try:
+        folder = path if is_folder else Path(os.path.realpath(path)).parent
+        probe = temporary_path(folder / "writable")
         if not is_folder and path.is_dir():
             raise IsADirectoryError(21, "is a folder")
         if not is_folder and is_stream(path):
             # Opening a pipe waits for its reader.
             if not os.access(path, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            return
+            return None
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
     except OSError as error:
+        return error
+    return None
+
+
+def check_writable(path: str | os.PathLike[str], flag_name: str, *, is_folder: bool) -> None:
+    """Checks before a run that its results can be written, as `find_write_error` does.
+
+    Raises:
+      UserError: they can't; the message names the flag that gave the path.
+    """
+    error = find_write_error(path, is_folder=is_folder)
+    if error is not None:
         raise UserError(
-            f"--{flag_name}: must be writable, got {path} ({error.strerror})",
+            f"--{flag_name}: must be writable, got {os.fspath(path)} ({error.strerror})",
             status=status_of(error),
-        ) from None
+        )
