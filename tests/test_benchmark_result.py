@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import os
+import subprocess
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -223,6 +225,18 @@ def test_csv_rows_are_appended(tmp_path):
     assert float(rows[1]["peak_fraction"]) == pytest.approx(0.4)
     assert rows[4]["bytes"] == str(2**20)
     assert all(row["version_tensorflow"] and row["date"] and row["cpu"] for row in rows)
+
+
+def test_rows_are_passed_on_to_who_reads_a_pipe(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE, text=True)
+    config = Config(mode="benchmark", benchmark=BenchmarkConfig(result_csv=str(pipe)))
+    record.check_csv(str(pipe))  # Without waiting for somebody who writes.
+    record.append_csv(config, Worker(), {"forward": sweep()})
+    header, *rows = reader.communicate(timeout=60)[0].splitlines()
+    assert header.split(",") == list(record.COLUMNS)
+    assert len(rows) == 3
 
 
 def test_every_figure_has_a_column():

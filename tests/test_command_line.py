@@ -14,7 +14,7 @@ from flags import command_line
 from trainer.config import Config, DataConfig, OptimizerConfig, RunConfig
 from trainer.config.statement import PathKind, statement_of
 from trainer.errors import ConfigError, UserError
-from trainer.process import launcher
+from trainer.process import files, launcher
 
 
 def parse(*arguments):
@@ -131,6 +131,18 @@ def test_a_wrong_flag_is_one_line(arguments, line):
 
 def test_several_results_may_go_to_a_device():
     assert parse("--result_json=/dev/null", "--mllog=/dev/null").telemetry.mllog == "/dev/null"
+
+
+def test_a_folder_that_was_removed_is_told_of_when_a_file_in_it_is_to_be_written(
+    tmp_path, monkeypatch
+):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    config = parse("--result_json=r.json", "--mllog=m.log")
+    with pytest.raises(UserError, match=r"--result_json: must be writable, got r\.json .No such"):
+        files.check_writable(config.run.result_json or "", "result_json", is_folder=False)
 
 
 def test_predict_takes_files():

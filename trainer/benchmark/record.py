@@ -45,7 +45,7 @@ def check_csv(path: str) -> None:
     Raises:
       ConfigError: the file's header is not `COLUMNS`, or the file can't be read.
     """
-    if not Path(path).exists():
+    if not Path(path).exists() or files.is_stream(path):
         return
     try:
         with open(path, encoding="utf-8", newline="") as file:
@@ -66,7 +66,8 @@ def append_csv(config: Config, worker: Worker, results: Mapping[str, Result]) ->
       OSError: the file can't be read or written.
     """
     path = Path(config.benchmark.result_csv or "")
-    before = path.read_bytes() if path.exists() else b""
+    # What a pipe or an open file has, it keeps.
+    before = path.read_bytes() if path.exists() and not files.is_stream(path) else b""
     lines = io.StringIO()
     table = csv.DictWriter(lines, COLUMNS, extrasaction="ignore", lineterminator="\n")
     if not before:

@@ -5,6 +5,7 @@ help are stated here and nowhere else: `flags.command_line` defines the flags fr
 Nothing here imports TensorFlow, so that a wrong flag is refused before the seconds of that import.
 """
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator
@@ -124,9 +125,11 @@ class Config:
         values = {each.name: each.value for each in self.flags() if each.name in _WRITTEN_FILES}
         named: dict[str, str] = {}
         for name in _WRITTEN_FILES:
-            place = None if values[name] is None else os.path.realpath(values[name])
+            place = values[name]
             if place is None or (os.path.exists(place) and not os.path.isfile(place)):
                 continue  # What is no file, as /dev/null, may get several.
+            with contextlib.suppress(OSError):  # The current folder may be gone.
+                place = os.path.realpath(place)
             other = named.setdefault(place, name)
             if other != name:
                 raise ConfigError(
