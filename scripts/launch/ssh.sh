@@ -35,7 +35,7 @@ shift
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 venv=$(realpath -ms "${SLIM_HOROVOD_VENV:-$root/.venv}")
 [[ -x $venv/bin/python ]] || fail "$venv: is not there: run scripts/setup.sh first"
-[[ " $*" != *" --logdir="[^/]* ]] || fail "--logdir must be an absolute path that all hosts share"
+[[ " $*" != *" --logdir="[^/]* ]] || fail "--logdir must be an absolute path"
 for host in $(tr , '\n' <<<"$hosts" | cut -d: -f1 | sort -u); do
   getent hosts "$host" >/dev/null || fail "$host: has no address; add it to /etc/hosts, or to DNS"
   # As horovodrun calls it: a password or an unknown host key would have it wait for ever.
