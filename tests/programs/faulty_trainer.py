@@ -140,11 +140,11 @@ def spoil(plan):
     import tensorflow.compat.v1 as tf1
 
     from trainer.graph import train_step
-    from trainer.modes import train
     from trainer.run import setup as run_setup
+    from trainer.run import validation
 
     before(run_setup, "open_dataset", "start-up", plan)
-    before(train, "evaluate", "evaluation", plan)
+    before(validation, "evaluate", "evaluation", plan)
     spoil_saves(plan)
     build, run, create_step = (
         train_step.build_train_graph,

@@ -13,11 +13,12 @@ from trainer.graph import learning_rate
 from trainer.machine.gpu import UseMeter
 from trainer.process import start_up, streams, texts
 from trainer.run import first_allreduce, outputs, remarks, summary
-from trainer.run.evaluation import Evaluation, Interrupted, evaluate, write_scalars
+from trainer.run.evaluation import Evaluation
 from trainer.run.guard import LoopGuard
 from trainer.run.monitor import Monitor, create_monitor, metering_gpu
 from trainer.run.setup import Setup, at_size, find_first_step, set_up
 from trainer.run.summary import RunTimes
+from trainer.run.validation import validate
 from trainer.safety import agreement, run_folder
 from trainer.safety.protection import Protection, protect
 from trainer.safety.shortage import explain_shortage
@@ -168,7 +169,8 @@ def _train(
             is_logged = logdir is not None and done in metrics_lines.steps_with(
                 Path(logdir) / metrics_lines.NAME, tags.EVAL_TOP1
             )
-            evaluation, ending = _evaluate(group, setup, done, monitor, guard, is_logged=is_logged)
+            evaluation, is_asked = validate(group, setup, done, monitor, guard, is_logged=is_logged)
+            ending = Ending.PREEMPTED if is_asked else Ending.FINISHED
             outcome = outcome._replace(ending=ending, evaluation=evaluation)
             top1 = None if evaluation is None else evaluation.top1
             is_complete = is_complete or _reaches(config.run.stop_at_top1, top1)
@@ -282,8 +284,7 @@ def _loop(
                 guard.save(number)
         if plan.evaluates_at(number) and not is_asked:
             with monitor.pauses.during(tags.EVALUATION_MS, number):
-                evaluation, ending = _evaluate(group, setup, number, monitor, guard)
-                is_asked = ending is Ending.PREEMPTED
+                evaluation, is_asked = validate(group, setup, number, monitor, guard)
             if evaluation is not None and _reaches(config.run.stop_at_top1, evaluation.top1):
                 guard.end_early(number, evaluation.top1)
                 return Outcome(Ending.FINISHED, evaluation, stopped_at=number)
@@ -308,43 +309,3 @@ def _tell_start(setup: Setup, monitor: Monitor) -> None:
 def _reaches(target: float | None, top1: float | None) -> bool:
     """Returns whether an accuracy is at least that of --stop_at_top1."""
     return target is not None and top1 is not None and top1 >= target
-
-
-def _evaluate(
-    group: Group,
-    setup: Setup,
-    step: int,
-    monitor: Monitor,
-    guard: LoopGuard,
-    *,
-    is_logged: bool = False,
-) -> tuple[Evaluation | None, Ending]:
-    """Evaluates, where there is something to evaluate on, and reports the result.
-
-    It is not logged again where a start before was killed between logging and noting it.
-    """
-    if setup.evaluation is None:
-        return None, Ending.FINISHED
-    try:
-        with (
-            guard.long_phase(f"the evaluation after step {step}"),
-            monitor.mllog.evaluating(step) as accuracies,
-        ):
-            result = evaluate(
-                setup.session,
-                setup.evaluation,
-                group,
-                monitor.views,
-                is_stop_asked=guard.is_stop_asked,
-            )
-            accuracies.append(result.top1)
-    except Interrupted:
-        return None, Ending.PREEMPTED
-    num_classes = setup.info.num_classes
-    monitor.console.say(f"step {step}: evaluation: {result.describe(num_classes)}")
-    if not is_logged:
-        write_scalars(monitor.writer, step, result, num_classes=num_classes)
-    monitor.views.publish(step, group)
-    monitor.writer.flush()
-    guard.note_evaluation(step, result.top1)
-    return result, Ending.FINISHED
