@@ -5,8 +5,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from models import plug_in
 from trainer.config import DataConfig
 from trainer.config.statement import AUTO, statement_of
@@ -16,6 +14,7 @@ from trainer.inputs import synthetic
 from trainer.inputs.class_names import by_name, count_classes, name_classes
 from trainer.inputs.images.reader import ImageReader
 from trainer.inputs.images.sizes import describe_large
+from trainer.inputs.labels import check_labels, count_examples
 from trainer.inputs.pipeline import Stream, build_stream
 from trainer.inputs.rows import EvaluationRows, TrainRows
 from trainer.inputs.source import OpenFn, Source, Split
@@ -203,21 +202,6 @@ def _import_plug_in(name: str) -> OpenFn:
         ) from error
 
 
-def _check_labels(source: Source, num_classes: int) -> None:
-    """Raises UserError, with an example, where labels are not in 0 to num_classes - 1."""
-    for name, split in (("train", source.train), ("validation", source.validation)):
-        if split is None or len(split.labels) == 0:
-            continue
-        smallest, largest = int(split.labels.min()), int(split.labels.max())
-        if smallest < 0 or largest >= num_classes:
-            wrong = int(np.argmax((split.labels < 0) | (split.labels >= num_classes)))
-            raise UserError(
-                f"--num_classes: labels of the {name} split go from {smallest} to {largest} after "
-                f"--label_offset, where 0 to {num_classes - 1} are allowed; the first other one "
-                f"is {int(split.labels[wrong])}, {split.where(wrong)}"
-            )
-
-
 def _check_flags(config: DataConfig, kind: str) -> tuple[str, ...]:
     """Returns a line about flags that have a value and that synthetic data does not read.
 
@@ -270,17 +254,6 @@ def _check_background(
     return source._replace(remarks=(*source.remarks, text))
 
 
-def _count_examples(source: Source, num_classes: int) -> tuple[tuple[int, int], ...]:
-    """Returns the numbers of training and of validation examples of each class."""
-    counts = [
-        np.bincount(np.asarray(labels, np.int64), minlength=num_classes).tolist()
-        for labels in (
-            () if split is None else split.labels for split in (source.train, source.validation)
-        )
-    ]
-    return tuple(zip(*counts, strict=True))
-
-
 AnyDataset = Dataset | SyntheticDataset
 
 
@@ -326,7 +299,7 @@ def open_dataset(
         turns = "apply" if source.turns_upright else "ignore"
         config = dataclasses.replace(config, exif_orientation=turns)
     if class_names is not None:
-        _check_labels(source, len(source.class_names or class_names))
+        check_labels(source, len(source.class_names or class_names))
         source = by_name(source, class_names)
     classes = source.num_classes or count_classes(source)
     if num_classes is not None and num_classes < classes:
@@ -336,7 +309,7 @@ def open_dataset(
     if is_network_foreign:
         source = _check_background(config, source, classes, num_classes)
     classes = num_classes or classes
-    _check_labels(source, classes)
+    check_labels(source, classes)
     info = DatasetInfo(
         name=source.name,
         num_train_examples=len(source.train.labels) if source.train else 0,
@@ -344,7 +317,7 @@ def open_dataset(
         num_classes=classes,
         class_names=source.class_names,
         fingerprint=source.fingerprint,
-        counts=_count_examples(source, classes),
+        counts=count_examples(source, classes),
         exif_orientation=config.exif_orientation,
     )
     return Dataset(config, source, info)
