@@ -19,6 +19,7 @@ from trainer.errors import UserError
 from trainer.inputs.conversion import convert
 from trainer.inputs.conversion.rewrite import DEFAULT_QUALITY, Rewriting
 from trainer.inputs.sources import manifest
+from trainer.process import host_cores
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -58,7 +59,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--processes",
         type=program.at_least(1),
-        default=len(os.sched_getaffinity(0)),
+        default=host_cores.available_cores(),
         help="how many work at the same time; default: one per core",
     )
     parser.add_argument(

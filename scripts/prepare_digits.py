@@ -42,9 +42,11 @@ def prepare(out: str) -> manifest.Manifest:
     """Writes what a folder lacks of the images, the shards and their manifest."""
     images = os.path.join(out, "images")
     files.check_writable(out, "out", is_folder=True)
-    if not os.path.isdir(images):
-        write_images(images)
-    return convert.convert(images, out, validation_fraction=_VALIDATION_FRACTION)
+    with open(os.path.join(out, ".images.lock"), "a") as lock:
+        files.lock(lock, lock.name, wait=True)  # Another first run may be preparing them, too.
+        if not os.path.isdir(images):
+            write_images(images)
+        return convert.convert(images, out, validation_fraction=_VALIDATION_FRACTION)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from shared import program
 from trainer.errors import UserError
 from trainer.inputs.conversion.verify import Verifier
 from trainer.inputs.sources import storage
+from trainer.process import host_cores
 
 
 def main() -> int:
@@ -55,7 +56,7 @@ def main() -> int:
     examples: collections.Counter[str] = collections.Counter()
     turned: collections.Counter[str] = collections.Counter()
     faults = 0
-    for verdict in verifier.run(threads=len(os.sched_getaffinity(0))):
+    for verdict in verifier.run(threads=host_cores.available_cores()):
         examples[verdict.split] += verdict.examples
         turned[verdict.split] += verdict.turned
         faults += len(verdict.faults)

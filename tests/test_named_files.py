@@ -41,6 +41,25 @@ def test_files_come_in_the_order_in_which_they_are_named(place, given, expected)
     assert found == expected
 
 
+class Unreadable(io.StringIO):
+    """A standard input that leads to a folder."""
+
+    def __iter__(self):
+        raise IsADirectoryError(21, "Is a directory")
+
+
+@pytest.mark.parametrize(
+    ("standard_input", "line"),
+    [
+        (None, "-: the standard input is closed"),
+        (Unreadable(), "-: the list cannot be read .Is a directory."),
+    ],
+)
+def test_a_standard_input_that_cannot_be_read_is_a_line(standard_input, line):
+    with pytest.raises(UserError, match=line):
+        find_files(["-"], standard_input)
+
+
 def test_names_that_are_no_utf8_are_read_as_they_are():
     listed = io.TextIOWrapper(io.BytesIO(b"caf\xe9.jpg\n"), encoding="utf-8")
     assert find_files(["-"], listed)[0] == ["caf\udce9.jpg"]

@@ -185,7 +185,8 @@ def test_another_size_writes_the_shards_anew(tmp_path):
             (data,) = features["image/encoded"].bytes_list.value
             assert min(opened(data).size) == side
             assert features["image/height"].int64_list.value == [side]
-    assert said == ["4 images made smaller"] * 2
+    shrunk = "4 images made smaller"
+    assert [line for line in said if not line.endswith("they are replaced")] == [shrunk, shrunk]
 
 
 @pytest.mark.slow

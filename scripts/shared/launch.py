@@ -1,6 +1,5 @@
 """Runs a launcher's command, and passes signals on to what it runs: for supervise.py."""
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -10,10 +9,9 @@ from pathlib import Path
 
 import worker_environment
 
+from trainer.process import identity
 from trainer.process.keeper import STOP_SIGNALS, unless_nohup
 from trainer.safety import lock_holder
-
-_PR_SET_PDEATHSIG = 1
 
 
 class Launch:
@@ -75,4 +73,4 @@ class Launch:
 
 def _prepare_launcher() -> None:
     os.setsid()  # So that the terminal's Ctrl-C comes once, from this program.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    identity.end_with_parent(signal.SIGTERM)

@@ -194,7 +194,7 @@ class DataConfig(Checked):
     shuffle_block: int | None = flag(
         None,
         "Neighbouring examples that the shuffle keeps together, so that a spinning or remote disk "
-        "is read in larger pieces. Default: 1 for local files, 16 for remote ones.",
+        "is read in larger pieces. Default: 16 for remote shards, else 1.",
         minimum=1,
         read_by=("tfrecord", "folder"),
     )

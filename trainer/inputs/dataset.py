@@ -22,6 +22,9 @@ from trainer.inputs.sources import manifest, storage
 from trainer.inputs.sources.folder import open_folder
 from trainer.inputs.sources.shards import find_shards, open_tfrecord
 
+# Records that are read together from a remote shard.
+_REMOTE_SHUFFLE_BLOCK = 16
+
 BUILT_IN: dict[str, OpenFn] = {"tfrecord": open_tfrecord, "folder": open_folder}
 
 
@@ -122,11 +125,8 @@ class Dataset:
         """
         split = self._split("validation")
         most = math.ceil(len(split.labels) / worker.size)
-        config = dataclasses.replace(
-            self._config,
-            image_size=self._config.evaluation_size,
-            batch_size=min(self._config.batch_size, most),
-        )
+        config = at_evaluation_size(self._config)
+        config = dataclasses.replace(config, batch_size=min(config.batch_size, most))
         maker = EvaluationRows(config, split, worker, self._reader("validation", worker))
         steps = math.ceil(len(split.labels) / (config.batch_size * worker.size))
         return build_stream(maker, config, worker, steps=steps)
@@ -168,6 +168,11 @@ class SyntheticDataset:
         raise UserError("--dataset: synthetic has nothing to evaluate on; give --data_dir")
 
 
+def at_evaluation_size(config: DataConfig) -> DataConfig:
+    """Returns the configuration with which evaluations prepare images, as that of all images."""
+    return _at_size(config, config.evaluation_size)
+
+
 def _at_size(config: DataConfig, image_size: int) -> DataConfig:
     return dataclasses.replace(
         config,
@@ -183,8 +188,22 @@ def _kind(config: DataConfig) -> str:
         return config.dataset
     if config.data_dir is None:
         return synthetic.NAME
-    holds_shards = manifest.FILE_NAME in storage.list_folder(config.data_dir)
-    return "tfrecord" if holds_shards or find_shards(config.data_dir).splits else "folder"
+    holds_shards = manifest.is_in(config.data_dir) or find_shards(config.data_dir).splits
+    return "tfrecord" if holds_shards else "folder"
+
+
+def _shuffled_for(config: DataConfig, kind: str) -> tuple[DataConfig, tuple[str, ...]]:
+    """Returns the configuration with a --shuffle_block, and a line where it does harm.
+
+    Neighbours in a folder of images are of one class, and no file of it holds two of them.
+    """
+    if kind == "folder" and (config.shuffle_block or 1) > 1:
+        text = f"--shuffle_block={config.shuffle_block}: in a folder of images neighbours are of "
+        return config, (f"{text}one class, so that batches have few classes: better give 1",)
+    is_remote = config.data_dir is not None and storage.is_remote(config.data_dir)
+    if kind == "tfrecord" and is_remote and config.shuffle_block is None:
+        return dataclasses.replace(config, shuffle_block=_REMOTE_SHUFFLE_BLOCK), ()
+    return config, ()
 
 
 def _import_plug_in(name: str) -> OpenFn:
@@ -289,6 +308,8 @@ def open_dataset(
         if kind == synthetic.NAME:
             return SyntheticDataset(config, num_classes or synthetic.DEFAULT_CLASSES, remarks)
         source = BUILT_IN[kind](config) if kind in BUILT_IN else _import_plug_in(kind)(config)
+        config, remarks = _shuffled_for(config, kind)
+        source = source._replace(remarks=(*source.remarks, *remarks))
     except OSError as error:
         raise UserError(
             f"{error.filename or config.data_dir or config.dataset}: cannot be read "

@@ -20,11 +20,9 @@ from trainer.inputs.images.reader import Image, ImageReader
 from trainer.inputs.images.reduction import Parts, find_parts
 from trainer.inputs.order import EpochOrder, dealt_positions, global_positions
 from trainer.inputs.source import Split, name_of
-from trainer.inputs.sources import storage
 
 # One black pixel, to fill up the last batches of an evaluation.
 _BLANK = Image(0, np.zeros((1, 1, 3), np.uint8), ImageHeader(RAW, 1, 1))
-_REMOTE_SHUFFLE_BLOCK = 16
 
 _BELOW_ONE = np.nextafter(np.float32(1), np.float32(0))
 
@@ -55,10 +53,11 @@ class TrainRows:
         self._labels = split.labels
         self._worker = worker
         self._seed = seed
-        is_remote = config.data_dir is not None and storage.is_remote(config.data_dir)
-        block = config.shuffle_block or (_REMOTE_SHUFFLE_BLOCK if is_remote else 1)
         self._order = EpochOrder(
-            len(split.labels), seed=seed, block=block, repeats=config.repeated_augmentation
+            len(split.labels),
+            seed=seed,
+            block=config.shuffle_block or 1,
+            repeats=config.repeated_augmentation,
         )
 
     def create(self, local_positions: npt.NDArray[Any], *, decode: bool) -> Rows:

@@ -152,6 +152,7 @@ def _progress(config: Config, count: int) -> Iterator[Callable[[str | None, Text
                 print(line, file=stream, flush=True)
             elif line is not None:
                 bar.write(line, file=stream)
+                stream.flush()
             bar.update()
 
         yield tell

@@ -1,10 +1,13 @@
 """Identifies processes, even where the kernel gives a process's number to a later one."""
 
 import contextlib
+import ctypes
 import os
+import signal
 from pathlib import Path
 from typing import NamedTuple
 
+_PR_SET_PDEATHSIG = 1
 _SHELLS = ("sh", "bash", "dash", "ash", "zsh", "ksh", "csh", "tcsh", "fish", "busybox", "timeout")
 
 
@@ -44,6 +47,11 @@ def find(pid: int) -> Process | None:
 def this_process() -> Process:
     """Returns the calling process; its start time is 0 where there is no /proc."""
     return find(os.getpid()) or Process(os.getpid(), 0)
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """Has the kernel send this process a signal when its parent has ended, even by SIGKILL."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def parent_of(pid: int) -> int:

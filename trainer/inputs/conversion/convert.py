@@ -31,7 +31,7 @@ from trainer.inputs.conversion.shard_writer import (
     write_receipt,
 )
 from trainer.inputs.sources import listing, manifest, storage
-from trainer.process import files
+from trainer.process import files, identity
 
 # To be raised with every change of what becomes of an image, so that shards are written anew.
 _RULES = 4
@@ -39,6 +39,8 @@ _RULES = 4
 # the end, unless there are few images.
 _SHARDS_FOR_PROCESSES = 32
 _IMAGES_FOR_A_SHARD = 8
+# Names of shards have five digits.
+_MOST_SHARDS = 99_999
 REPORT_NAME = "unreadable.txt"
 # The temporary files of killed converters of earlier versions.
 _OF_EARLIER_VERSIONS = re.compile(r"\..*\.writing")
@@ -69,7 +71,7 @@ def _split_tasks(
     ]
     images.sort(key=lambda image: listing.name_digest(image[0], source, seed))
     total_bytes = sum(_state(image[0])[0] for image in images)
-    count = min(len(images), max(1, round(total_bytes / shard_bytes)))
+    count = min(len(images), _MOST_SHARDS, max(1, round(total_bytes / shard_bytes)))
     if rewriting.shorter_side is not None:
         # Not by the number of processes, on which the shards must not depend.
         count = max(count, min(_SHARDS_FOR_PROCESSES, len(images) // _IMAGES_FOR_A_SHARD))
@@ -107,6 +109,22 @@ def _alone_in(out: str) -> Iterator[None]:
             raise UserError(f"--out: another converter is writing to {out}") from error
         files.sweep(Path(out), earlier=_OF_EARLIER_VERSIONS)
         yield
+
+
+def _check_replaces(
+    out: str, described: manifest.Manifest, classes: Sequence[str], say: Callable[[str], object]
+) -> None:
+    """Says that a finished data set will be replaced.
+
+    Raises:
+      UserError: it has none of the classes, and must be another one.
+    """
+    if not set(described.classes) & set(classes):
+        raise UserError(
+            f"--out: {out} holds another data set, of which {described.classes[0]} is a class: "
+            "give another folder, or remove it"
+        )
+    say(f"{out}: its shards were made of other files, or with other options: they are replaced")
 
 
 def _remove_others(out: str, described: manifest.Manifest | None, tasks: Sequence[Task]) -> None:
@@ -158,6 +176,13 @@ def _has_size(path: str, size: int) -> bool:
         return False
 
 
+def _end_with(parent: int) -> None:
+    """Ends this process with the one that has started it, which may have ended already."""
+    identity.end_with_parent(signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 @contextlib.contextmanager
 def _ctrl_c_blocked() -> Iterator[None]:
     """Lets Ctrl-C wait. What is started meanwhile never gets it, not while it begins either.
@@ -180,7 +205,9 @@ def _convert_all(tasks: Sequence[Task], processes: int) -> dict[str, Receipt]:
     context = multiprocessing.get_context("spawn")
     with (
         tqdm.tqdm(total=total, initial=done, unit="image", disable=None) as progress,
-        concurrent.futures.ProcessPoolExecutor(processes, context) as pool,
+        concurrent.futures.ProcessPoolExecutor(
+            processes, context, initializer=_end_with, initargs=(os.getpid(),)
+        ) as pool,
     ):
         try:
             results: Iterator[Receipt] = map(convert_shard, missing)
@@ -267,6 +294,8 @@ def convert(
             if not lost:
                 return described
             say(f"{out}: {lost[0]} is missing or cut off ({len(lost)} such shards): written again")
+        if described is not None and described.source != digest:
+            _check_replaces(out, described, tuple(next(iter(splits.values()))), say)
         _remove_others(out, described, everything)
         receipts = _convert_all(everything, processes)
         _report(out, receipts, max_bad)

@@ -19,6 +19,7 @@ from trainer.inputs.source import BadImageError
 from trainer.inputs.sources import index, listing, manifest, shards, storage, tfrecord
 
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_PIECE_BYTES = 1 << 20
 # Without 0xFF, which would begin a marker.
 _MORE_DATA = np.random.default_rng(0).integers(0xFF, size=256, dtype=np.uint8).tobytes()
 
@@ -79,11 +80,11 @@ class Verifier:
         self._decode_every = decode_every
         self._thorough = thorough
         self._decoder = load_decoder()
-        self._manifest = manifest.read_manifest(data_dir)
+        self._manifest = manifest.read_manifest(data_dir) if manifest.is_in(data_dir) else None
         self._shards, self.remarks = shards.find_shards(data_dir)
         self._images: dict[str, dict[str, list[str]]] = {}
         self._classes_at_fault: list[str] = []
-        if not self._shards:
+        if not self._shards and self._manifest is None:
             images = listing.list_images(
                 data_dir, 0.0, follow_links=follow_links, faults=self._classes_at_fault
             )
@@ -200,6 +201,14 @@ class Verifier:
                 f"{path}: byte {len(buffer)}: {count} examples in {len(buffer)} bytes, where "
                 f"{manifest.FILE_NAME} says {shard.examples} in {shard.bytes}"
             )
-        if google_crc32c.value(bytes(buffer)) != shard.crc32c:
+        if _checksum(buffer) != shard.crc32c:
             faults.append(f"{path}: its checksum is not the one in {manifest.FILE_NAME}")
         return faults
+
+
+def _checksum(buffer: memoryview) -> int:
+    """Returns the CRC-32C of a file that may be larger than the memory, piece by piece."""
+    crc = 0
+    for start in range(0, len(buffer), _PIECE_BYTES):
+        crc = google_crc32c.extend(crc, bytes(buffer[start : start + _PIECE_BYTES]))
+    return int(crc)

@@ -203,9 +203,12 @@ def load_index(paths: Sequence[str], *, split: str) -> list[ShardIndex]:
         cached = (_read_cached(path, state, len(paths), say) for path in candidates)
         return next((shards for shards in cached if shards is not None), None)
 
-    shards = read_cached(logging.warning)
+    faults: list[str] = []
+    shards = read_cached(faults.append)
     if shards is not None:
         return shards
+    for fault in faults:
+        logging.warning("%s", fault)
     with _one_process_at_a_time(candidates[-1] if candidates else None):
         shards = read_cached(logging.debug)  # It has been said already.
         if shards is None:

@@ -12,6 +12,7 @@ from trainer.process import json_files
 
 FILE_NAME = "dataset.json"
 FORMAT = "slim-horovod dataset 1"
+_FORMATS = "slim-horovod dataset"  # Those of all versions.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,20 @@ def _parse(content: bytes) -> Manifest:
     return manifest
 
 
+def is_in(folder: str) -> bool:
+    """Returns whether a folder has a manifest: good, damaged, or of another version.
+
+    Other programs have files of the same name.
+    """
+    if FILE_NAME not in storage.list_folder(folder):
+        return False
+    try:
+        fields = json_files.parse(storage.read_file(os.path.join(folder, FILE_NAME)))
+    except json_files.FormatError:
+        return True
+    return isinstance(fields, dict) and str(fields.get("format")).startswith(_FORMATS)
+
+
 def read_manifest(folder: str) -> Manifest | None:
     """Reads the manifest of a data set; returns None where there is none.
 
@@ -88,7 +103,7 @@ def read_manifest(folder: str) -> Manifest | None:
     except json_files.FormatError as error:
         raise UserError(
             f"{path}: not a manifest that this version reads ({error}). "
-            "Write it anew with scripts/make_tfrecords.py."
+            "Write it anew with scripts/make_tfrecords.py, or remove it if it is another program's."
         ) from error
 
 

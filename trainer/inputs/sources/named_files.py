@@ -16,14 +16,16 @@ _STANDARD_INPUT = "-"
 _BYTE_ORDER_MARK = "\ufeff"
 
 
-def find_files(given: Sequence[str], standard_input: TextIO) -> tuple[list[str], tuple[str, ...]]:
+def find_files(
+    given: Sequence[str], standard_input: TextIO | None
+) -> tuple[list[str], tuple[str, ...]]:
     """Finds the files that are named.
 
     Args:
       given: each a file; a folder, of which all images are taken, those of folders in it too, in
         order of their names; `@FILE`, a list with a name in each line; or `-`, such a list from the
         standard input. `./-` and `./@name` are files.
-      standard_input: the standard input.
+      standard_input: the standard input; None: it is closed.
 
     Returns:
       the files, in the order in which they are named, and lines about what of the folders is left
@@ -54,24 +56,26 @@ def find_files(given: Sequence[str], standard_input: TextIO) -> tuple[list[str],
     return found, () if line is None else (line,)
 
 
-def _expand(given: Iterable[str], standard_input: TextIO) -> Iterator[str]:
+def _expand(given: Iterable[str], standard_input: TextIO | None) -> Iterator[str]:
     """Yields names, those of lists in the place of the list."""
     for name in given:
-        if name == _STANDARD_INPUT:
-            if isinstance(standard_input, io.TextIOWrapper):
-                standard_input.reconfigure(errors="surrogateescape")  # Names may be no UTF-8.
-            yield from _names_in(standard_input)
-        elif name.startswith(_LIST):
-            path = name.removeprefix(_LIST)
-            try:
+        try:
+            if name == _STANDARD_INPUT:
+                if standard_input is None:
+                    raise UserError(f"{name}: the standard input is closed")
+                if isinstance(standard_input, io.TextIOWrapper):
+                    standard_input.reconfigure(errors="surrogateescape")  # Names may be no UTF-8.
+                yield from _names_in(standard_input)
+            elif name.startswith(_LIST):
+                path = name.removeprefix(_LIST)
                 with open(path, encoding="utf-8", errors="surrogateescape") as file:
                     yield from _names_in(file)
-            except OSError as error:
-                raise UserError(
-                    f"{name}: the list cannot be read ({error.strerror})", status=status_of(error)
-                ) from None
-        else:
-            yield name
+            else:
+                yield name
+        except OSError as error:
+            raise UserError(
+                f"{name}: the list cannot be read ({error.strerror})", status=status_of(error)
+            ) from None
 
 
 def _names_in(file: TextIO) -> Iterator[str]:

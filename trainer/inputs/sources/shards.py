@@ -113,14 +113,19 @@ def find_shards(folder: str) -> Shards:
     subfolders = [name for name in _SPLIT_OF if name in storage.list_folder(folder)]
     for place in (folder, *(os.path.join(folder, name) for name in subfolders)):
         for name in storage.list_folder(place) if storage.is_folder(place) else ():
+            if is_hidden(name):
+                continue
             match = _SHARD_NAME.match(name)
             if match is None:
-                if _LIKE_SHARDS.search(name) and not is_hidden(name):
+                if _LIKE_SHARDS.search(name):
                     left_out.add(os.path.join(place, name), "of another split or name")
                 continue
             split, number, total = _SPLIT_OF[match[1]], int(match[2]), int(match[3])
             if number in found.setdefault(split, {}):
-                raise UserError(f"{folder}: holds shard {number} of {split} twice. Remove one.")
+                raise UserError(
+                    f"{folder}: holds shard {number} of {split} twice. Remove one: "
+                    f"{found[split][number]} or {os.path.join(place, name)}"
+                )
             found[split][number] = os.path.join(place, name)
             totals.setdefault(split, set()).add(total)
     for split, counts in totals.items():

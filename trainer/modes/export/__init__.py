@@ -16,6 +16,7 @@ from trainer.config import Config
 from trainer.errors import UserError
 from trainer.graph.network import classify
 from trainer.inputs.class_names import describe_names, name_classes
+from trainer.inputs.dataset import at_evaluation_size
 from trainer.machine import session
 from trainer.modes.export import check, formats, frozen, model_card, signatures
 from trainer.process import files, launcher, texts
@@ -29,8 +30,7 @@ def run(config: Config) -> int:
     launcher.refuse(config.mode)
     export_format = formats.find(config.run.export_format)
     # Predictions are those of an evaluation.
-    data = dataclasses.replace(config.data, image_size=config.data.evaluation_size)
-    config = dataclasses.replace(config, data=data)
+    config = dataclasses.replace(config, data=at_evaluation_size(config.data))
     prefix, skipped = search.choose(config.run)
     target = _find_target(config)
     num_classes = restore.count_classes(prefix, config.model.num_classes)
@@ -64,7 +64,8 @@ def run(config: Config) -> int:
                 "folded_batch_norms": exported.num_folded,
                 "largest_difference": difference,
             }
-            model_card.write(temporary, config, prefix, names, facts)
+            is_as_evaluated = not trained.changed
+            model_card.write(temporary, config, prefix, names, facts, is_as_evaluated)
     except frozen.NotExportableError as error:
         raise _refusal(config, error) from error
     except (OSError, tf.errors.OpError) as error:

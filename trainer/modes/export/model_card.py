@@ -20,7 +20,12 @@ _EVALUATED = {"top1": tags.EVAL_TOP1, "top5": tags.EVAL_TOP5, "loss": tags.EVAL_
 
 
 def write(
-    folder: Path, config: Config, prefix: str, names: Sequence[str], facts: dict[str, Any]
+    folder: Path,
+    config: Config,
+    prefix: str,
+    names: Sequence[str],
+    facts: dict[str, Any],
+    is_as_evaluated: bool,
 ) -> None:
     """Writes the file into an exported network's folder.
 
@@ -30,17 +35,22 @@ def write(
       prefix: the prefix of the checkpoint.
       names: the names of all classes.
       facts: what is known of the export itself.
+      is_as_evaluated: whether the run's evaluations prepared images in the same way, so that their
+        accuracy is that of the exported network.
 
     Raises:
       OSError: it can't be written.
     """
     flags = {flag.name: flag.value for flag in model_file.list_flags(config)}
     described = environment.describe()
+    checkpoint = _describe(prefix, averages=config.fine_tuning.init_averages)
+    if not is_as_evaluated:
+        checkpoint["evaluation"] = None
     content = {
         "class_names": list(names),
         "num_classes": len(names),
         **flags,
-        "checkpoint": _describe(prefix, averages=config.fine_tuning.init_averages),
+        "checkpoint": checkpoint,
         "export": {
             "date": described.date,
             **facts,
