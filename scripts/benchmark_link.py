@@ -290,7 +290,8 @@ def main() -> None:
                     print(f"{choice or 'as it is'}: {steps_sec[choice][-1]:.3f} s", flush=True)
     measured = {flags: scale_inputs.read_allreduces(each) for flags, each in timed.items()}
     work = scale_inputs.read_alone(
-        [run_logs.read_curves(each) for each in alone], next(iter(measured.values())).gradients
+        [run_logs.read_curves(each, scale_inputs.TAGS) for each in alone],
+        next(iter(measured.values())).gradients,
     )
     rows = compare(work, measured, steps_sec, options.flags)
     where = f"{options.mbit:g} Mbit/s, {options.delay_ms:g} ms" if hosts else "one host"

@@ -19,13 +19,15 @@ _NAMES = frozenset(
         *("COLUMNS", "LINES", "NO_COLOR", "LD_LIBRARY_PATH", "LD_PRELOAD", "GLIBC_TUNABLES"),
         # Where keys are, not what they are.
         *("GOOGLE_APPLICATION_CREDENTIALS", "SSL_CERT_FILE", "SSL_CERT_DIR", "CONDA_PREFIX"),
-        *("KRB5CCNAME", "PE_HOSTFILE", "SSH_AUTH_SOCK"),
+        *("KRB5CCNAME", "PE_HOSTFILE", "SSH_AUTH_SOCK", "CLOUDSDK_CONFIG", "NO_GCE_CHECK"),
     )
 )
 _PREFIXES = (
     *("CUDA_", "GOMP_", "HOROVOD_", "HYDRA_", "I_MPI_", "KMP_", "LC_", "MALLOC_", "MKL_"),
     *("LSB_", "NCCL_", "NVIDIA_", "OMPI_", "OMP_", "OPAL_", "ORTE_", "PBS_", "PMI", "PRTE_"),
     *("PYTHON", "SLIM_HOROVOD_", "SLURM_", "TF_", "UCX_", "XLA_"),
+    # Of fast networks, and of data in Google's storage.
+    *("FI_", "HCOLL_", "MPICH_", "MV2_", "OFI_NCCL_", "PSM2_", "PSM3_", "RDMAV_", "GCE_METADATA_"),
 )
 PASS = "SLIM_HOROVOD_PASS"
 

@@ -105,6 +105,13 @@ def test_an_interrupted_script_ends_as_a_shell_expects(capsys):
     assert capsys.readouterr().err == "test_program.py: interrupted\n"
 
 
+def test_a_script_ends_quietly_when_nobody_reads_on():
+    code = "from shared import program; program.run(lambda: [print(n) for n in range(100_000)])"
+    command = f"{sys.executable} -c '{code}' | head -1; echo ${{PIPESTATUS[0]}}"
+    done = start("bash", "-c", f"PYTHONPATH=$PYTHONPATH:{ROOT}/scripts; {command}")
+    assert (done.stdout, done.stderr) == ("0\n141\n", "")
+
+
 def test_a_path_may_begin_with_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     assert str(program.path("~/runs")) == "/home/somebody/runs"

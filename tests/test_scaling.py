@@ -58,6 +58,12 @@ def test_a_run_is_read_from_its_folder(tmp_path):
     assert parts.middle_ms == parts.fastest_ms == pytest.approx(80)
 
 
+def test_a_run_of_a_version_that_wrote_less_is_refused(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "perf/step_time_ms": 5.0}\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl has no perf/images_per_sec: another"):
+        scaling_runs.read_run(tmp_path)
+
+
 def test_a_run_is_read_from_its_result(tmp_path):
     folder = write_run(tmp_path / "a", workers=4, batch_size=8, step_ms=200)
     figures = {"workers": 4, "global_batch_size": 32, "images_per_sec": 150.5}

@@ -12,6 +12,7 @@ EXTRA = {
     "AWS_SECRET_ACCESS_KEY": "secret",
     "HOROVOD_CYCLE_TIME": "7",
     "WANTED": "yes",
+    "FI_PROVIDER": "efa",
     "SLIM_HOROVOD_PASS": "WANTED",
 }
 
@@ -31,6 +32,7 @@ def passed_on(*command):
 def check(found):
     assert "secret" not in found.values()
     assert (found["HOROVOD_CYCLE_TIME"], found["WANTED"]) == ("7", "yes")
+    assert found["FI_PROVIDER"] == "efa"
     assert {"PATH", "PYTHONPATH"} <= set(found)
 
 

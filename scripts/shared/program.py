@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -56,7 +57,12 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     streams.print_anything()
     name = Path(main.__code__.co_filename).name
     try:
-        sys.exit(main())
+        status = main()
+        sys.stdout.flush()
+        sys.exit(status)
+    except BrokenPipeError:  # Whoever read the output has ended, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # What Python flushes at its end goes there.
+        sys.exit(128 + signal.SIGPIPE)
     except (UserError, OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:

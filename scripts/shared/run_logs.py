@@ -131,11 +131,15 @@ def _shorten(paths: Sequence[str]) -> list[str]:
     return [texts.printable(path) for path in paths]
 
 
-def read_curves(folder: Path) -> dict[str, Curve]:
+def read_curves(folder: Path, needed: Sequence[str] = ()) -> dict[str, Curve]:
     """Reads the curves of a run, by tag.
 
+    Args:
+      folder: the run's folder.
+      needed: tags that must be there.
+
     Raises:
-      UserError: the folder has no metrics of training.
+      UserError: the folder has no metrics of training, or not all that are needed.
     """
     path = folder / metrics_lines.NAME
     points: dict[str, list[tuple[int, float]]] = {}
@@ -157,6 +161,9 @@ def read_curves(folder: Path) -> dict[str, Curve]:
     timed = curves.get("perf/step_time_ms")
     if timed is None or not np.isfinite(timed.values).any():
         raise UserError(f"{path} has no training steps")
+    missing = next((tag for tag in needed if tag not in curves), None)
+    if missing is not None:
+        raise UserError(f"{path} has no {missing}: another version has written it")
     return curves
 
 

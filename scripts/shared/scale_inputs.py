@@ -82,11 +82,16 @@ def gradients_in(order: Iterable[tuple[Sequence[int], float]]) -> tuple[Gradient
     return tuple(Gradient(4.0 * math.prod(shape), ready) for shape, ready in order)
 
 
+# Those of the curves that `read_alone` takes.
+TAGS = ("perf/step_time_ms", "perf/slowest_worker_step_ms")
+
+
 def read_alone(runs: Sequence[Mapping[str, Curve]], gradients: Sequence[Gradient]) -> Work:
     """Returns the work of a step from training without other workers.
 
     Args:
-      runs: curves of runs by tag: of one, or of several that ran at the same time.
+      runs: curves of runs by tag, `TAGS` among them: of one, or of several that ran at the same
+        time.
       gradients: those of the network.
     """
     own_ms, rest_ms = [], []

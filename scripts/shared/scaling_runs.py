@@ -17,6 +17,15 @@ from trainer.errors import UserError
 from trainer.process import json_files
 from trainer.telemetry.writers import metrics_lines
 
+# What is known of each step of a run.
+TAGS = tuple(
+    f"perf/{name}"
+    for name in (
+        *("step_time_ms", "images_per_sec", "images_per_sec_per_worker", "data_wait_ms"),
+        *("compute_ms", "fastest_worker_step_ms", "slowest_worker_step_ms"),
+    )
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
@@ -85,7 +94,7 @@ def read_run(path: Path) -> Run:
       UserError: there is no training run of this kind.
     """
     if path.is_dir():
-        return run_of_curves(run_logs.read_curves(path))
+        return run_of_curves(run_logs.read_curves(path, TAGS))
     try:
         content = json_files.build(dict[str, Any], json_files.read(path))
         result = content["result"]
@@ -99,11 +108,12 @@ def read_run(path: Path) -> Run:
     logdir = content.get("config", {}).get("run", {}).get("logdir")
     if logdir is None or not (Path(logdir) / metrics_lines.NAME).exists():
         return run
-    return dataclasses.replace(run, parts=run_of_curves(run_logs.read_curves(Path(logdir))).parts)
+    curves = run_logs.read_curves(Path(logdir), TAGS)
+    return dataclasses.replace(run, parts=run_of_curves(curves).parts)
 
 
 def run_of_curves(curves: Mapping[str, Curve]) -> Run:
-    """Returns the run that has written these curves, by tag."""
+    """Returns the run that has written these curves, by tag; `TAGS` among them."""
     steps_ms = curves["perf/step_time_ms"].values
     timed = slice(timing.warmup_steps(len(steps_ms)), None)
 
