@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import subprocess
+import threading
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -16,6 +17,7 @@ from trainer.benchmark.result import PassResult, Sweep, create_result
 from trainer.config import BenchmarkConfig, Config
 from trainer.distributed import Worker
 from trainer.errors import ConfigError, UserError
+from trainer.process import files
 
 PEAK = Peak(1000.0, 900.0, 1050.0, 12, 0.02)
 
@@ -225,6 +227,26 @@ def test_csv_rows_are_appended(tmp_path):
     assert float(rows[1]["peak_fraction"]) == pytest.approx(0.4)
     assert rows[4]["bytes"] == str(2**20)
     assert all(row["version_tensorflow"] and row["date"] and row["cpu"] for row in rows)
+
+
+def test_benchmarks_at_the_same_time_lose_no_row(tmp_path):
+    path = tmp_path / "results.csv"
+    config = Config(mode="benchmark", benchmark=BenchmarkConfig(result_csv=str(path)))
+    both = [
+        threading.Thread(target=record.append_csv, args=(config, Worker(), {name: sweep()}))
+        for name in ("forward", "train_step")
+    ]
+    with open(tmp_path / ".results.csv.lock", "w") as lock:
+        files.lock(lock, lock.name, wait=True)
+        for thread in both:
+            thread.start()
+    for thread in both:
+        thread.join()
+    assert sorted({row["pass"] for row in read(path)}) == ["forward", "train_step"]
+    assert len(read(path)) == 6
+    path.write_bytes(path.read_bytes()[:-1])  # As some editors save it.
+    record.append_csv(config, Worker(), {"input": sweep()})
+    assert len(read(path)) == 9
 
 
 def test_rows_are_passed_on_to_who_reads_a_pipe(tmp_path):

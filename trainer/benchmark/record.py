@@ -66,12 +66,8 @@ def append_csv(config: Config, worker: Worker, results: Mapping[str, Result]) ->
       OSError: the file can't be read or written.
     """
     path = Path(config.benchmark.result_csv or "")
-    # What a pipe or an open file has, it keeps.
-    before = path.read_bytes() if path.exists() and not files.is_stream(path) else b""
     lines = io.StringIO()
     table = csv.DictWriter(lines, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    if not before:
-        table.writeheader()
     where = dataclasses.asdict(environment.describe(worker.local_rank, worker.local_size))
     where |= {f"version_{name}": version for name, version in where["versions"].items()}
     model = dataclasses.asdict(config.model)
@@ -81,7 +77,16 @@ def append_csv(config: Config, worker: Worker, results: Mapping[str, Result]) ->
             statistics = figures.pop("step_time_ms", {})
             figures |= {f"step_time_ms_{key}": value for key, value in statistics.items()}
             table.writerow({"pass": name, "workers": 1, **settings, **figures, **where})
-    files.write_bytes(path, before + lines.getvalue().encode())
+    header = ",".join(COLUMNS) + "\n"
+    if files.is_stream(path):  # What it has, it keeps.
+        files.write_bytes(path, (header + lines.getvalue()).encode())
+        return
+    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+        files.lock(lock, path, wait=True)  # Another benchmark may be adding its rows.
+        before = path.read_bytes() if path.exists() else b""
+        if before and not before.endswith(b"\n"):
+            before += b"\n"
+        files.write_bytes(path, (before or header.encode()) + lines.getvalue().encode())
 
 
 def _list_figures(result: Result) -> list[dict[str, Any]]:
