@@ -87,6 +87,10 @@ def test_benchmark_is_short_for_its_mode():
         (["--epochs 3"], "flag 'epochs 3'. A flag file has --epochs=3$"),
         (["--num-epochs=1"], "Unknown command line flag 'num-epochs'. Did you mean: epochs?"),
         (["--lr-decay-epochs=1"], "'lr-decay-epochs'. Did you mean: lr_decay_epochs?"),
+        (
+            ["--on_nonfinite=rollback"],
+            "--logdir: must be given with --on_nonfinite=rollback, got none",
+        ),
         (["--resume=must"], "--logdir: must be given with --resume=must, got none"),
         (
             ["--predictions_csv=p.csv"],

@@ -23,6 +23,7 @@ from faulty_runs import (
 )
 from processes import ROOT, trainers
 
+from trainer import exit_status
 from trainer.checkpoints import layout, search
 from trainer.process import files
 
@@ -220,6 +221,20 @@ def test_nan_on_one_rank_rolls_back_once_and_then_stops_and_the_state_before_is_
     assert sorted(layout.steps_in(str(logdir))) == [3, 4]
     assert_is_finite(newest.prefix)
     assert read_status(logdir)["state"] == "failed"
+
+
+def test_where_there_is_nothing_to_go_back_to_the_state_before_is_saved(tmp_path):
+    logdir = tmp_path / "log"
+    flags = [*FLAGS, "--steps=12", f"--logdir={logdir}", "--on_nonfinite=rollback"]
+    (done,) = trainers([*flags, "--checkpoint_every=0", "--eval_every_epochs=0"], BAD_EXAMPLES=BAD)
+    newest = search.find_newest(str(logdir))
+    step = newest.step
+    assert done.returncode == exit_status.FAILED
+    assert f"slim-horovod: step {step + 1}: the loss is nan" in done.stderr
+    assert (
+        f"checkpoint to go back to, got none. The state after step {step} is saved" in done.stderr
+    )
+    assert_is_finite(newest.prefix)
 
 
 def test_nan_stops_the_run_at_once_where_nothing_else_is_said(tmp_path):

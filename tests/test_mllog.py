@@ -124,6 +124,17 @@ def test_a_loop_that_begins_anew_is_the_same_run(tmp_path):
     assert epochs == [(f"epoch_{what}", each) for each in expected for what in ("start", "stop")]
 
 
+def test_a_run_that_ends_within_an_epoch_ends_that_epoch(tmp_path):
+    """As one that has reached --stop_at_top1."""
+    path = tmp_path / "mlperf.log"
+    log = MLPerfLogFile(str(path), Config())
+    log.begin(make_plan(epochs=3.0), done=0, train_examples=1, eval_examples=1)
+    log.after_step(1)
+    log.end()
+    logged = [json.loads(line.split(" ", 1)[1]) for line in path.read_text().splitlines()]
+    assert keys(logged)[-3:] == ["epoch_start", "epoch_stop", "run_stop"]
+
+
 @pytest.mark.parametrize(
     ("optimizer", "momentum"), [("sgd", 0.0), ("momentum", 0.8), ("lamb", None)]
 )

@@ -161,13 +161,14 @@ class TestRun:
         ) in done.stderr
         assert "top-1" not in done.stdout
 
-    def test_started_again_it_says_that_it_is_complete(self, run):
-        before = (run / "metrics.jsonl").read_text().count("train/loss")
-        done = horovodrun(2, ["-m", "trainer", *FLAGS, "--steps=60", f"--logdir={run}"])
+    def test_started_again_it_says_that_it_is_complete_and_keeps_what_it_had(self, run):
+        kept = [(run / name).read_text() for name in ("metrics.jsonl", "checkpoints.json")]
+        flags = [*FLAGS, "--steps=60", f"--logdir={run}", "--crop_fraction=0.5"]
+        done = horovodrun(2, ["-m", "trainer", *flags])
         assert done.returncode == 0, done.stderr
         assert "is complete already" in done.stdout
         assert "exit with status code" not in done.stdout + done.stderr  # 0, on both ranks.
-        assert (run / "metrics.jsonl").read_text().count("train/loss") == before
+        assert [(run / name).read_text() for name in ("metrics.jsonl", "checkpoints.json")] == kept
 
     def test_a_mistake_is_told_once_and_ends_all_workers(self, tmp_path):
         done = horovodrun(2, ["-m", "trainer", "--data_dir=/nowhere", f"--logdir={tmp_path}"])

@@ -10,6 +10,8 @@ import time
 import pytest
 from processes import ROOT, environment
 
+from trainer import exit_status
+
 pytestmark = pytest.mark.processes
 
 GUARDED = """
@@ -60,6 +62,18 @@ def test_a_long_phase_may_take_longer(tmp_path):
 def test_a_step_may_take_many_times_the_longest_one_before(tmp_path):
     slow = "time.sleep(0.2); guard.finish_step(20); time.sleep(1.2); guard.finish_step(21)"
     assert run_guarded(tmp_path, 0.5, slow).returncode == 0
+
+
+def test_a_long_phase_may_take_as_long_as_its_parts_go_on(tmp_path):
+    """Six times the limit for each batch of an evaluation, and for the first step of a graph."""
+    parts = (
+        "with guard.long_phase('the evaluation'):\n"
+        "    for _ in range(4): time.sleep(1.4); guard.progress()\n"
+        "guard.begin_graph(); time.sleep(1.4); guard.finish_step(20); time.sleep(1000)"
+    )
+    done = run_guarded(tmp_path, 0.4, parts)
+    assert done.returncode == exit_status.HUNG
+    assert "in step 21, after step 20" in done.stderr
 
 
 def test_a_suspended_process_is_not_taken_to_hang(tmp_path):

@@ -49,6 +49,17 @@ def test_after_a_resume_each_step_is_there_once(tmp_path):
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 10))
 
 
+def test_where_no_line_is_dropped_the_file_is_not_written_anew(tmp_path):
+    """A disk may be full when images get another size in the middle of a run."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "a": 1.0}\n{"step": 2, "a": 2.0}\n')
+    before = path.stat().st_ino
+    json_lines.JsonLinesWriter(path, first_step=3).close()
+    assert path.stat().st_ino == before
+    json_lines.JsonLinesWriter(path, first_step=2).close()
+    assert path.read_text() == '{"step": 1, "a": 1.0}\n'
+
+
 def test_a_run_that_starts_afresh_in_its_folder_shows_its_own_steps(tmp_path):
     write_steps(tmp_path, range(1, 8), first_step=1)
     write_steps(tmp_path, range(1, 4), first_step=1)

@@ -89,13 +89,10 @@ class FolderStore:
             return (*found.skipped, *self._start.load(session))
         return self._load(session, found, found.prefix)
 
-    def roll_back(self, session: tf1.Session) -> tuple[str, ...]:
+    def roll_back(self, session: tf1.Session) -> tuple[str, ...] | None:
         found = search.find_newest(str(self._logdir))
         if found.prefix is None:
-            raise UserError(
-                "--on_nonfinite: rollback needs a checkpoint to go back to, got none",
-                status=exit_status.FAILED,
-            )
+            return None
         return self._load(session, found, found.prefix)
 
     def _load(self, session: tf1.Session, found: Found, prefix: str) -> tuple[str, ...]:

@@ -6,13 +6,11 @@ from typing import Protocol
 import tensorflow as tf
 import tensorflow.compat.v1 as tf1
 
-from trainer import exit_status
 from trainer.checkpoints.folder_store import FolderStore
 from trainer.checkpoints.manifest import RunFacts
 from trainer.checkpoints.snapshot import Copied
 from trainer.checkpoints.warm_start import Head, WarmStart
 from trainer.config import FineTuningConfig, RunConfig
-from trainer.errors import UserError
 
 
 class Store(Protocol):
@@ -41,14 +39,14 @@ class Store(Protocol):
           UserError: --resume forbids what is there, or a checkpoint can't be loaded.
         """
 
-    def roll_back(self, session: tf1.Session) -> tuple[str, ...]:
+    def roll_back(self, session: tf1.Session) -> tuple[str, ...] | None:
         """Loads the newest good checkpoint in the middle of a run.
 
         Returns:
-          messages for the console, as `restore` does.
+          messages for the console, as `restore` does; None: there is no checkpoint.
 
         Raises:
-          UserError: there is no good checkpoint.
+          UserError: there are checkpoints, and none is good.
         """
 
     def save(self, session: tf1.Session, step: int) -> None:
@@ -115,7 +113,7 @@ class NullStore:
         del session
         return ()
 
-    def roll_back(self, session: tf1.Session) -> tuple[str, ...]:
+    def roll_back(self, session: tf1.Session) -> tuple[str, ...] | None:
         del session
         return ()
 
@@ -156,11 +154,9 @@ class NoLogdirStore(NullStore):
     def restore(self, session: tf1.Session) -> tuple[str, ...]:
         return (*self._start.load(session), "no --logdir: nothing of this run will be kept")
 
-    def roll_back(self, session: tf1.Session) -> tuple[str, ...]:
+    def roll_back(self, session: tf1.Session) -> tuple[str, ...] | None:
         del session
-        raise UserError(
-            "--on_nonfinite: rollback needs --logdir, got none", status=exit_status.FAILED
-        )
+        return None
 
 
 def create_store(

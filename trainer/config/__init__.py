@@ -101,9 +101,15 @@ class Config:
         for name in ("exclude_scopes", "ignore_missing"):
             if getattr(self.fine_tuning, name) and self.run.init_checkpoint is None:
                 raise ConfigError(f"--init_checkpoint: must be given with --{name}, got none")
-        for name in ("histogram_every", "profile_steps"):
-            if getattr(self.telemetry, name) and self.run.logdir is None:
-                raise ConfigError(f"--logdir: must be given with --{name}, got none")
+        needs_logdir = [
+            f"--{name}"
+            for name in ("histogram_every", "profile_steps")
+            if getattr(self.telemetry, name)
+        ]
+        if self.mode == "train" and self.run.on_nonfinite == "rollback":
+            needs_logdir.append("--on_nonfinite=rollback")
+        if needs_logdir and self.run.logdir is None:
+            raise ConfigError(f"--logdir: must be given with {needs_logdir[0]}, got none")
 
     def _check_batches(self) -> None:
         if self.mode == "benchmark" and self.optimizer.accumulate_steps > 1:

@@ -8,8 +8,9 @@ from trainer.errors import ConfigError
 
 # A step may take this many times the longest step before it, whatever --watchdog_seconds says.
 LONGEST_STEPS = 20
-# Start-up, the first step (which compiles), a save and an evaluation may take this many times the
-# limit of a step: their durations depend on the run too much for a limit of their own.
+# Start-up, the first step of a graph (which compiles), a save and a batch of an evaluation may
+# take this many times the limit of a step: their durations depend on the run too much for a limit
+# of their own.
 LONG_PHASE = 6
 
 
@@ -152,8 +153,8 @@ class RunConfig(Checked):
     watchdog_seconds: float = flag(
         600.0,
         "Seconds without a step after which a worker shows its stacks and ends; at least "
-        f"{LONGEST_STEPS} times the longest step, and {LONG_PHASE} times as much in start-up, "
-        "saves and evaluations. 0: never.",
+        f"{LONGEST_STEPS} times the longest step, and {LONG_PHASE} times as much for start-up, a "
+        "save and each batch of an evaluation. 0: never.",
         minimum=0.0,
         changes_training=False,
     )

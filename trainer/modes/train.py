@@ -90,6 +90,8 @@ def run(config: Config) -> int:
                 done = int(setup.session.run(setup.train.global_step))
             with protection.watchdog.long_phase("building the graph for another size of images"):
                 setup = at_size(config, group, setup, done=done)
+            if outcome is not None:
+                protection.watchdog.begin_graph()
             if outcome is None or outcome.ending is Ending.ROLLED_BACK:  # From a checkpoint.
                 status.set("running", step=done)
             outcome, result = _train(
@@ -99,6 +101,9 @@ def run(config: Config) -> int:
     if outcome.ending is Ending.FINISHED:
         text = summary.describe_end(config, result)
         outputs.report(config, group.worker, result, text=text)
+    # The first worker that exits makes the launcher end the others: wait for what rank 0 writes.
+    with group.explain_loss():
+        group.gather(outcome.ending.name)
     group.shutdown()
     return exit_status.PREEMPTED if outcome.ending is Ending.PREEMPTED else 0
 
@@ -141,7 +146,8 @@ def _train(
     is_complete = any(group.gather(done >= plan.total_steps or reaches))
     lacks_evaluation = any(group.gather(setup.store.lacks_evaluation(done)))
     logdir = None if is_complete and not lacks_evaluation else config.run.logdir
-    outputs.describe_run(config, group.worker, setup.info, replaces=not is_complete)
+    if not times.has_begun:
+        outputs.describe_run(config, group.worker, setup.info, replaces=not is_complete)
     outcome = Outcome(Ending.FINISHED)
     with (
         contextlib.closing(create_console(rank, plan, first_step=done + 1)) as console,
@@ -169,7 +175,10 @@ def _train(
             is_logged = logdir is not None and done in metrics_lines.steps_with(
                 Path(logdir) / metrics_lines.NAME, tags.EVAL_TOP1
             )
-            evaluation, is_asked = validate(group, setup, done, monitor, guard, is_logged=is_logged)
+            # Of a run that was complete, flags or data may be others now: it keeps what it has.
+            evaluation, is_asked = validate(
+                group, setup, done, monitor, guard, is_logged=is_logged, is_noted=lacks_evaluation
+            )
             ending = Ending.PREEMPTED if is_asked else Ending.FINISHED
             outcome = outcome._replace(ending=ending, evaluation=evaluation)
             top1 = None if evaluation is None else evaluation.top1

@@ -68,7 +68,7 @@ class LoopGuard:
           writer: gets scalars about what is done.
           status: the run's status file.
           protection: signals and watchdog of this worker.
-          done: number of steps before the loop; the state after them, if any, is saved already.
+          done: number of steps before the loop.
         """
         self._group = group
         self._session = setup.session
@@ -110,6 +110,10 @@ class LoopGuard:
     def long_phase(self, what: str) -> contextlib.AbstractContextManager[None]:
         """Gives what is done inside a longer limit from the watchdog."""
         return self._watchdog.long_phase(what)
+
+    def progress(self) -> None:
+        """Tells the watchdog that a part of a long phase is done."""
+        self._watchdog.progress()
 
     def note_evaluation(self, step: int, top1: float) -> None:
         """Records an evaluation's result, and keeps the best checkpoint. A collective."""
@@ -185,8 +189,6 @@ class LoopGuard:
         if not self._store.keeps:
             what = "nothing is kept without --logdir"
         self._console.say(f"step {step}: stopped, since {text}; {what}")
-        # The first worker that exits makes the launcher end the others: wait for rank 0.
-        self._group.gather(step)
 
     def judge(self, step: int, metrics: train_step.StepMetrics) -> tuple[str, ...] | None:
         """Applies --on_nonfinite after a step whose update was not applied. A collective.
@@ -211,6 +213,12 @@ class LoopGuard:
             with self._watchdog.long_phase("going back"), self._group.fail_together():
                 self._saving.settle()
                 messages = self._store.roll_back(self._session)
+                if messages is None:
+                    raise UserError(
+                        f"{reason}. --on_nonfinite: rollback needs a checkpoint to go back to, got "
+                        f"none. {self._save_before(step)}",
+                        status=exit_status.FAILED,
+                    )
             self._session.run(self._train.broadcast_op)
             self._console.say(f"{reason}; all go back to the newest checkpoint, this once")
             return messages

@@ -15,6 +15,7 @@ def validate(
     guard: LoopGuard,
     *,
     is_logged: bool = False,
+    is_noted: bool = True,
 ) -> tuple[Evaluation | None, bool]:
     """Evaluates, where there is something to evaluate on, and reports the result. A collective.
 
@@ -26,6 +27,7 @@ def validate(
       guard: notes the result, and keeps the best checkpoint.
       is_logged: whether the result is logged already, as where a start before was killed between
         logging and noting it.
+      is_noted: whether the result counts as that of the checkpoint, which may be the best.
 
     Returns:
       the result, None where there is none; and whether a worker was asked to stop meanwhile.
@@ -43,6 +45,7 @@ def validate(
                 group,
                 monitor.views,
                 is_stop_asked=guard.is_stop_asked,
+                after_batch=lambda _: guard.progress(),
             )
             accuracies.append(result.top1)
     except Interrupted:
@@ -53,5 +56,6 @@ def validate(
         write_scalars(monitor.writer, step, result, num_classes=num_classes)
     monitor.views.publish(step, group)
     monitor.writer.flush()
-    guard.note_evaluation(step, result.top1)
+    if is_noted:
+        guard.note_evaluation(step, result.top1)
     return result, False

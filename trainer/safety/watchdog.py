@@ -23,6 +23,12 @@ class Watchdog(Protocol):
     def finish_step(self, step: int) -> None:
         """Ends a step, for the watchdog: the limit of the next one begins."""
 
+    def begin_graph(self) -> None:
+        """Allows the next step more time: it is the first one of a graph."""
+
+    def progress(self) -> None:
+        """Begins the limit of the phase anew: a part of it is done."""
+
     def long_phase(self, what: str) -> contextlib.AbstractContextManager[None]:
         """Allows more time for what is done inside; afterwards the limit of a step begins anew."""
 
@@ -35,6 +41,12 @@ class NullWatchdog:
 
     def finish_step(self, step: int) -> None:
         del step
+
+    def begin_graph(self) -> None:
+        pass
+
+    def progress(self) -> None:
+        pass
 
     def long_phase(self, what: str) -> contextlib.AbstractContextManager[None]:
         del what
@@ -76,6 +88,12 @@ class WatchdogThread:
             self._longest_step_sec = max(self._longest_step_sec, now_sec - self._began_sec)
         self._begin(f"step {step + 1}", 1, now_sec)
         self._last = f"step {step}"
+
+    def begin_graph(self) -> None:
+        self._begin("the first step of a graph", LONG_PHASE, time.monotonic())
+
+    def progress(self) -> None:
+        self._begin(self._doing, self._factor, time.monotonic())
 
     @contextlib.contextmanager
     def long_phase(self, what: str) -> Iterator[None]:

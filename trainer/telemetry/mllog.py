@@ -82,7 +82,8 @@ class MLPerfLogFile:
         self._file: GrowingFile | None = None
         self._waiting: list[bytes] = []  # Lines of before there is a file.
         self._is_reported = False
-        self._epoch: int | None = None  # The one that is open.
+        self._epoch: int | None = None  # The latest that has begun.
+        self._is_epoch_open = False
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "ab"):
@@ -130,10 +131,11 @@ class MLPerfLogFile:
             self._start_epoch(following)
 
     def _start_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
+        self._epoch, self._is_epoch_open = epoch, True
         self._log(_START, "epoch_start", epoch_num=epoch)
 
     def _stop_epoch(self, epoch: int) -> None:
+        self._is_epoch_open = False
         self._log(_END, "epoch_stop", epoch_num=epoch)
 
     @contextlib.contextmanager
@@ -147,6 +149,8 @@ class MLPerfLogFile:
         self._log(_END, "eval_stop", epoch_num=epoch)
 
     def end(self) -> None:
+        if self._epoch is not None and self._is_epoch_open:  # --stop_at_top1 ends a run within one.
+            self._stop_epoch(self._epoch)
         self._log(_END, "run_stop", status="success")
         if self._file is not None:
             with contextlib.suppress(OSError):  # `_log` has reported it.

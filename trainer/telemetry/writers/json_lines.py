@@ -32,7 +32,9 @@ class JsonLinesWriter:
           OSError: the file can't be written without those lines.
         """
         if first_step is not None and path.exists():
-            files.write_text(path, "".join(metrics_lines.before(first_step, path)))
+            kept = "".join(metrics_lines.before(first_step, path))
+            if len(kept.encode()) != path.stat().st_size:  # Else a full disk is no fault.
+                files.write_text(path, kept)
         self._file = GrowingFile(path)
         if _is_cut(path):
             self._file.append(b"\n")
