@@ -183,6 +183,7 @@ def with_pool_of_keras(images, num_classes, is_training):
 
 
 @pytest.mark.parametrize("name", ["saved_model", "tflite", "onnx"])
+@pytest.mark.slow
 def test_a_network_with_the_pool_of_keras_answers_alike(tmp_path, name):
     """An export is compared with the checkpoint's own network, and refused where it differs."""
     config = config_of(tmp_path, export_format=name, export_dir=str(tmp_path / "out"))

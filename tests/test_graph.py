@@ -283,6 +283,7 @@ OF_EVERY_RUN = {
         ("--dataset=synthetic --precision=bfloat16", set()),
     ],
 )
+@pytest.mark.slow
 def test_the_tab_graphs_shows_twelve_boxes_at_most(tmp_path, flags, own):
     """What update rules keep for themselves is shown within the update; its name stays."""
     words = ["--model=test_graph:network_in_a_box", *tiny.FLAGS[1:], *flags.split()]

@@ -183,6 +183,7 @@ def live_bytes(kind, kernels="off"):
     return max(np.cumsum([size for _, size in records]))
 
 
+@pytest.mark.slow
 def test_less_is_in_memory_at_a_time():
     kept, norms, blocks = map(live_bytes, ("none", "norms", "blocks"))
     assert norms < 0.8 * kept

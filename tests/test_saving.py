@@ -114,11 +114,12 @@ def test_a_copy_is_saved_as_savers_bytes_whatever_the_steps_do_meanwhile(tmp_pat
     assert search.find_newest(str(tmp_path)).step == 7
 
 
+@pytest.mark.slow
 def test_a_hundred_saves_in_a_row_lose_nothing(tmp_path, network, monkeypatch):
     monkeypatch.setattr(saving, "_LONG_SEC", float("inf"))  # However slow this machine's disk is.
     session, variables, set_to = network
-    saver = create_saving(create_store(tmp_path, variables, keep_checkpoints=100), session)
     set_to(0)
+    saver = create_saving(create_store(tmp_path, variables, keep_checkpoints=100), session)
     saver.finish_step(0)
     saver.settle()
     monkeypatch.delattr(machine_session, "prepare")  # Saves find what they need prepared.
@@ -133,8 +134,7 @@ def test_a_hundred_saves_in_a_row_lose_nothing(tmp_path, network, monkeypatch):
         assert checkpoint_manifest.fault_in(tmp_path, entry) is None
         assert_all_are(f"{tmp_path}/model.ckpt-{entry.step}", entry.step)
     assert not list(tmp_path.glob(f".*{files.SUFFIX}"))
-    written = [tag for _, tag, _ in saver._writer.scalars]
-    assert written == ["perf/checkpoint_write_ms"] * 100
+    assert [tag for _, tag, _ in saver._writer.scalars] == ["perf/checkpoint_write_ms"] * 100
 
 
 def test_a_save_rests_after_every_piece(tmp_path, network, monkeypatch):
