@@ -94,7 +94,9 @@ def test_a_checkpoint_that_is_replaced_while_it_is_in_use_is_taken_afterwards(tm
     assert take_all(follower) == [(1, 2)]
 
 
-def test_what_a_killed_follower_has_taken_the_next_one_has(tmp_path, save, monkeypatch):
+@pytest.fixture
+def abandoned(tmp_path, save, monkeypatch):
+    """The folder of a killed follower that has taken steps 1 to 3; the run has step 3 alone."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     with monkeypatch.context() as killed:
@@ -104,6 +106,11 @@ def test_what_a_killed_follower_has_taken_the_next_one_has(tmp_path, save, monke
         save(step, step)
         first.look()
     assert layout.steps_in(str(tmp_path)) == [3]
+    (folder,) = files.abandoned(tmp_path / layout.FOLLOWING)
+    return folder
+
+
+def test_what_a_killed_follower_has_taken_the_next_one_has(tmp_path, abandoned):
     second = Follower(tmp_path)
     with second.following():
         second.keep_if_best(2, 0.5)
@@ -111,23 +118,8 @@ def test_what_a_killed_follower_has_taken_the_next_one_has(tmp_path, save, monke
     (entry,) = checkpoint_manifest.read(tmp_path / layout.BEST).entries
     assert (entry.step, entry.examples, entry.top1) == (2, 20, 0.5)
     assert checkpoint_manifest.fault_in(tmp_path / layout.BEST, entry) is None
-    assert files.abandoned(tmp_path / layout.FOLLOWING) == []
+    assert not abandoned.exists()
     assert not [path for path in tmp_path.iterdir() if "following" in path.name]
-
-
-@pytest.fixture
-def abandoned(tmp_path, save, monkeypatch):
-    """The folder of a killed follower that has taken steps 1 and 2; the run has step 2 alone."""
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    with monkeypatch.context() as killed:
-        killed.setattr(identity, "this_process", lambda: Process(ended.pid, 1))
-        first = Follower(tmp_path)
-    for step in (1, 2):
-        save(step, step)
-        first.look()
-    (folder,) = files.abandoned(tmp_path / layout.FOLLOWING)
-    return folder
 
 
 def test_what_was_taken_of_another_run_in_the_folder_is_removed(tmp_path, abandoned):
@@ -149,10 +141,10 @@ def test_what_cannot_be_taken_stays_for_the_next_follower(tmp_path, abandoned, m
     monkeypatch.setattr(layout, "link", link_in_part)
     with (second := Follower(tmp_path)).following():
         assert take_all(second) == []
-    assert layout.steps_in(str(abandoned)) == [2, 1]
+    assert layout.steps_in(str(abandoned)) == [3, 2, 1]
     monkeypatch.setattr(layout, "link", link)
     with (third := Follower(tmp_path)).following():
-        assert take_all(third) == [(1, 1), (2, 2)]
+        assert take_all(third) == [(1, 1), (2, 2), (3, 3)]
     assert not abandoned.exists()
 
 
