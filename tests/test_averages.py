@@ -67,6 +67,7 @@ def test_averages_stay_where_a_step_is_not_finite(run):
         np.testing.assert_array_equal(after[name], before[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_an_evaluation_reports_both_networks():
     """The averaged weights are made those of a network that is always right, or never."""
     config = create_config()

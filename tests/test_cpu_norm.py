@@ -103,7 +103,9 @@ def test_batch_norm_equals_numpys(dtype, shape, relu, is_training):
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
-@pytest.mark.parametrize("channels", [96, 72])  # Of 72, no whole lines in bfloat16.
+@pytest.mark.parametrize(
+    "channels", [pytest.param(96, marks=pytest.mark.slow), 72]
+)  # Of 72, no whole lines in bfloat16.
 def test_large_maps_are_as_right(dtype, channels):
     check_norm(dtype, (*LARGE, channels))
     check_norm(dtype, (*LARGE, channels), relu=False, is_training=False)

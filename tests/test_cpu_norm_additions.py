@@ -42,7 +42,7 @@ SMALL = (3, 5, 7, 48)
 CASES = [
     *(pytest.param(name, SMALL, id=f"{name}-small") for name in ADDITIONS),
     *(
-        pytest.param(name, (*LARGE, 96), id=f"{name}-large")
+        pytest.param(name, (*LARGE, 96), id=f"{name}-large", marks=pytest.mark.slow)
         for name in ("with another", "and the sum", "and its own sum")
     ),
 ]

@@ -47,7 +47,8 @@ def list_constants(run, operation):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "slot", "number"), [("adam", "Adam", 0), ("rmsprop", "RMSProp", 1)]
+    ("optimizer", "slot", "number"),
+    [("rmsprop", "RMSProp", 1), pytest.param("adam", "Adam", 0, marks=pytest.mark.slow)],
 )
 def test_values_are_those_of_tensorflows_initializer_and_are_no_constants(optimizer, slot, number):
     expected, folded = run_initially(tf1.global_variables_initializer, optimizer)

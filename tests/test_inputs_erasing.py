@@ -145,6 +145,7 @@ def test_the_rectangle_is_numpys(numbers, size):
     np.testing.assert_array_equal((image != pixels).any(-1), expected)
 
 
+@pytest.mark.slow
 def test_the_rectangles_are_those_of_the_seed(plain, erased):
     again, _ = read_images(random_erasing=0.5)
     np.testing.assert_array_equal(again, erased[0])

@@ -289,7 +289,7 @@ def in_evaluation(images, config):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"image_size": 32},
+        pytest.param({"image_size": 32}, marks=pytest.mark.slow),
         {"image_size": 48, "crop_fraction": 1.0, "resize": "bilinear"},
         {"image_size": 20, "exif_orientation": "ignore"},
     ],

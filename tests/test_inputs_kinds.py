@@ -241,7 +241,7 @@ def test_a_tiff_is_turned_by_its_own_tag_alone():
     np.testing.assert_array_equal(Decoder().decode(data, header), pixels)
 
 
-@pytest.mark.parametrize("cache", ["none", "decoded"])
+@pytest.mark.parametrize("cache", ["none", pytest.param("decoded", marks=pytest.mark.slow)])
 def test_large_pictures_wait_for_the_graph_undecoded(tmp_path, monkeypatch, cache):
     """Of two lots, the second counts as large, and gives the same batches."""
     kinds = ("WEBP", "TIFF", "BMP", "PNG")

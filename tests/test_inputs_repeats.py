@@ -85,7 +85,10 @@ def images_by_label(workers):
     return found
 
 
-@pytest.mark.parametrize(("size", "batch_size", "steps"), [(1, 23, 3), (3, 23, 1), (2, 3, 11)])
+@pytest.mark.parametrize(
+    ("size", "batch_size", "steps"),
+    [(1, 23, 3), pytest.param(3, 23, 1, marks=pytest.mark.slow), (2, 3, 11)],
+)
 def test_workers_read_each_repeat_once_and_augmented_anew(size, batch_size, steps):
     workers = read(size, repeats=3, steps=steps, batch_size=batch_size)
     count = size * batch_size * steps

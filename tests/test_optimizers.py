@@ -230,6 +230,7 @@ def run_of():
         run.session.close()
 
 
+@pytest.mark.slow
 def test_rules_that_decay_by_themselves_have_no_decay_in_their_loss(run_of):
     metrics = run_of(optimizer="lamb").step()
     assert metrics.weight_decay_loss == 0

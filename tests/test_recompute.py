@@ -139,6 +139,7 @@ def gradients_of_joined_batch(kind):
         return run.run(gradients), group.sent, recomputed
 
 
+@pytest.mark.slow
 def test_collectives_of_sync_batch_norm_run_once():
     expected, sent, _ = gradients_of_joined_batch("none")
     gradients, sent_too, recomputed = gradients_of_joined_batch("blocks")
@@ -271,6 +272,7 @@ def test_padding_that_a_gradient_reads_is_kept():
     assert all(map(np.array_equal, gradients, expected))
 
 
+@pytest.mark.slow
 def test_flops_are_those_of_the_definition():
     def count(kind):
         config = configuration(kind, dataset="synthetic", augment="standard")

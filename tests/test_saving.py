@@ -284,6 +284,7 @@ def test_all_workers_read_requests_from_the_mean_of_float32(workers):
                 assert asked == Requests(stops > 0, save and not stops), (stops, save)
 
 
+@pytest.mark.slow
 def test_a_process_killed_at_any_point_of_a_save_leaves_a_whole_checkpoint(tmp_path):
     done = run([sys.executable, str(ROOT / "tests/programs/killed_saves.py"), str(tmp_path)])
     assert done.returncode == 0, done.stderr
@@ -327,7 +328,6 @@ def test_a_run_that_is_stopped_and_can_not_save_says_so(tmp_path, network, monke
     set_to(1)
     guard.save(1)
     set_to(2)
-
     guard._saving.settle()
 
     def no_space(*_):

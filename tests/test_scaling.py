@@ -113,6 +113,7 @@ def test_runs_that_cannot_be_compared_are_refused():
         scaling_runs.list_series([Run(1, 16, 10.0), Run(2, 40, 18.0)])
 
 
+@pytest.mark.slow
 def test_the_report_has_a_table_and_a_picture(tmp_path, capsys):
     write_run(tmp_path / "one", workers=1, batch_size=16, step_ms=100)
     write_run(tmp_path / "two", workers=2, batch_size=16, step_ms=125)

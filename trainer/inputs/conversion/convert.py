@@ -34,7 +34,7 @@ from trainer.inputs.sources import listing, manifest, storage
 from trainer.process import files, identity
 
 # To be raised with every change of what becomes of an image, so that shards are written anew.
-_RULES = 4
+_RULES = 5
 # Where each image is much work, there are as many shards at least as keep several processes busy to
 # the end, unless there are few images.
 _SHARDS_FOR_PROCESSES = 32
