@@ -138,10 +138,10 @@ def start(network: str, onednn: str, options: argparse.Namespace) -> Connection:
 
 def ask(connection: Connection, batch_size: int, seconds: float) -> Turn:
     """Has a process take its turn."""
-    connection.send((batch_size, seconds))
     try:
+        connection.send((batch_size, seconds))
         return Turn(*connection.recv())
-    except EOFError as error:
+    except (EOFError, ConnectionError) as error:
         raise UserError("the process of a network has ended; see above") from error
 
 

@@ -138,7 +138,7 @@ def _read_alone(folder: Path, asked: dict[str, str | None]) -> dict[str, run_log
     Raises:
       UserError: it had several workers, or trained something else than is asked for.
     """
-    curves = run_logs.read_curves(folder, scale_inputs.TAGS)
+    curves = run_logs.read_curves(folder, scaling_runs.TAGS)
     workers = scaling_runs.run_of_curves(curves).workers
     if workers != 1:
         raise UserError(f"--alone: must be a run of one worker; {folder} had {workers}")

@@ -121,6 +121,18 @@ OFF = without("the compiled kernels", "this CPU lacks AVX-512 with bfloat16")
 NO_CONVOLUTIONS = without("the compiled kernels of convolutions", "it has a matrix unit")
 
 
+def test_workers_with_other_libraries_of_kernels_are_refused(monkeypatch, tmp_path):
+    (tmp_path / "own.so").write_bytes(b"of one worker")
+    own = agreement._named_kernels()
+    assert own == {}
+    monkeypatch.setenv(switch.VARIABLE, str(tmp_path / "own.so"))
+    with pytest.raises(UserError, match=r"library of SLIM_HOROVOD_KERNELS"):
+        agreement.check(
+            OtherWorkers(same, lambda value: own if isinstance(value, dict) else ""),
+            agreement._named_kernels(),
+        )
+
+
 def test_workers_with_and_without_the_compiled_kernels_are_refused(monkeypatch):
     monkeypatch.setenv(switch.VARIABLE, "0")
     with pytest.raises(UserError) as caught:

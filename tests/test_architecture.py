@@ -53,6 +53,17 @@ MAY_USE = OUTSIDE | {room: ROOMS[: number + 1] for number, room in enumerate(ROO
 MAY_USE["models"] = ("models",)
 MAY_USE["trainer.__main__"] = ("flags", *ROOMS)
 
+# The rooms that are loaded before TensorFlow, whose import takes seconds, or without it.
+LIGHT = (
+    "flags",
+    "trainer.exit_status",
+    "trainer.errors",
+    "trainer.config",
+    "trainer.plan",
+    "trainer.timing",
+    "trainer.process",
+)
+
 MOST_LINES = 350
 MOST_LINES_OF_A_FUNCTION = 80
 MOST_FILES_AT_THE_ROOT = 12
@@ -74,6 +85,8 @@ def imported_modules(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            yield f"trainer.{'.' * node.level}{node.module or ''}"  # Which is in no room.
         elif isinstance(node, ast.ImportFrom):
             # A name may be a module of the package, or something in it.
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
@@ -100,9 +113,7 @@ def faults_of_imports(root):
         for imported in imported_modules(path):
             if imported.split(".")[0] not in PACKAGES or imported == "trainer":
                 continue
-            target = room_of(imported, MAY_USE)
-            if imported in ("trainer.modes", "trainer.cpu_kernels") or target is None:
-                target = target or "tests"
+            target = room_of(imported, MAY_USE) or "tests"
             if room is None or target not in MAY_USE[room]:
                 yield f"{name} imports {imported}"
             if room == "trainer.modes" and target == room:
@@ -115,11 +126,9 @@ def faults_of_libraries(root):
     """One line for each import of a library in a room that must do without it."""
     for name, path in modules_of(root).items():
         libraries = {imported.split(".")[0] for imported in imported_modules(path)}
-        is_light = room_of(name, MAY_USE) in ("flags", "trainer.config", "trainer.errors")
-        if is_light or name.startswith("trainer.process"):
-            yield from (
-                f"{name} imports {library}" for library in libraries & {"tensorflow", "tf_slim"}
-            )
+        if room_of(name, MAY_USE) in LIGHT:
+            heavy = libraries & {"tensorflow", "tf_slim", "models"}
+            yield from (f"{name} imports {library}" for library in heavy)
         text = path.read_text(encoding="utf-8")
         is_importer = "horovod" in libraries or '"horovod.tensorflow"' in text
         if is_importer and name.split(".")[0] != "scripts" and name != "trainer.distributed":
@@ -183,6 +192,21 @@ FAULTS = {
         "trainer/process/files.py",
         "import tensorflow as tf\n",
         "trainer.process.files imports tensorflow",
+    ),
+    "TensorFlow in a module that does without": (
+        "trainer/plan.py",
+        "import tensorflow as tf\n",
+        "trainer.plan imports tensorflow",
+    ),
+    "TensorFlow by way of the networks": (
+        "trainer/process/files.py",
+        "from models import registry\n",
+        "trainer.process.files imports models",
+    ),
+    "a relative import, which says no room": (
+        "trainer/modes/predict.py",
+        "from .export import run\n",
+        "trainer.modes.predict imports trainer..export",
     ),
     "a second importer of Horovod": (
         "trainer/run/setup.py",

@@ -249,6 +249,17 @@ def test_benchmarks_at_the_same_time_lose_no_row(tmp_path):
     assert len(read(path)) == 9
 
 
+def test_the_lock_of_a_table_is_beside_it_and_not_beside_a_link(tmp_path):
+    table, link = tmp_path / "tables" / "results.csv", tmp_path / "links" / "mine.csv"
+    for path in (table, link):
+        path.parent.mkdir()
+    link.symlink_to(table)
+    config = Config(mode="benchmark", benchmark=BenchmarkConfig(result_csv=str(link)))
+    record.append_csv(config, Worker(), {"forward": sweep()})
+    assert len(read(table)) == 3
+    assert list(link.parent.iterdir()) == [link]
+
+
 def test_rows_are_passed_on_to_who_reads_a_pipe(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

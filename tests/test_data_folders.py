@@ -19,6 +19,7 @@ from trainer.config import DataConfig
 from trainer.errors import UserError
 from trainer.inputs import dataset
 from trainer.inputs.conversion import convert, verify
+from trainer.inputs.conversion.rewrite import Rewriting
 from trainer.inputs.conversion.verify import Verifier
 from trainer.inputs.sources import index, shards
 
@@ -75,6 +76,14 @@ def test_another_programs_dataset_json_makes_no_shards_of_a_folder(tmp_path):
         dataset.open_dataset(DataConfig(data_dir=str(tmp_path)))
 
 
+def test_shards_beside_another_programs_dataset_json_are_read(tmp_path):
+    out = converted(tmp_path)
+    (out / "dataset.json").write_text("{}")
+    assert faults_in(out) == []
+    config = DataConfig(data_dir=str(out), label_offset=0)
+    assert dataset.open_dataset(config).info.num_train_examples == 6
+
+
 def test_an_index_that_is_good_in_one_place_is_not_missed_in_another(tmp_path, monkeypatch):
     """Beside data that can't be written lies one of earlier shards."""
     out = converted(tmp_path)
@@ -99,13 +108,26 @@ def test_a_data_set_is_replaced_with_a_word_and_another_one_never(tmp_path):
     write_folder(tmp_path / "in", {"c": 3})
     convert.convert(str(tmp_path / "in"), str(out), say=said.append)
     assert said == [
-        f"{out}: its shards were made of other files, or with other options: they are replaced"
+        f"{out}: its shards are of other files, options or another version: they are replaced"
     ]
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     write_folder(tmp_path / "others", {"x": 3, "y": 3})
     with pytest.raises(UserError, match=r"--out: .*out holds another data set, of which a is a"):
         convert.convert(str(tmp_path / "others"), str(out))
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize(("shorter_side", "is_renewed"), [(None, False), (8, True)])
+def test_a_new_rule_for_smaller_images_renews_them_alone(
+    tmp_path, monkeypatch, shorter_side, is_renewed
+):
+    write_folder(tmp_path / "in", {"a": 2})
+    out, said = str(tmp_path / "out"), []
+    rewriting = Rewriting(shorter_side)
+    convert.convert(str(tmp_path / "in"), out, rewriting=rewriting)
+    monkeypatch.setattr(convert, "_RULES_OF_SMALLER", "next")
+    convert.convert(str(tmp_path / "in"), out, rewriting=rewriting, say=said.append)
+    assert any("another version: they are replaced" in line for line in said) == is_renewed
 
 
 @pytest.mark.processes

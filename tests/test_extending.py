@@ -60,7 +60,7 @@ def extended(tmp_path_factory):
     write_modules(root)
     # Images in the format that one of the changes adds.
     data = root / "my_data.py"
-    data.write_text(data.read_text(encoding="utf-8").replace('"PNG"', '"BMP"'), encoding="utf-8")
+    data.write_text(data.read_text(encoding="utf-8").replace('"PNG"', '"PPM"'), encoding="utf-8")
     for _, block in blocks("diff"):
         apply(root, block)
     (root / "result").mkdir()
@@ -82,7 +82,7 @@ def test_a_network_and_a_data_set_need_no_change_of_the_code(tmp_path):
 
 
 def test_network_data_set_format_and_optimizer_train(extended):
-    """Images that are read as BMP, of two kinds that any network tells apart."""
+    """Images that are read as PPM, of two kinds that any network tells apart."""
     result = json.loads((extended / "result" / "result.json").read_text())
     assert result["config"]["optimizer"]["optimizer"] == "adagrad"
     assert result["result"]["steps"] == 12

@@ -60,6 +60,12 @@ def test_what_is_behind_two_dashes_is_no_flagfile():
     assert parse("--mode=predict", "--", "--flagfile=a").files == ("--flagfile=a",)
 
 
+def test_the_flag_file_of_a_run_tells_how_many_workers_it_had():
+    started = parse("--batch_size=5")
+    assert "workers" not in flag_file.write(started)
+    assert "# Started with 8 workers: --batch_size is that of each\n" in flag_file.write(started, 8)
+
+
 def test_the_flag_file_of_a_run_repeats_it_from_any_folder(tmp_path):
     flags = ["--batch_size=5", "--notf32", "--deterministic", "--base_learning_rate=1e-05"]
     given = parse("--data_dir=a b/../c#d", *flags)

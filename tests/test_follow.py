@@ -21,6 +21,7 @@ from trainer.checkpoints import best, follow, layout, restore
 from trainer.checkpoints import manifest as checkpoint_manifest
 from trainer.checkpoints.follow import Follower
 from trainer.errors import UserError
+from trainer.modes import evaluate
 from trainer.process import files, identity
 from trainer.process.identity import Process
 from trainer.run.followed_run import FollowedRun
@@ -271,6 +272,27 @@ def evaluations(logdir):
     lines = path.read_text().splitlines() if path.exists() else []
     found = [line for line in map(json.loads, lines) if "eval/top1" in line]
     return [(line["step"], line["eval/top1"]) for line in found]
+
+
+def test_what_a_file_server_does_not_give_costs_nothing_else(tmp_path, abandoned, monkeypatch):
+    identity_of = follow._identity_of
+
+    def fails(folder, step):
+        if step == 2:
+            raise OSError(116, "Stale file handle")
+        return identity_of(folder, step)
+
+    monkeypatch.setattr(follow, "_identity_of", fails)
+    with (second := Follower(tmp_path)).following():
+        assert take_all(second) == [(1, 1), (3, 3)]
+    assert 2 in layout.steps_in(str(abandoned))
+
+
+def test_a_folder_that_cannot_be_read_is_a_line(tmp_path):
+    (tmp_path / "file").touch()
+    fault = evaluate._find_log_fault(tmp_path / "file" / "run")
+    assert fault == "which can't be read (Not a directory)"
+    assert evaluate._find_log_fault(tmp_path / "no" / "run") is None
 
 
 @pytest.mark.processes

@@ -3,8 +3,10 @@
 import os
 import zipfile
 
-import build
 import pytest
+from processes import ROOT
+
+import build
 
 CHANGES = {"speed/01-a.patch": "@@ -1 +1 @@", "shared.h": "#pragma once"}
 VERSIONS = {"horovod": "0.28.1", "tensorflow": "2.21.0", "python": "3.11", "mpi": "none"}
@@ -13,6 +15,7 @@ BUILD = build.Build(VERSIONS, {"HOROVOD_WITH_GLOO": "1"}, {})
 
 def test_the_pinned_source_is_the_version_that_the_patches_are_for():
     assert f"horovod=={build.HOROVOD_VERSION} " in build.REQUIREMENT.read_text()
+    assert f'"horovod=={build.HOROVOD_VERSION}"' in (ROOT / "setup.py").read_text()
 
 
 def test_the_cache_key_depends_on_every_ingredient():

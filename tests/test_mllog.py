@@ -124,6 +124,20 @@ def test_a_loop_that_begins_anew_is_the_same_run(tmp_path):
     assert epochs == [(f"epoch_{what}", each) for each in expected for what in ("start", "stop")]
 
 
+def test_a_rollback_from_the_last_step_opens_its_epoch_again(tmp_path):
+    path = tmp_path / "mlperf.log"
+    log = MLPerfLogFile(str(path), Config())
+    plan = make_plan(epochs=1.0)
+    for _ in range(2):
+        log.begin(plan, done=plan.total_steps - 2, train_examples=1, eval_examples=1)
+        for step in (plan.total_steps - 1, plan.total_steps):
+            log.after_step(step)
+    log.end()
+    logged = [json.loads(line.split(" ", 1)[1]) for line in path.read_text().splitlines()]
+    found = [key for key in keys(logged) if key.startswith("epoch_")]
+    assert found == ["epoch_start", "epoch_stop"] * 2
+
+
 def test_a_run_that_ends_within_an_epoch_ends_that_epoch(tmp_path):
     """As one that has reached --stop_at_top1."""
     path = tmp_path / "mlperf.log"

@@ -182,6 +182,8 @@ def test_the_time_to_the_first_step_is_told_by_phase(run):
     told = ", ".join(f"{name} {sec:.1f}" for name, sec in start_sec.items())
     assert line.endswith(f"first step after {sum(start_sec.values()):.1f} s: {told}")
     # What has begun by then, and what comes after.
+    phases = [line.rsplit(">:", 1)[-1] for line in lines]
+    assert phases.index("loading TensorFlow") < phases.index("connecting 2 workers")
     before = next(i for i, each in enumerate(lines) if "optimizes the graph" in each)
     assert before < lines.index(line) < next(i for i, x in enumerate(lines) if "step 7/" in x)
 

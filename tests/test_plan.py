@@ -103,7 +103,12 @@ def test_a_run_has_as_many_evaluations_as_epochs():
 
 @pytest.mark.parametrize(
     ("steps", "expected"),
-    [(45, [12, 23, 34, 45]), (46, [12, 23, 34, 46]), (47, [12, 23, 34, 45, 47])],
+    [
+        (45, [12, 23, 34, 45]),
+        (46, [12, 23, 34, 46]),
+        (47, [12, 23, 34, 47]),
+        (48, [12, 23, 34, 45, 48]),
+    ],
 )
 def test_no_evaluation_is_shortly_before_the_last(steps, expected):
     assert evaluated(make_plan(steps=steps, eval_every_epochs=0.5)) == expected

@@ -112,6 +112,13 @@ def test_a_script_ends_quietly_when_nobody_reads_on():
     assert (done.stdout, done.stderr) == ("0\n141\n", "")
 
 
+def test_a_script_whose_output_is_closed_ends_as_it_would():
+    code = "from shared import program; program.run(lambda: 3)"
+    command = f"PYTHONPATH=$PYTHONPATH:{ROOT}/scripts {sys.executable} -c '{code}' >&-"
+    done = start("bash", "-c", f"{command}; echo $? >&2")
+    assert done.stderr == "3\n"
+
+
 def test_a_path_may_begin_with_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     assert str(program.path("~/runs")) == "/home/somebody/runs"

@@ -72,6 +72,9 @@ def test_a_run_is_read_from_its_result(tmp_path):
     assert run.parts.compute == pytest.approx(0.5)
     alone = scaling_runs.read_run(write_result(tmp_path / "s.json", **figures))
     assert alone == Run(4, 32, 150.5)
+    metrics = folder / "metrics.jsonl"  # As of a version that logged other parts.
+    metrics.write_text(metrics.read_text().replace("compute_ms", "other_ms"))
+    assert scaling_runs.read_run(tmp_path / "r.json") == Run(4, 32, 150.5)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"result": {"workers": 2}}'])
@@ -176,3 +179,10 @@ def test_the_model_takes_what_one_worker_has_trained(tmp_path, workers, asked, s
         found = {"model": None, "image_size": None}
         scaling._read_alone(folder, found)
         assert found == {"model": "resnet_v2_101", "image_size": "64"}
+
+
+def test_a_run_of_one_worker_that_wrote_less_is_refused(tmp_path):
+    metrics = write_run(tmp_path / "run", workers=1, batch_size=8, step_ms=100) / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace("compute_ms", "other_ms"))
+    with pytest.raises(UserError, match="has no perf/compute_ms: another"):
+        scaling._read_alone(tmp_path / "run", {})

@@ -337,7 +337,7 @@ def test_wrong_input_is_one_line(tmp_path):
     assert right.returncode == 0, right.stderr
     assert f"logs: {tmp_path}/other" in right.stdout
     assert known.returncode == 0, known.stderr
-    assert f"({tiny.VALIDATION_EXAMPLES} examples)" in known.stdout
+    assert f"({tiny.VALIDATION_EXAMPLES} images)" in known.stdout
     assert kept_nowhere.returncode == 0, kept_nowhere.stderr
     assert "no --logdir: nothing of this run will be kept" in kept_nowhere.stdout
     assert "give --data_dir=DIR to train on images" in kept_nowhere.stdout

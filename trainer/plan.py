@@ -8,7 +8,9 @@ from trainer.config import RunConfig
 
 DEFAULT_EPOCHS = 90.0
 SYNTHETIC_STEPS = 100  # Enough to time them.
-_LEAST_APART = 0.1  # Share of an interval that has to be between the last two evaluations.
+# What has to be between the last two evaluations: a share of an interval, and more than so many
+# steps, or than half an interval where that is less.
+_LEAST_APART, _STEPS_APART = 0.1, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,9 @@ class Plan:
         before, after = (
             math.floor(round(count / self.evaluate_every, 9)) for count in (step - 1, step)
         )
-        return after > before and self.total_steps - step >= _LEAST_APART * self.evaluate_every
+        left = self.total_steps - step
+        is_apart = left > min(_STEPS_APART, self.evaluate_every / 2)
+        return after > before and is_apart and left >= _LEAST_APART * self.evaluate_every
 
     def reports_at(self, step: int) -> bool:
         """Returns whether the numbers of the latest steps are gathered and written after `step`."""

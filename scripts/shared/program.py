@@ -58,7 +58,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     name = Path(main.__code__.co_filename).name
     try:
         status = main()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # As where it was closed by `>&-`.
+            sys.stdout.flush()
         sys.exit(status)
     except BrokenPipeError:  # Whoever read the output has ended, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # What Python flushes at its end goes there.

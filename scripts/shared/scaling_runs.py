@@ -108,7 +108,10 @@ def read_run(path: Path) -> Run:
     logdir = content.get("config", {}).get("run", {}).get("logdir")
     if logdir is None or not (Path(logdir) / metrics_lines.NAME).exists():
         return run
-    curves = run_logs.read_curves(Path(logdir), TAGS)
+    try:
+        curves = run_logs.read_curves(Path(logdir), TAGS)
+    except UserError:  # As of a version that logged other parts.
+        return run
     return dataclasses.replace(run, parts=run_of_curves(curves).parts)
 
 

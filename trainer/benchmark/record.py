@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,7 +66,7 @@ def append_csv(config: Config, worker: Worker, results: Mapping[str, Result]) ->
     Raises:
       OSError: the file can't be read or written.
     """
-    path = Path(config.benchmark.result_csv or "")
+    path = Path(os.path.realpath(config.benchmark.result_csv or ""))
     lines = io.StringIO()
     table = csv.DictWriter(lines, COLUMNS, extrasaction="ignore", lineterminator="\n")
     where = dataclasses.asdict(environment.describe(worker.local_rank, worker.local_size))

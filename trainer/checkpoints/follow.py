@@ -64,7 +64,12 @@ class Follower:
         is_of_run = bool(layout.steps_in(str(self._logdir)))
         for folder in files.abandoned(self._logdir / layout.FOLLOWING):
             left = layout.steps_in(str(folder)) if is_of_run else []
-            taken = {step for step in left if self._take(step, folder)}
+            taken = set()
+            for step in left:
+                # What a file server does not give now, it may give the next follower.
+                with contextlib.suppress(OSError):
+                    if self._take(step, folder):
+                        taken.add(step)
             self._waiting += sorted(taken - set(self._waiting))
             with contextlib.suppress(OSError):
                 self._describe(folder, taken)

@@ -18,15 +18,18 @@ _ABOUT_TRAINING = f"# What follows on {TRAINING.strip()} is read in training alo
 _NEEDS_QUOTES = re.compile(r"\s#|^[\s\"']|\s$")
 
 
-def write(config: Config) -> str:
+def write(config: Config, workers: int = 1) -> str:
     """Returns the content of the file: each flag that the command line gives, one in a line.
 
-    Paths are absolute, so that the file can be used from any folder.
+    Paths are absolute, so that the file can be used from any folder. Of a run of several workers,
+    which are no flag, a comment tells the number.
     """
     given = [flag for flag in config.flags() if flag.name in config.given]
     lines = [HEADER, *(_line(flag) for flag in given if not flag.statement.is_of_one_start)]
     if any(line.startswith(TRAINING) for line in lines):
         lines.insert(1, _ABOUT_TRAINING)
+    if workers > 1:
+        lines.insert(1, f"# Started with {workers} workers: --batch_size is that of each")
     return "".join(f"{line}\n" for line in lines)
 
 

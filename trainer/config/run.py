@@ -154,7 +154,7 @@ class RunConfig(Checked):
         600.0,
         "Seconds without a step after which a worker shows its stacks and ends; at least "
         f"{LONGEST_STEPS} times the longest step, and {LONG_PHASE} times as much for start-up, a "
-        "save and each batch of an evaluation. 0: never.",
+        "save and each batch of a run's evaluations. 0: never.",
         minimum=0.0,
         changes_training=False,
     )

@@ -63,7 +63,7 @@ def _follow(config: Config, logdir: Path, group: Group) -> tuple[dict[str, Any],
             "--data_dir: must be given with --follow before the run has begun, got none; later, "
             "the run's folder tells"
         )
-    fault = _find_log_fault(logdir) if logdir.exists() else None
+    fault = _find_log_fault(logdir)
     if fault is not None:
         raise UserError(f"--logdir: must be writable with --follow, got {logdir}, {fault}")
     run, follower = FollowedRun(logdir), Follower(logdir)
@@ -309,10 +309,19 @@ def _check_examples(config: Config, info: DatasetInfo) -> None:
 
 
 def _find_log_fault(logdir: Path) -> str | None:
-    """Returns why evaluations can't be logged in a run's folder; None where they can."""
-    error = files.find_write_error(logdir, is_folder=True)
-    if error is not None:
-        return f"which can't be written ({error.strerror})"
+    """Returns why evaluations can't be logged in a run's folder; None where they can.
+
+    They may be where there is no folder yet.
+    """
+    try:
+        logdir.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"which can't be read ({error.strerror})"
+    fault = files.find_write_error(logdir, is_folder=True)
+    if fault is not None:
+        return f"which can't be written ({fault.strerror})"
     metrics = logdir / metrics_lines.NAME
     if metrics.exists() and not os.access(metrics, os.W_OK):
         return f"whose {metrics_lines.NAME} can't be written"

@@ -11,7 +11,7 @@ from trainer.config import Config
 from trainer.distributed import Group
 from trainer.graph import learning_rate
 from trainer.machine.gpu import UseMeter
-from trainer.process import start_up, streams, texts
+from trainer.process import launcher, start_up, streams, texts
 from trainer.run import first_allreduce, outputs, remarks, summary
 from trainer.run.evaluation import Evaluation
 from trainer.run.guard import LoopGuard
@@ -24,7 +24,7 @@ from trainer.safety.protection import Protection, protect
 from trainer.safety.shortage import explain_shortage
 from trainer.safety.status import Status
 from trainer.telemetry import tags
-from trainer.telemetry.console import Console, create_console
+from trainer.telemetry.console import Console, create_console, tell_phase
 from trainer.telemetry.pages import run_page
 from trainer.telemetry.step import measure_step
 from trainer.telemetry.writers import metrics_lines
@@ -62,6 +62,9 @@ def run(config: Config) -> int:
     """Trains; evaluates now and then and at the end. All workers of a run call it."""
     streams.never_wait()
     phases = PhaseTimes(start_up.times_up_to_now())
+    launched = launcher.find()
+    if launched is not None and launched.size > 1:
+        tell_phase(f"connecting {launched.size} workers", rank=launched.rank)
     group = distributed.connect(config)
     phases.finish("connect")
     status = Status(config.run.logdir, rank=group.worker.rank)

@@ -30,8 +30,9 @@ class QuickExit:
         if self._status is None:
             return  # An exception that nobody caught: Python prints it.
         try:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:  # As where it was closed by `>&-`.
+                    stream.flush()
         except OSError:
             return  # Python reports what could not be written.
         ctypes.CDLL(None).fflush(None)  # What libraries have printed.

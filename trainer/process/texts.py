@@ -14,12 +14,12 @@ def printable(name: str) -> str:
     )
 
 
-def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message that says something; else its type's name.
+def first_line(error: BaseException | str) -> str:
+    """Returns the first line of an error's message that says something, else its type's name.
 
     TensorFlow's begin with a heading and the place in Python where the operation was created.
     """
     _, node, rest = str(error).rpartition("\nNode: ")
     lines = rest.splitlines()[1:] if node else str(error).splitlines()
     told = (line.strip() for line in lines if line.strip() and line.strip() != _HEADING)
-    return next(told, type(error).__name__)
+    return next(told, "" if isinstance(error, str) else type(error).__name__)

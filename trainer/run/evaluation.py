@@ -46,9 +46,7 @@ class Evaluation:
         """Returns the result in a line; without the top-5, where no class can be missing in it."""
         top5 = f"top-5 {self.top5:.4f}  " if tags.tells_top5(num_classes) else ""
         averaged = "" if self.ema_top1 is None else f"; averaged weights: top-1 {self.ema_top1:.4f}"
-        return (
-            f"top-1 {self.top1:.4f}  {top5}loss {self.loss:.4f}  ({self.count} examples){averaged}"
-        )
+        return f"top-1 {self.top1:.4f}  {top5}loss {self.loss:.4f}  ({self.count} images){averaged}"
 
 
 class Observer(Protocol):

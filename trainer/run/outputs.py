@@ -162,7 +162,7 @@ def write_flags(config: Config, worker: Worker) -> None:
     try:
         if path.exists() and not path.read_bytes().startswith(flag_file.HEADER.encode()):
             return  # It is somebody's own file.
-        files.write_text(path, flag_file.write(config))
+        files.write_text(path, flag_file.write(config, worker.size))
     except OSError as error:
         raise unwritable("logdir", path, error) from error
 

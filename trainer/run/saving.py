@@ -48,7 +48,8 @@ class Saving:
           console: gets messages about saves that wait, fail or are left out.
           writer: gets the durations of saves in the background.
           status: the run's status file, which tells the step of the newest checkpoint.
-          done: the step whose state is saved already; None: there is none.
+          done: the step at which the loop goes on, whose state counts as saved; None: it begins
+            anew.
           every_minutes: value of --checkpoint_every_minutes.
         """
         self.saved = done

@@ -87,7 +87,7 @@ def summarize(
 def describe_start(
     config: Config, group: Group, info: DatasetInfo, plan: Plan, *, done: int, is_complete: bool
 ) -> str:
-    """Returns the line before the first step.
+    """Returns the two lines before the first step; on most terminals none of them wraps.
 
     Args:
       config: configuration of the run.
@@ -103,8 +103,8 @@ def describe_start(
     workers = f"{group.worker.size} worker{'s' if group.worker.size > 1 else ''}"
     return (
         f"{config.model.model} on {info.name}: {info.num_train_examples} training"
-        f"{_describe_repeats(config, info)} and {info.num_validation_examples} validation "
-        f"examples, {info.num_classes} classes; "
+        f"{_describe_repeats(config, info)}, {info.num_validation_examples} validation "
+        f"examples, {info.num_classes} classes\n"
         f"{workers} x {config.data.batch_size} images, {config.model.precision}; "
         f"{plan.total_steps} steps ({plan.epoch_at(plan.total_steps):.1f} epochs){state}"
     )

@@ -87,10 +87,20 @@ def check_program(group: Group, config: Config) -> None:
     facts: Facts = {}
     with group.fail_together():
         versions = {f"version of {k}": v for k, v in environment.versions().items()}
-        facts = {**flags_of(config), **code_of(config), **versions}
+        facts = {**flags_of(config), **code_of(config), **versions, **_named_kernels()}
     check(group, facts)
     check_kernels(group, precision.compute_dtype(config.model.precision))
     check_gpus(group)
+
+
+def _named_kernels() -> Facts:
+    """Returns a digest of the library that the environment names in place of the built one.
+
+    Raises:
+      UserError: the environment variable has a value that its rule forbids.
+    """
+    named = switch.read().library
+    return {} if named is None else {f"library of {switch.VARIABLE}": _digest(named)}
 
 
 def check_gpus(group: Group) -> None:

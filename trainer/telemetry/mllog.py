@@ -100,8 +100,10 @@ class MLPerfLogFile:
         self._plan = plan
         epoch = self._epoch_of(done + 1)
         if self._epoch is not None:
-            if epoch != self._epoch:  # It has gone back to a checkpoint.
+            # It has gone back to a checkpoint, perhaps from the last step of an epoch.
+            if self._is_epoch_open and epoch != self._epoch:
                 self._stop_epoch(self._epoch)
+            if not self._is_epoch_open:
                 self._start_epoch(epoch)
             return
         if done >= plan.total_steps:

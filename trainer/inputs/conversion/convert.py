@@ -33,8 +33,8 @@ from trainer.inputs.conversion.shard_writer import (
 from trainer.inputs.sources import listing, manifest, storage
 from trainer.process import files, identity
 
-# To be raised with every change of what becomes of an image, so that shards are written anew.
-_RULES = 5
+# Raised with each change of what becomes of images, all or smaller ones: shards are written anew.
+_RULES, _RULES_OF_SMALLER = 4, " 5"
 # Where each image is much work, there are as many shards at least as keep several processes busy to
 # the end, unless there are few images.
 _SHARDS_FOR_PROCESSES = 32
@@ -92,7 +92,8 @@ def _digest(splits: Mapping[str, Sequence[Task]]) -> str:
     digest = hashlib.sha256(f"{manifest.FORMAT} {_RULES}".encode())
     for tasks in splits.values():
         for task in tasks:
-            digest.update(f"{os.path.basename(task.path)} {task.rewriting}".encode())
+            rules = "" if task.rewriting.shorter_side is None else _RULES_OF_SMALLER
+            digest.update(f"{os.path.basename(task.path)} {task.rewriting}{rules}".encode())
             for image in task.images:
                 digest.update(repr((image[1:], _state(image[0]))).encode())
     return digest.hexdigest()[:16]
@@ -124,7 +125,7 @@ def _check_replaces(
             f"--out: {out} holds another data set, of which {described.classes[0]} is a class: "
             "give another folder, or remove it"
         )
-    say(f"{out}: its shards were made of other files, or with other options: they are replaced")
+    say(f"{out}: its shards are of other files, options or another version: they are replaced")
 
 
 def _remove_others(out: str, described: manifest.Manifest | None, tasks: Sequence[Task]) -> None:

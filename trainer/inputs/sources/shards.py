@@ -192,7 +192,7 @@ def _label_offset(
 def open_tfrecord(config: DataConfig) -> Source:
     """Opens the shards in `--data_dir`; scans them where no index is cached."""
     folder = config.data_dir or ""
-    described = manifest.read_manifest(folder)
+    described = manifest.read_manifest(folder) if manifest.is_in(folder) else None
     paths, remarks = find_shards(folder)
     if not paths:
         more = f" ({remarks[0]})" if remarks else ""

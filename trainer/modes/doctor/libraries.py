@@ -10,13 +10,13 @@ from typing import Any
 
 from trainer.config import Config
 from trainer.modes.doctor.finding import AFRESH, RENEW, Finding
-from trainer.process import settings
+from trainer.process import settings, texts
 
 
 def check_devices(found: dict[str, Any]) -> Iterator[Finding]:
     """Yields the processor, the GPUs, and how many of them TensorFlow sees."""
     if "error" in found:
-        yield Finding("tensorflow", f"can't be loaded ({first_line(found['error'])})", AFRESH)
+        yield Finding("tensorflow", f"can't be loaded ({texts.first_line(found['error'])})", AFRESH)
         return
     yield Finding("CPU", f"{found['cpu']}, {found['cores']} usable cores")
     yield Finding("threads", _describe_threads(found["cores"]))
@@ -88,7 +88,7 @@ def check_settings(config: Config, *, has_gpu: bool) -> Iterator[Finding]:
 def check_slim(found: dict[str, Any]) -> Iterator[Finding]:
     """Yields whether tf-slim builds batch normalization on this TensorFlow."""
     if "error" in found:
-        yield Finding("slim", f"tf-slim does not work ({first_line(found['error'])})", AFRESH)
+        yield Finding("slim", f"tf-slim does not work ({texts.first_line(found['error'])})", AFRESH)
     elif found["updates"] != 2:
         yield Finding("slim", f"batch_norm has {found['updates']} update ops, not 2", AFRESH)
     else:
@@ -107,17 +107,14 @@ def check_horovod(found: dict[str, Any]) -> Iterator[Finding]:
             reason = f"was built for TensorFlow {built_for[1]}, but here is {here}"
             yield Finding("horovod", reason, RENEW)
         else:
-            yield Finding("horovod", f"can't be loaded ({first_line(found['error'])})", AFRESH)
+            yield Finding(
+                "horovod", f"can't be loaded ({texts.first_line(found['error'])})", AFRESH
+            )
     elif not found["Gloo"]:
         yield Finding("horovod", "was built without Gloo", AFRESH)
     else:
         parts = ", ".join(name for name, built in found.items() if built)
         yield Finding("horovod", f"built with {parts}")
-
-
-def first_line(text: str) -> str:
-    """Returns the first line of an error's message."""
-    return text.strip().splitlines()[0]
 
 
 def read_text(path: str) -> str:
