@@ -70,7 +70,7 @@ _slim_layers["ops"] = _OpsForSlimLayers()
 
 @contextlib.contextmanager
 def compared_as_objects() -> Iterator[None]:
-    """Has tensors and variables compared, and hashed, as objects, while a graph is built inside.
+    """Makes tensors and variables compare, and hash, as objects while a graph is built inside.
 
     In a graph they are anyway; but each time TensorFlow finds out first where it is. A layer of
     convolution, of those that slim builds on, puts all variables up to then into a set:
@@ -84,7 +84,7 @@ def compared_as_objects() -> Iterator[None]:
 
 
 class BatchNormChanges(NamedTuple):
-    """What is otherwise in the layers of BN that slim builds.
+    """Changes to the layers of BN that slim builds.
 
     Attributes:
       is_frozen: function that returns whether the layer of a variable scope, by its name, uses its

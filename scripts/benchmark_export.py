@@ -137,7 +137,7 @@ def start(network: str, onednn: str, options: argparse.Namespace) -> Connection:
 
 
 def ask(connection: Connection, batch_size: int, seconds: float) -> Turn:
-    """Has a process take its turn."""
+    """Makes a process take its turn."""
     try:
         connection.send((batch_size, seconds))
         return Turn(*connection.recv())

@@ -44,7 +44,7 @@ _LEGEND = (
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How much is timed.
+    """The amount of work that is timed.
 
     Attributes:
       batch_size: images per step.

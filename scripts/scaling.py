@@ -229,7 +229,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Does what the first argument says."""
+    """Runs the command that the first argument names."""
     options = parse_arguments(argv)
     if options.command == "run":
         report(run(options), options.out / "scaling.png")

@@ -1,4 +1,4 @@
-"""What several test files share: a run costs half a minute."""
+"""Fixtures and hooks that several test files share: a run costs half a minute."""
 
 import gc
 import os

@@ -1,4 +1,4 @@
-"""How the compiled kernels were tested, told from the reports of a run's tests.
+"""A summary of how the compiled kernels were tested, from the reports of a run's tests.
 
 It needs no TensorFlow: the process that prints it may have handed out the tests to others.
 """

@@ -1,4 +1,4 @@
-"""Which tests of the compiled kernels this machine can run, and how."""
+"""The tests of the compiled kernels that this machine can run, and how."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def skip_without_onednn(dtype):
 
 
 def describe():
-    """How tests run the kernels, in a word or two; empty where they can't."""
+    """Returns how tests run the kernels, in a word or two; empty where they can't."""
     if library.reason_for_none():
         return ""
     given = switch.read().library
@@ -33,6 +33,6 @@ def describe():
 
 
 def all_of_them(monkeypatch):
-    """Has this process use all kernels that it can run, also where TensorFlow's are faster."""
+    """Makes this process use all kernels that it can run, also where TensorFlow's are faster."""
     if library.find() is not None and library.reason_for_no_convolutions(tf.bfloat16):
         monkeypatch.setenv(switch.VARIABLE, str(library.LIBRARY))

@@ -42,7 +42,7 @@ UserKnownHostsFile {folder}/known_hosts
 
 
 def reason_for_none() -> str | None:
-    """Why there can be no hosts here; None: there can."""
+    """Returns why there can be no hosts here; None: there can."""
     if os.geteuid() != 0:
         return "namespaces with addresses of their own need root"
     for program, package in _DEBIAN.items():
@@ -130,7 +130,7 @@ class Host:
         return done.stdout
 
     def sent_bytes(self, interface: str) -> int:
-        """How many bytes have left this host by an interface."""
+        """Returns how many bytes have left this host by an interface."""
         told = json.loads(self.do(f"ip -json -statistics link show dev {interface}"))
         return told[0]["stats64"]["tx"]["bytes"]
 
@@ -193,7 +193,7 @@ class Network:
 
     @contextlib.contextmanager
     def asking_for_passwords(self, host: Host) -> Iterator[None]:
-        """Has a host's sshd take no key, but a password, which nobody knows."""
+        """Makes a host's sshd take no key, but a password, which nobody knows."""
         own = self._folder / host.name
         self._configure_sshd(own, takes_key=False)
         host.do("pkill -HUP -o sshd")

@@ -94,7 +94,7 @@ SPINNING = "import time\nend = time.monotonic() + 60\nwhile time.monotonic() < e
 
 @contextlib.contextmanager
 def others_that_spin(number):
-    """Has processes that are no children of this one keep cores busy; yields their numbers."""
+    """Keeps cores busy by processes that are no children of this one; yields their numbers."""
     command = ["sh", "-c", '"$0" -c "$1" > /dev/null 2>&1 & echo $!', sys.executable, SPINNING]
     pids = [int(run(command).stdout) for _ in range(number)]
     try:

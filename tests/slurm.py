@@ -48,7 +48,7 @@ PartitionName=urgent Nodes=ALL PriorityTier=9 PreemptMode=OFF
 
 
 def missing():
-    """What stands in the way of a Slurm here; empty: nothing."""
+    """Returns what stands in the way of a Slurm here; empty: nothing."""
     if os.getuid() != 0:
         return "Slurm's daemons are started by root"
     names = [name for name in NEEDED if shutil.which(name, path=_path()) is None]
@@ -101,7 +101,7 @@ class Slurm:
         return told.partition("JobState=")[2].split()[0]
 
     def restarts(self, job):
-        """How often a job was begun again."""
+        """Returns how often a job was begun again."""
         told = self.call("scontrol", "--oneliner", "show", "job", job)
         return int(told.partition("Restarts=")[2].split()[0])
 

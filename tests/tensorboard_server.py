@@ -24,7 +24,7 @@ class Server:
         self._url = url
 
     def get(self, path, **query):
-        """What a path under /data/ answers."""
+        """Returns the response of a path under /data/."""
         url = f"{self._url}/data/{path}?{urllib.parse.urlencode(query)}"
         with urllib.request.urlopen(url, timeout=60) as answer:
             text = answer.read().decode()

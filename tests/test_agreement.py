@@ -1,4 +1,4 @@
-"""What workers compare before the first step, with a group whose other workers are invented."""
+"""The comparisons of workers before the first step, in a group whose other workers are invented."""
 
 import dataclasses
 

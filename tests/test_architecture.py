@@ -1,4 +1,4 @@
-"""The house stays as it is drawn: which room may use which, and how large its files are.
+"""The package tree stays as it is drawn: which room may use which, and how large its files are.
 
 docs/architecture.md says why. A room is a package or a module; the one with the longest name that
 fits a module is its room.
@@ -176,7 +176,7 @@ def test_every_module_of_the_program_has_a_room():
     assert folders - {"trainer.__pycache__"} <= set(ROOMS)
 
 
-# A small house: what is written into one of its files, and what the tests above say of it.
+# A small package tree: what is written into one of its files, and what the tests above say of it.
 FAULTS = {
     "against the order": (
         "trainer/graph/losses.py",

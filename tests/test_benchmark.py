@@ -80,7 +80,7 @@ def test_the_peak_is_measured_again_where_a_pass_was_faster(
 
 
 def measure_as(monkeypatch, measured_gflops):
-    """Has the peak measured as these values, one after the other; returns those not yet taken."""
+    """Replaces the measured peak by these values in turn; returns those not yet taken."""
     left = list(measured_gflops)
     found = lambda *_: peak.Peak(left[0], 100.0, 1.05 * left.pop(0), 12, None)  # noqa: E731
     monkeypatch.setattr(peak, "measure_peak", found)

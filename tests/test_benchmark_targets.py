@@ -1,4 +1,4 @@
-"""What a timed run computes: the convolutions that ran, as the executor and XLA tell them."""
+"""The work of a timed run: the convolutions that ran, as the executor and XLA tell them."""
 
 import json
 import re

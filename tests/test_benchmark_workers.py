@@ -91,7 +91,7 @@ def contest(tmp_path, monkeypatch, horovodrun, options):
 
 
 def whole_steps(folder):
-    """When the steps that were not stopped began and ended."""
+    """Returns when the steps that were not stopped began and ended."""
     lines = (folder / "logs" / "metrics.jsonl").read_text().splitlines(keepends=True)
     steps = [json.loads(line) for line in lines if line.endswith("\n")]
     times = [(step["began"], step["wall_time"]) for step in steps]
@@ -107,7 +107,7 @@ def overlap(some, others):
 
 
 def ends(pid):
-    """Whether it ends soon: what is killed takes a moment."""
+    """Returns whether a process ends soon: what is killed takes a moment."""
     end_sec = time.monotonic() + 10
     while identity.find(int(pid)) and time.monotonic() < end_sec:
         time.sleep(0.01)

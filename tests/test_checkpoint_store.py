@@ -156,7 +156,7 @@ def test_where_all_that_are_kept_are_there_room_for_one_suffices(tmp_path, count
 
 @pytest.fixture
 def resumed_from_one(tmp_path, counted):
-    """As `counted`, with the store of a run that passed over a damaged checkpoint of step 2."""
+    """`counted`, with the store of a run that passed over a damaged checkpoint of step 2."""
     session, weights, step, create = counted
     store = create(keep_checkpoints=2)
     for number in (1, 2):

@@ -1,4 +1,4 @@
-"""Which compiled operations are used on a CPU with a matrix unit (AMX), which oneDNN's can use."""
+"""The compiled operations in use on a CPU with a matrix unit (AMX), which oneDNN's can use."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""What is added to the gradient of BN's own operation on CPUs, which adds it in passing."""
+"""Additions to the gradient of BN's own operation on CPUs, which adds them in passing."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Which compiled operations are used: by the variable, by the CPU, by what was built."""
+"""The compiled operations in use: by the variable, by the CPU, by what was built."""
 
 import platform
 import sys

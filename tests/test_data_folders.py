@@ -1,4 +1,4 @@
-"""What is taken for a data set, how it is shuffled, and what becomes of one that is there."""
+"""Data sets: what is taken for one, how it is shuffled, and what becomes of one that is there."""
 
 import json
 import multiprocessing
@@ -150,7 +150,7 @@ def test_what_a_killed_converter_has_started_ends_with_it(tmp_path):
 
 
 def _is_converting(pid):
-    """Whether a process is there and is one of the pool, not what watches over its resources."""
+    """Returns whether a process is there and of the pool, not what watches over its resources."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             return b"spawn_main" in file.read()

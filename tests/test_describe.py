@@ -29,7 +29,7 @@ tf1 = tf.compat.v1
 
 
 def profiled_flops(graph, op_type):
-    """What TensorFlow's profiler counts for the operations of a type."""
+    """Returns what TensorFlow's profiler counts for the operations of a type."""
     options = tf1.profiler.ProfileOptionBuilder.float_operation()
     options["output"] = "none"
     node = tf1.profiler.profile(graph, cmd="op", options=options)
@@ -47,7 +47,7 @@ def configuration(model, image_size=224, num_classes=None):
 
 
 def run(folder, model, **settings):
-    """What --mode=describe writes to --result_json."""
+    """Returns what --mode=describe writes to --result_json."""
     path = folder / "result.json"
     config = configuration(model, **settings)
     config = dataclasses.replace(config, run=RunConfig(result_json=str(path)))

@@ -64,7 +64,7 @@ def test_evaluation_on_three_workers_counts_each_digit_once_with_its_pixels(digi
 
 
 def stored(split):
-    """How often each pair of label and pixels is in a split, by Pillow."""
+    """Counts how often each pair of label and pixels is in a split, by Pillow."""
     images = (Image.open(io.BytesIO(split.read(number))) for number in range(len(split.labels)))
     pixels = (np.asarray(image.convert("L")).tobytes() for image in images)
     return collections.Counter(zip(map(int, split.labels), pixels, strict=True))

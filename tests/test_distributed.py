@@ -26,7 +26,7 @@ pytestmark = pytest.mark.processes
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What two workers left behind."""
+    """The folder with what two workers left behind."""
     path = tmp_path_factory.mktemp("two_workers")
     done = horovodrun(2, ["tests/programs/two_workers.py", str(path)])
     assert done.returncode == 0, done.stdout + done.stderr

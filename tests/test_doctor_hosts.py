@@ -1,4 +1,4 @@
-"""What doctor says of hosts, from what they answer; test_network_hosts.py asks real ones."""
+"""Findings of doctor about hosts, from what they answer; test_network_hosts.py asks real ones."""
 
 import json
 import os
@@ -28,7 +28,7 @@ FACTS = {
 
 
 def judge(of_b, *, workers=1, **of_a):
-    """What is broken, by host."""
+    """Returns what is broken, by host."""
     facts = {"a": FACTS | of_a, "b": FACTS | of_b}
     slots = [hosts.Slots("a", 1), hosts.Slots("b", workers)]
     found = hosts.judge(facts, slots, CONFIG)

@@ -26,7 +26,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 def vector_results(folder, *, emulated):
-    """What vector_results.cc prints: [vectors, results, lanes] bit patterns, all NaN alike."""
+    """The output of vector_results.cc: [vectors, results, lanes] bit patterns, all NaN alike."""
     program = folder / f"vector_results_{emulated}"
     flags = ["-include", PROGRAMS / "emulated_avx512.h", "-Wno-psabi"] * emulated
     source = PROGRAMS / "vector_results.cc"

@@ -68,7 +68,7 @@ def trained(tmp_path_factory):
 
 
 def ask(saved_model, pixels, files):
-    """What a process gets that imports TensorFlow alone, and finds nothing of this project."""
+    """Returns what a process gets that imports TensorFlow alone and finds none of this project."""
     np.save(saved_model.parent / "pixels.npy", pixels)
     program = ROOT / "tests" / "programs" / "served.py"
     arguments = [str(saved_model), str(saved_model.parent / "pixels.npy"), *map(str, files)]

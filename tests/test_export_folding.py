@@ -129,7 +129,7 @@ def shared(images, num_classes, is_training):
 
 
 def unit(images, num_classes, is_training, *, shortcut=1, **convolution):
-    """What a unit begins with: BN, ReLU, and two convolutions of the same map."""
+    """The beginning of a unit: BN, ReLU, and two convolutions of the same map."""
     with slim.arg_scope([slim.batch_norm], is_training=is_training):
         net = slim.conv2d(images, 16, 3, normalizer_fn=None, scope="conv1")
         net = slim.batch_norm(net, activation_fn=tf.nn.relu, scope="signed")

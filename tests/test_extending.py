@@ -1,4 +1,4 @@
-"""The errands of docs/extending.md, made in a copy of the code: it trains, and they show."""
+"""The changes of docs/extending.md, made in a copy of the code: it trains, and they show."""
 
 import json
 import re

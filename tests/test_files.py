@@ -49,7 +49,7 @@ WHOLE = (
 
 
 def temporaries(folder):
-    """What is half written, by the names that it would get."""
+    """Returns what is half written, by the names that it would get."""
     found = folder.rglob(f".*{files.SUFFIX}")
     return {
         str(path.relative_to(folder).with_name(path.name[1:].rsplit(".", 2)[0])) for path in found

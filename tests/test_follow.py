@@ -1,4 +1,4 @@
-"""What evaluates a run's checkpoints beside it has each once, though the run removes them."""
+"""Evaluation beside a run has each of its checkpoints once, though the run removes them."""
 
 import dataclasses
 import json

@@ -11,7 +11,7 @@ from trainer.telemetry.writers.growing_file import GrowingFile
 
 @contextlib.contextmanager
 def largest_file(size):
-    """No file of this process may grow beyond `size`, bytes, as on a disk that is full."""
+    """Limits every file of this process to `size`, bytes, as on a disk that is full."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

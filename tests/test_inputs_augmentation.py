@@ -94,7 +94,7 @@ def test_evaluation_takes_the_centre():
 
 
 def mirrored_share(fields):
-    """Which share of 200 training images is mirrored; no pixel may be changed otherwise."""
+    """The share of 200 training images that is mirrored; no pixel may be changed otherwise."""
     pixels = noise(0, 8, 8)
     crops = {} if "augment" in fields else {"crop_min_area": 1.0}
     data = numbered_dataset(create_config(crop_fraction=1.0, **crops, **fields), train=200)

@@ -34,7 +34,7 @@ BAD = 5
 
 
 def big_png():
-    """Of 40,000 x 40,000 pixels in few bytes: decoded, 4.8 GB."""
+    """A PNG of 40,000 x 40,000 pixels in few bytes: decoded, 4.8 GB."""
 
     def chunk(kind, data):
         return (
@@ -124,7 +124,7 @@ def test_a_pipe_among_the_images_is_a_bad_one_that_nobody_waits_for(tmp_path):
 
 @pytest.fixture(scope="module")
 def labels_without_bad(tmp_path_factory):
-    """What training reads in 6 steps where all images are good."""
+    """The labels that training reads in 6 steps where all images are good."""
     folder = tmp_path_factory.mktemp("good")
     write_images(folder)
     good = dataset.open_dataset(create_config(data_dir=str(folder)))

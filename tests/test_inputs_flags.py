@@ -1,4 +1,4 @@
-"""Which flags of the data each kind of data set reads, and that the others are not left unsaid."""
+"""The flags of the data that each kind of data set reads; the others are not left unsaid."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Our reading and writing of TFRecords and Examples against TensorFlow's, and image headers."""
+"""TFRecords and Examples, read and written here and by TensorFlow, and image headers."""
 
 import contextlib
 import io

@@ -269,7 +269,7 @@ def pictures():
 
 
 def in_evaluation(images, config):
-    """What the pipeline makes of encoded images."""
+    """Returns what the pipeline makes of encoded images."""
 
     class Split:
         labels = np.arange(len(images))

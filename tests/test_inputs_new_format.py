@@ -24,7 +24,7 @@ PPM = encoded.Format("PPM", rb"P6\s", (".ppm", ".pnm"))
 
 
 def decode_ppm(contents, window):
-    """What is behind the header, which is `P6`, the width, the height and the brightest level."""
+    """Decodes what follows the header: `P6`, the width, the height and the brightest level."""
     _, width, height, _ = tf.unstack(tf.strings.split(contents, maxsplit=4)[:4], num=4)
     shape = [tf.strings.to_number(height, tf.int32), tf.strings.to_number(width, tf.int32), 3]
     start = tf.strings.length(tf.strings.join(["P6 ", width, " ", height, " 255 "]))

@@ -15,7 +15,7 @@ EXAMPLES = 101
 
 
 def stream_of(order, size, batch_size, steps):
-    """What `size` workers read in so many steps, by the order alone."""
+    """Returns what `size` workers read in so many steps, by the order alone."""
     local = np.arange(steps * batch_size)
     parts = [global_positions(local, Worker(rank, size), batch_size) for rank in range(size)]
     positions = np.stack(parts).reshape(size, steps, batch_size).transpose(1, 0, 2).ravel()

@@ -1,4 +1,4 @@
-"""How images become smaller: as in Pillow, also from JPEGs that are not decoded in full."""
+"""Images that become smaller: as in Pillow, also from JPEGs that are not decoded in full."""
 
 import io
 

@@ -50,7 +50,7 @@ def write_files(folder):
 
 
 def read_all(folder, task):
-    """Whatever reads one of the files: each may raise UserError alone."""
+    """The functions that read each of the files: each may raise UserError alone."""
     logdir = str(folder)
     config = Config(run=RunConfig(logdir=logdir))
     info = DatasetInfo("folder", 4, 0, 1, ("a",), "")

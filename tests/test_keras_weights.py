@@ -38,7 +38,7 @@ RANGES = {
 
 @pytest.fixture(scope="module", autouse=True)
 def keras():
-    """Loaded here, so that tests of other files go without."""
+    """The module keras, loaded here so that tests of other files go without."""
     import keras
 
     return keras
@@ -104,7 +104,7 @@ def distance(found, expected):
 
 
 def equal(found, expected):
-    """Whether two lists of arrays are the same, bit for bit."""
+    """Returns whether two lists of arrays are the same, bit for bit."""
     pairs = zip(found, expected, strict=True)
     return all(a.shape == b.shape and a.tobytes() == b.tobytes() for a, b in pairs)
 

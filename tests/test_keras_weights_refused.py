@@ -24,7 +24,7 @@ SCRIPT = ROOT / "scripts" / "convert_keras_weights.py"
 
 @pytest.fixture(scope="module", autouse=True)
 def keras():
-    """Loaded here, so that tests of other files go without; each kind of network is built once."""
+    """The module keras, loaded here for these tests alone; each kind of network is built once."""
     import keras
 
     with pytest.MonkeyPatch.context() as patching:
@@ -42,7 +42,7 @@ def load(path):
 
 
 def fault_of(path):
-    """What is said of a file that is not loaded."""
+    """Returns what is said of a file that is not loaded."""
     with pytest.raises(UserError) as caught:
         load(path)
     assert "\n" not in str(caught.value)

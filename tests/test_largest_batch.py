@@ -71,7 +71,7 @@ def test_which_ends_are_for_want_of_memory(status, errors, size, is_miss):
 
 
 def run_as(monkeypatch, trial, *, train_examples=None):
-    """Has processes end as `trial(batch size)` does; returns the command lines of all."""
+    """Makes processes end as `trial(batch size)` does; returns the command lines of all."""
     started = []
 
     def run_alone(flags, environ, *, quiet):

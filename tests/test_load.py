@@ -1,4 +1,4 @@
-"""How busy other processes keep the cores, beside the clocks of such processes."""
+"""The load of the cores by other processes, beside the clocks of such processes."""
 
 import os
 import subprocess

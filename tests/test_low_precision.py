@@ -1,4 +1,4 @@
-"""What bfloat16 and float16 are summed in on CPUs, and whether a CPU has instructions for them."""
+"""Sums of bfloat16 and float16 on CPUs: their type, and whether a CPU has instructions for them."""
 
 import itertools
 
@@ -36,7 +36,7 @@ def compute_gradient(monkeypatch, kernels, build, by_result):
 
 
 def rounding_of(dtype):
-    """Of one number, relative."""
+    """The rounding error of one number, relative."""
     return 2**-11 if dtype == tf.float16 else 2**-8
 
 

@@ -47,7 +47,7 @@ def hashes(folder):
 
 
 def examples_of(folder):
-    """What TensorFlow reads from the shards: {file name: features}."""
+    """Returns what TensorFlow reads from the shards: {file name: features}."""
     found = {}
     for path in sorted(folder.glob("*-of-*")):
         for record in tf.data.TFRecordDataset(str(path)):

@@ -1,4 +1,4 @@
-"""What memory a process has, needs and may have."""
+"""The memory that a process has, needs and may have."""
 
 import json
 import mmap

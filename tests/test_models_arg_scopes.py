@@ -1,4 +1,4 @@
-"""What resnet_arg_scope makes of the layers, against numpy and the graph."""
+"""Effects of resnet_arg_scope on the layers, against numpy and the graph."""
 
 import inspect
 

@@ -84,7 +84,7 @@ class Towers:
             self.decay_loss = tf.add_n(self.decay_losses)
 
     def structure(self):
-        """What the network has added to the graph."""
+        """Returns what the network has added to the graph."""
         with self.graph.as_default():
             return {
                 "variables": [(v.name, v.shape.as_list(), v.dtype) for v in tf1.global_variables()],
@@ -105,7 +105,7 @@ class Towers:
 
 @pytest.fixture(scope="module")
 def networks():
-    """Ours and slim's."""
+    """The networks of this project and of slim."""
     return Towers(OURS), Towers(SLIMS)
 
 

@@ -1,4 +1,4 @@
-"""Which files a command line of --mode=predict names."""
+"""The files that a command line of --mode=predict names."""
 
 import io
 from pathlib import Path

@@ -45,7 +45,7 @@ def are_equal(one, other):
 
 @pytest.fixture(scope="module")
 def trained(network, tmp_path_factory):
-    """What a run on three hosts left: its end, the bytes that it sent, and its weights."""
+    """The results of a run on three hosts: its end, the bytes that it sent, and its weights."""
     first, _, third = network.hosts
     logdir = tmp_path_factory.mktemp("shared") / "run"
     logdir.mkdir()
@@ -86,7 +86,7 @@ def test_what_workers_send_goes_over_the_interface_that_is_named(trained):
 
 
 class CutOff(NamedTuple):
-    """What came of a supervised run of which a host was cut off, and of what ran meanwhile."""
+    """The outcome of a supervised run of which a host was cut off, and of what ran meanwhile."""
 
     logdir: Path
     told: str

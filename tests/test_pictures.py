@@ -64,7 +64,7 @@ def test_small_images_are_enlarged_without_blur():
 
 
 def corner_of(picture, classes):
-    """Where the cells of a confusion matrix begin."""
+    """Returns where the cells of a confusion matrix begin."""
     left, top = 0, picture.height - 4 - 34 * classes
     while picture.getpixel((left, top)) != (225, 225, 225):  # The matrix's frame.
         left += 1

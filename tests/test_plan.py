@@ -1,4 +1,4 @@
-"""What happens at which step."""
+"""The plan of a run: what happens at which step."""
 
 import fractions
 import math

@@ -95,7 +95,7 @@ def paint(figure):
 
 
 def ink(pixels, axes, first, last):
-    """How many pixels of a plot are coloured between two steps."""
+    """Counts the pixels of a plot that are coloured between two steps."""
     (left, _), (right, _) = axes.transData.transform([(first, 0), (last, 0)]).round().astype(int)
     bottom, top = axes.bbox.y0, axes.bbox.y1
     part = pixels[len(pixels) - int(top) : len(pixels) - int(bottom), left:right]

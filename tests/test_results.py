@@ -1,4 +1,4 @@
-"""What a run leaves for programs."""
+"""The files that a run leaves for programs."""
 
 import dataclasses
 import json

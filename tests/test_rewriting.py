@@ -1,4 +1,4 @@
-"""What becomes of images in make_tfrecords.py: upright, no larger than wanted, in sRGB."""
+"""Images in make_tfrecords.py become upright, no larger than wanted, and sRGB."""
 
 import io
 import json

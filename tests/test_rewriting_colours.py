@@ -75,7 +75,7 @@ def test_without_a_wanted_size_colours_stay():
 
 
 def in_srgb(data, **rewriting):
-    """What becomes of an image with other colours, as pixels."""
+    """Returns what becomes of an image with other colours, as pixels."""
     small, _, changes = rewrite(data, Rewriting(quality=100, **rewriting))
     assert "turned from other colours into sRGB" in changes
     assert "icc_profile" not in opened(small).info

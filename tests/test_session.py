@@ -1,4 +1,4 @@
-"""What a worker may use, and who started it."""
+"""The resources that a worker may use, and who started it."""
 
 import os
 import sys

@@ -21,7 +21,7 @@ settings.restart_with_settings()
 
 
 def start(monkeypatch, value):
-    """What the program prints where the variable has a value."""
+    """Returns what the program prints where the variable has a value."""
     if value is None:
         monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     else:

@@ -1,4 +1,4 @@
-"""What setup.sh refuses, before it has changed anything. What it makes, the doctor proves."""
+"""Refusals of setup.sh, before it has changed anything. What it makes, the doctor proves."""
 
 import os
 import subprocess

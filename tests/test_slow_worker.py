@@ -1,4 +1,4 @@
-"""When a worker is named as slow."""
+"""The time when a worker is named as slow."""
 
 from trainer.telemetry.slow_worker import SlowWorkerWatch, find_lag
 

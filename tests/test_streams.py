@@ -1,4 +1,4 @@
-"""Nobody waits for whoever reads the standard streams, and nothing that is read is lost."""
+"""Standard streams: nobody waits for whoever reads them, and nothing that is read is lost."""
 
 import contextlib
 import fcntl
@@ -38,7 +38,7 @@ def read_all(descriptor, into):
 
 
 def fill(read, printer, lines):
-    """Has lines printed into a pipe of which the printer's thread soon has to wait for a reader."""
+    """Prints lines into a pipe of which the printer's thread soon has to wait for a reader."""
     printer.put(b"~" * (PIPE_BYTES - 1) + b"\n")
     while struct.unpack("i", fcntl.ioctl(read, termios.FIONREAD, b"\0" * 4))[0] < PIPE_BYTES:
         time.sleep(0.01)

@@ -21,7 +21,7 @@ from trainer.graph.sync_batch_norm import SyncBatchNorm
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What three workers left behind. Averages over two are test_distributed's."""
+    """The folder with what three workers left behind. Averages over two are test_distributed's."""
     path = tmp_path_factory.mktemp("3_workers")
     done = horovodrun(3, ["tests/programs/joined_batch.py", str(path)])
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""What TensorBoard's own server says of real runs, asked over HTTP."""
+"""Real runs as TensorBoard's own server tells them, asked over HTTP."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def logs(tmp_path_factory, run):
 
 
 def is_loaded(server):
-    """Whether the last that was written of each run has been read."""
+    """Returns whether the last that was written of each run has been read."""
     found = server.get("plugin/scalars/tags")
     return (
         {"whole", "stopped", "restarted", "evaluated"} <= set(found)
@@ -203,7 +203,7 @@ def test_with_the_disk_full_from_step_20_on_the_weights_are_the_same(logs, tmp_p
 
 
 def size_at_step(path, step):
-    """How large an event file was when it got to a step."""
+    """Returns how large an event file was when it got to a step."""
     for offset, data in tfrecord.scan(memoryview(path.read_bytes()), str(path)):
         if event_pb2.Event.FromString(bytes(data)).step >= step:
             return offset

@@ -1,4 +1,4 @@
-"""What NCCL's log says of its transports; lines have the form of these versions' own.
+"""Transports by NCCL's log; lines have the form of these versions' own.
 
 2.19 and later: NVIDIA/nccl issues 1189, 1357 and 1713; 2.12: issue 707; the names of transports and
 paths: src/transport/*.cc and src/graph/topo.cc of NCCL 2.28.

@@ -1,4 +1,4 @@
-"""What a start from weights tells of them, and where it finds them."""
+"""The start from weights: what it tells of them, and where it finds them."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""What of the environment reaches training when our scripts start it."""
+"""The part of the environment that reaches training when scripts of this project start it."""
 
 import json
 import subprocess

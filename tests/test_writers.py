@@ -174,7 +174,7 @@ def test_json_has_no_nan(tmp_path):
 
 
 class FullDisk(protocol.NullWriter):
-    """Has no space at first."""
+    """A writer that has no space at first."""
 
     def __init__(self):
         self.tries = 0

@@ -33,7 +33,7 @@ NCCL_PACKAGE = "nvidia-nccl-cu12"
 
 
 class BuildError(Exception):
-    """What stands in the way, and what to do about it, in one line."""
+    """An obstacle to the build, and what to do about it, in one line."""
 
 
 SETTINGS = {
@@ -83,7 +83,7 @@ def cache_folder(environ: Mapping[str, str], fallback: Path) -> Path:
 
 
 def command_output(*command: str) -> str | None:
-    """What a command prints; None where it is not installed or fails."""
+    """Returns what a command prints; None where it is not installed or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -165,7 +165,7 @@ def find_nccl() -> tuple[Path, str]:
 
 
 class Build(NamedTuple):
-    """What is built. The wheel depends on `versions` and `settings`; `paths` are this machine's."""
+    """A build: its wheel depends on `versions` and `settings`; `paths` are this machine's."""
 
     versions: Mapping[str, str]
     settings: Mapping[str, str]

@@ -1,4 +1,4 @@
-"""How compare_peers.py and its contestants talk: a line of JSON each way, over stdin and stdout."""
+"""The protocol of compare_peers.py's contestants: a line of JSON each way, by stdin and stdout."""
 
 import dataclasses
 import json

@@ -163,8 +163,8 @@ class WeightsFile:
 
     Attributes:
       kind: the network.
-      activation: what its last layer makes of the logits; None: the file has no such layer, or
-        does not say.
+      activation: the function that its last layer applies to the logits; None: the file has no
+        such layer, or does not say.
     """
 
     def __init__(self, path: Path) -> None:

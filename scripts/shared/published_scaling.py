@@ -1,4 +1,4 @@
-"""What others have published of scaling, beside what scale_model says. For scaling.py.
+"""Figures of scaling that others have published, beside those of scale_model. For scaling.py.
 
 Inputs are the published rate of one GPU (where there is none: of the fewest GPUs), the gradients of
 the network, and the nominal rates of the links. Slow workers, and inputs that cannot keep up, are
@@ -43,14 +43,14 @@ class Point(NamedTuple):
     """A published point.
 
     Attributes:
-      name: what was trained, on what.
-      source: where it stands.
+      name: the network, and the machines that trained it.
+      source: the place where it stands.
       network: name of the network's gradients.
       batch_size: images of a GPU.
-      images_per_sec: of one GPU.
+      images_per_sec: the rate of one GPU.
       gpus: number of GPUs, and of those that it is compared with.
       per_host: GPUs of a host.
-      efficiency: published.
+      efficiency: the published efficiency.
       inside, between: links in and between hosts.
       knobs: fusion, cycle and type.
     """

@@ -1,4 +1,4 @@
-"""What the folders of runs say of them, without TensorFlow: curves and flags. For report.py."""
+"""Curves and flags of runs, read from their folders without TensorFlow. For report.py."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,7 +37,7 @@ class Run(NamedTuple):
 
     Attributes:
       name: its folder, without what all folders have in common.
-      curves: by tag.
+      curves: the curves by tag.
       flags: values as text by name, in the order of --help; only those that are known.
     """
 

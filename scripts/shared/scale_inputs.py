@@ -1,4 +1,4 @@
-"""What was measured of a network and of a link, as scale_model takes it."""
+"""Measurements of a network and of a link, as scale_model takes them."""
 
 import math
 import statistics

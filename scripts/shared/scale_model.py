@@ -1,4 +1,4 @@
-"""How long a step takes on many workers, from what was measured on few. For scaling.py.
+"""A model of a step's time on many workers, from what was measured on few. For scaling.py.
 
 A step is simulated in the order of its graph: gradients become ready while the network goes
 backward; Horovod looks for them once a cycle, fuses them into buffers, and averages these one by
@@ -41,7 +41,7 @@ class Link:
     Computing 20 (1994).)
 
     Attributes:
-      latency_sec: of a message.
+      latency_sec: the latency of a message.
       bytes_per_sec: each way.
     """
 
@@ -67,12 +67,12 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a step computes.
+    """The computation of a step.
 
     Attributes:
-      gradients: in the order in which they become ready.
+      gradients: the gradients in the order in which they become ready.
       compute_sec: forward and backward pass, alone.
-      update_sec: what follows when the gradients are averaged.
+      update_sec: the work that follows when the gradients are averaged.
       samples_sec: measured times of passes, of which `compute_sec` is the mean; empty: none vary.
     """
 
@@ -96,7 +96,7 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Knobs:
-    """What a person can set.
+    """Settings that a person can choose.
 
     Attributes:
       fusion_bytes: --fusion_threshold_mb, in bytes.
@@ -218,7 +218,7 @@ def reduced_after_sec(
     the last gradient is ready, the cycle ends early (scripts/horovod/patches/speed/01).
 
     Args:
-      gradients: in the order in which they become ready.
+      gradients: the gradients in the order in which they become ready.
       compute_sec: the pass by itself.
       cost: seconds that the all-reduce of a buffer takes.
       busy: part of these in which it takes the processor from the pass: 0 on GPUs.

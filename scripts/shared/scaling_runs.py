@@ -1,4 +1,4 @@
-"""How runs of different numbers of workers compare: weak and strong scaling. For scaling.py."""
+"""Comparisons of runs by their numbers of workers: weak and strong scaling. For scaling.py."""
 
 import dataclasses
 import statistics
@@ -32,8 +32,8 @@ class Parts:
     """Shares of the time of a run's steps, which add up to 1; and its workers' times.
 
     Attributes:
-      data: rank 0 waits for its input.
-      compute: from then on until its gradients are ready.
+      data: the share in which rank 0 waits for its input.
+      compute: the share from then on until its gradients are ready.
       communication: the rest: the wait for the slowest, the all-reduce, and the update, which one
         worker has, too.
       fastest_ms, middle_ms, slowest_ms: time of the fastest, the median and the slowest worker
@@ -56,7 +56,7 @@ class Run:
       workers: number of workers.
       global_batch_size: images of a step over all workers.
       images_per_sec: all images by all seconds, without the steps to warm up.
-      parts: where the time goes; None where the run has no metrics.
+      parts: the shares of the time; None where the run has no metrics.
     """
 
     workers: int

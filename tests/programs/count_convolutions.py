@@ -1,4 +1,4 @@
-"""Run by test_benchmark_targets under XLA: traces runs of passes, and writes down what ran.
+"""Traces runs of passes, and writes down what ran; test_benchmark_targets runs it under XLA.
 
 usage: count_convolutions.py FOLDER PASS:XLA_SCOPE...
 
@@ -44,7 +44,7 @@ def build(name, model="tiny:network", **flags):
 
 
 def trace(name, **flags):
-    """How often each type of operation ran in one run of a pass, as the executor saw it."""
+    """Counts how often each type of operation ran in one run of a pass, as the executor saw it."""
     with tf.Graph().as_default():
         target = build(name, **flags)
         initializer = tf1.global_variables_initializer()

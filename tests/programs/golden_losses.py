@@ -44,15 +44,15 @@ WORKERS = (1, 2)
 
 
 class Tolerance(NamedTuple):
-    """How far losses may be from the golden ones, relative.
+    """The distance that losses may have from the golden ones, relative.
 
     CPUs, numbers of threads and the compiled kernels round differently, and training makes more of
     a difference with each step.
 
     Attributes:
-      first: of the first loss.
-      growth: of each loss after it, by that of the one before.
-      last: of any loss, at most.
+      first: the distance of the first loss.
+      growth: the ratio of the distance of each loss after it to that of the one before.
+      last: the distance of any loss, at most.
     """
 
     first: float
@@ -85,7 +85,7 @@ NETWORKS = {
 
 
 def kernel_settings():
-    """Whether the compiled kernels are used: without and, where this machine has them, with."""
+    """The settings of the compiled kernels: without and, where this machine has them, with."""
     return ("off", "on") if library.find() is not None else ("off",)
 
 
@@ -149,10 +149,10 @@ class Case(NamedTuple):
     """The losses of some steps.
 
     Attributes:
-      name: of the case in the file.
+      name: the name of the case in the file.
       precision: float32 or bfloat16.
       kernels: off or on.
-      losses: of each step.
+      losses: the loss of each step.
     """
 
     name: str
@@ -162,7 +162,7 @@ class Case(NamedTuple):
 
 
 def is_in_suite(name, precision, setting, workers):
-    """Whether the tests compute a case: each precision and number of workers, with each network.
+    """Returns whether the tests compute a case: each precision and number of workers, by network.
 
     A graph of the large network takes some 10 s: of its eight, the tests build three.
     """
@@ -185,7 +185,7 @@ def compute_cases(group, names=tuple(NETWORKS), is_wanted=is_in_suite):
 
 
 def find_difference(case):
-    """How far losses are from the golden ones, in words; empty within the tolerance."""
+    """Returns how far losses are from the golden ones, in words; empty within the tolerance."""
     golden = json.loads(FILE.read_text(encoding="utf-8"))[case.name]
     if np.shape(case.losses) == np.shape(golden):
         first, growth, last = NETWORKS[case.name.split(",")[0]].tolerances[case.precision]

@@ -1,4 +1,4 @@
-"""Run by test_sync_batch_norm under horovodrun: workers train with --sync_batch_norm.
+"""Trains workers with --sync_batch_norm; test_sync_batch_norm runs it under horovodrun.
 
 usage: joined_batch.py FOLDER
 

@@ -51,13 +51,13 @@ def find_wrong_sums(rounds):
 
 
 def shared_buffers():
-    """How many workers' buffers this one has mapped."""
+    """Returns how many workers' buffers this one has mapped."""
     return Path("/proc/self/maps").read_text().count("memfd:slim-horovod")
 
 
 @contextlib.contextmanager
 def no_new_files():
-    """This process can open no file inside."""
+    """Prevents this process from opening any file inside."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
     try:
@@ -67,7 +67,7 @@ def no_new_files():
 
 
 def main():
-    """With shared memory; or without, since one worker can't have it."""
+    """Computes sums with shared memory; or without, since one worker can't have it."""
     hvd.init()
     # What TensorFlow opens at its first operation is open then; float64 is Gloo's.
     hvd.allreduce(tf.constant([1.0], tf.float64), name="float64")

@@ -1,4 +1,4 @@
-"""Run by test_distributed under horovodrun: two workers do things and write down what came out.
+"""Writes down what comes of things that two workers do; test_distributed runs it by horovodrun.
 
 usage: two_workers.py FOLDER
 """
@@ -112,7 +112,7 @@ def run_steps(group, config, feeds_of_steps):
 
 
 def count_collectives(run, fetches, feeds):
-    """How many collectives a session's run executed, and what it returned."""
+    """Returns how many collectives a session's run executed, and what the run returned."""
     trace = tf1.RunMetadata()
     options = tf1.RunOptions(trace_level=tf1.RunOptions.FULL_TRACE)
     values = run.run(fetches, feeds, options=options, run_metadata=trace)
@@ -215,7 +215,7 @@ def reduce_together(group, folder):
 
 
 def fail_on(group, rank, message):
-    """What a worker hears when another one fails."""
+    """Returns what a worker hears when another one fails."""
     try:
         with group.fail_together():
             if group.worker.rank == rank:

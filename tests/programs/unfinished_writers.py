@@ -63,7 +63,7 @@ def create_profile(logdir):
 
 
 def write_export(folder):
-    """As --mode=export does it."""
+    """Begins to write an export as --mode=export does it."""
     with files.replacing(folder / "export") as temporary:
         temporary.mkdir()
         (temporary / "saved_model.pb").write_bytes(b"half")

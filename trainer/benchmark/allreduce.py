@@ -64,7 +64,7 @@ class AllreduceResult:
       partial: whether Ctrl-C ended the measurement.
       gradient_reduction: the reduction: average, adasum.
       gradient_compression: the type in which they travel, none: float32.
-      transport: what NCCL moves them over, in words; None without NCCL.
+      transport: the transport by which NCCL moves them, in words; None without NCCL.
       gradients: row of the gradients of all variables of the network.
       buffers: rows of the sizes in `BUFFER_BYTES`.
       order: gradients of the network, in the order in which they become ready.

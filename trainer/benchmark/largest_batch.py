@@ -73,13 +73,13 @@ def search(fits: Callable[[int], bool], *, start: int, most: int) -> int:
 
 
 class _Facts(NamedTuple):
-    """What a search has to know of the network and the data.
+    """Facts about the network and the data that a search has to know.
 
     Attributes:
       num_classes: number of the network's logits.
       train_examples: number of training examples; None without data.
       bytes_per_image: activations of an image.
-      fixed_bytes: what training keeps besides, whatever the batch.
+      fixed_bytes: memory that training keeps besides, whatever the batch.
     """
 
     num_classes: int
@@ -137,7 +137,7 @@ def _size_of_run(config: Config) -> int | None:
 
 
 def _find_facts(config: Config) -> _Facts:
-    """Has --mode=describe open the data and build the network, before minutes go into trials.
+    """Makes --mode=describe open the data and build the network, before minutes go into trials.
 
     Raises:
       UserError: it failed.

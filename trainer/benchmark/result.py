@@ -38,7 +38,7 @@ class PassResult:
       peak_gflops: most GFLOP per second that this device was seen to keep up in this precision; 0
         for input.
       peak_fraction: made / peak, or achieved / peak where no more is known; 0 for input.
-      peak: how `peak_gflops` was measured; None for input.
+      peak: the measurement of `peak_gflops`; None for input.
       others_share: share of the cores, 0 to 1, that other processes took meanwhile; None where it
         can't be told, and where the pass runs on a GPU, for which the cores matter little.
       peak_memory_bytes: most memory in use: by the device's allocator on a GPU, by the resident set
@@ -69,7 +69,7 @@ class PassResult:
 
     @property
     def is_disturbed(self) -> bool:
-        """Whether other processes took so much that the share of the peak means nothing."""
+        """Returns whether other processes took so much that the share of the peak means nothing."""
         of_peak = None if self.peak is None else self.peak.others_share
         return load.is_busy(self.others_share) or load.is_busy(of_peak)
 

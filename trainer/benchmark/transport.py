@@ -1,4 +1,4 @@
-"""What NCCL moves data between workers over, by its own log."""
+"""The transports over which NCCL moves data between workers, by its own log."""
 
 import os
 import re

@@ -50,7 +50,7 @@ class Done(NamedTuple):
     Attributes:
       step: the step whose checkpoint it was to save.
       duration_sec: its duration.
-      error: what it raised; None: nothing.
+      error: the exception that it raised; None: it raised nothing.
     """
 
     step: int
@@ -75,11 +75,11 @@ class BackgroundSave:
 
     @property
     def pauses(self) -> bool:
-        """Whether saves make pauses for the steps."""
+        """Returns whether saves make pauses for the steps."""
         return self._share < 1
 
     def stop_pauses(self) -> None:
-        """Has later saves make no pauses."""
+        """Makes later saves run without pauses."""
         self._share = 1.0
 
     def begin(self, step: int, save: Callable[[], object]) -> None:

@@ -17,7 +17,7 @@ _READ_BYTES = 1 << 24
 
 
 class _Spec(NamedTuple):
-    """What there is to know of a variable."""
+    """The name, type and shape of a variable."""
 
     name: str
     dtype: tf.DType

@@ -35,7 +35,7 @@ class RunFacts:
       fingerprint: the data set's fingerprint.
       versions: versions of Python and the packages, by name.
       config: every flag, as `dataclasses.asdict` gives them.
-      kernels: which compiled kernels were used, as `cpu_kernels.library.describe` has it; None: an
+      kernels: the compiled kernels in use, as `cpu_kernels.library.describe` has it; None: an
         earlier version of this program did not record it.
     """
 

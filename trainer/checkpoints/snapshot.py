@@ -52,7 +52,7 @@ class Snapshot:
                 self._values = [tf.raw_ops.DeepCopy(x=value) for value in self._values]
 
     def prepare(self, session: tf1.Session) -> None:
-        """Has the session prepare the first copy, which takes longer than a copy does."""
+        """Makes the session prepare the first copy, which takes longer than a copy does."""
         if session is not self._session:
             self._run = machine_session.prepare(session, self._values)
             self._session = session

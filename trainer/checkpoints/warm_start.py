@@ -20,7 +20,7 @@ _SHOWN = 3  # Classes in a message.
 
 
 class Head(NamedTuple):
-    """What the layer that makes the logits is for.
+    """The purpose of the layer that makes the logits.
 
     Attributes:
       class_names: names of the classes, by label; None: not known.

@@ -50,7 +50,7 @@ class Config:
 
     Attributes:
       mode: mode of the run, one of `MODES`.
-      files: what --mode=predict classifies: paths of images and folders, lists, or `-`.
+      files: files that --mode=predict classifies: paths of images and folders, lists, or `-`.
       given: names of the flags that the command line gives; others have their defaults.
       automatic: names of the flags that are `auto`: they have their defaults, in whose place
         `modes.run` puts what it finds before anything else sees the configuration.

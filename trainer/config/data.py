@@ -228,7 +228,7 @@ class DataConfig(Checked):
 
     @property
     def is_augmented(self) -> bool:
-        """Whether a training image differs from one time that it comes to the next."""
+        """Returns whether a training image differs from one time that it comes to the next."""
         return self.augment != "none" or any(
             (self.color_jitter, self.mixup, self.cutmix, self.random_erasing)
         )

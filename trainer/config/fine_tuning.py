@@ -41,7 +41,7 @@ def _has(name: str, pattern: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class FineTuningConfig(Checked):
-    """What a run takes from --init_checkpoint, and what it trains."""
+    """The parts that a run takes from --init_checkpoint, and those that it trains."""
 
     exclude_scopes: str | None = flag(
         None,

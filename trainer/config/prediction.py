@@ -45,10 +45,10 @@ class PredictionConfig(Checked):
 
     @property
     def is_wanted(self) -> bool:
-        """Whether any file is asked for."""
+        """Returns whether any file is asked for."""
         return self.predictions_csv is not None or self.predictions_jsonl is not None
 
     @property
     def takes_standard_output(self) -> bool:
-        """Whether a file is the standard output, where nothing else must be printed then."""
+        """Returns whether a file is the standard output, where nothing else must be printed."""
         return STANDARD_OUTPUT in (self.predictions_csv, self.predictions_jsonl)

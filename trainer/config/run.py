@@ -220,7 +220,7 @@ class RunConfig(Checked):
 
     @property
     def uses_own_checkpoint(self) -> bool:
-        """Whether the checkpoint to use is one that the run in --logdir has made."""
+        """Returns whether the checkpoint to use is one that the run in --logdir has made."""
         return self.chosen_checkpoint is None or self.checkpoint == "best"
 
 

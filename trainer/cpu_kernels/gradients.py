@@ -42,7 +42,7 @@ def overridden() -> Iterator[None]:
 
 
 class _Geometry(NamedTuple):
-    """What the gradient by a filter has to know of a convolution, beside its tensors.
+    """Properties of a convolution that the gradient by a filter has to know, beside its tensors.
 
     Attributes:
       kernel_size: height and width of the filter, pixels.

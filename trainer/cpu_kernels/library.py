@@ -79,7 +79,7 @@ def describe(dtype: tf.DType) -> str:
 
 
 def add_optimizer(options: RewriterConfig) -> None:
-    """Has sessions with these options put compiled operations into their graphs, if there are any.
+    """Makes sessions with these options put compiled operations, if any, into their graphs.
 
     Raises:
       UserError: the environment variable has a value that its rule forbids.

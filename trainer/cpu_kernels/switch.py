@@ -13,7 +13,7 @@ _SUFFIX = ".so"
 
 
 class Setting(NamedTuple):
-    """Which compiled operations the environment asks for.
+    """The environment's choice of compiled operations.
 
     Attributes:
       is_on: whether they are used where they are built, this CPU can run them, and they are faster.

@@ -1,4 +1,4 @@
-"""Whether a network is right, by the same rule in training, evaluation and prediction.
+"""Correctness of a network's predictions, by one rule in training, evaluation and prediction.
 
 Classes are ordered by their logits, the highest first, and where logits are equal by their numbers:
 so a class has one place, and a network whose logits are all equal is right about one class alone.

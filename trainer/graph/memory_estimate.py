@@ -16,10 +16,10 @@ from trainer.graph.selection import Selection
 
 @dataclasses.dataclass(frozen=True)
 class TrainingMemory:
-    """What one worker keeps in memory, bytes.
+    """The memory that one worker keeps in use, bytes.
 
     Attributes:
-      activations: what the forward pass leaves for the backward pass, of one batch.
+      activations: tensors that the forward pass leaves for the backward pass, of one batch.
       recomputed: activations of the largest part that --recompute computes again at a time.
       variables: the network's variables, float32.
       gradients: one for each variable that is trained, float32.
@@ -38,7 +38,7 @@ class TrainingMemory:
 
     @property
     def total(self) -> int:
-        """Their sum without `recomputed`, which is there when some activations are not any more.
+        """Returns the sum without `recomputed`, which is there when some activations no longer are.
 
         A step needs more, for what lives shortly, and for the libraries.
         """

@@ -39,7 +39,7 @@ SHAPE_READERS = frozenset(("Shape", "ShapeN", "Size", "Rank"))
 
 
 class Recomputed(NamedTuple):
-    """What of a forward pass is computed again.
+    """The extent of what is computed again of a forward pass.
 
     Attributes:
       parts: number of parts, each of which is computed again as a whole: residual units, or groups

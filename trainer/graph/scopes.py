@@ -27,7 +27,7 @@ _SHOWN_IN_UPDATE = "boxes_shown_in_update"  # A collection of names.
 
 
 def show_in_update(boxes: Iterable[str]) -> None:
-    """Has `define_as_shown` put boxes of the default graph into that of the update."""
+    """Makes `define_as_shown` put boxes of the default graph into that of the update."""
     for box in boxes:
         tf1.add_to_collection(_SHOWN_IN_UPDATE, box)
 

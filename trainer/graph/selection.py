@@ -1,4 +1,4 @@
-"""What of a network a run trains, and what stays as it was: --trainable_scopes and its like."""
+"""The parts of a network that a run trains, and those that stay: --trainable_scopes and so on."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ _SHOWN = 6
 
 
 class Selection:
-    """What a run trains of the network in the default graph."""
+    """The parts of the network in the default graph that a run trains."""
 
     def __init__(self, config: FineTuningConfig) -> None:
         self._scopes = None if config.trainable_scopes is None else Scopes(config.trainable_scopes)

@@ -81,7 +81,7 @@ class TrainGraph(NamedTuple):
       broadcast_op: operation that gives every worker rank 0's variables, and returns the number of
         steps done, int64 []; to be run before the first step.
       histograms: histograms of gradients and weights.
-      recomputed: what --recompute did.
+      recomputed: the effect of --recompute.
     """
 
     train_op: tf.Operation

@@ -29,7 +29,7 @@ BUILT_IN: dict[str, OpenFn] = {"tfrecord": open_tfrecord, "folder": open_folder}
 
 
 class DatasetInfo(NamedTuple):
-    """What a run has to know of its data.
+    """The facts about its data that a run has to know.
 
     Attributes:
       name: the name of the kind of data set.
@@ -63,7 +63,7 @@ class Dataset:
     """Images and labels from files, or from a plug-in.
 
     Attributes:
-      info: what a run has to know of them.
+      info: the facts about them that a run has to know.
       remarks: lines for the user, such as what is left out.
     """
 

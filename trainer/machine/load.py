@@ -17,7 +17,7 @@ _BUSY_SHARE = 0.1
 
 
 class Times(NamedTuple):
-    """What the clocks say at a moment, seconds.
+    """The readings of the clocks at a moment, seconds.
 
     Attributes:
       now: wall time.

@@ -166,7 +166,7 @@ class _Evaluator:
 
     @property
     def is_logged(self) -> bool:
-        """Whether accuracies count as those of the run in --logdir."""
+        """Returns whether accuracies count as those of the run in --logdir."""
         return self._logdir is not None
 
     def _reason_not_to_log(self, prefix: str, changed: Sequence[str]) -> str | None:

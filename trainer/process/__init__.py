@@ -1,1 +1,1 @@
-"""What concerns this process before TensorFlow is loaded: nothing here imports TensorFlow."""
+"""Tasks of this process before TensorFlow is loaded: nothing here imports TensorFlow."""

@@ -67,7 +67,7 @@ def run_alone(flags: Sequence[str], environ: Mapping[str, str], *, quiet: bool =
 
 
 class Failure(NamedTuple):
-    """Why a process has no result: in one line, and as an exit status."""
+    """The reason why a process has no result: in one line, and as an exit status."""
 
     reason: str
     status: int

@@ -50,7 +50,7 @@ def this_process() -> Process:
 
 
 def end_with_parent(number: signal.Signals) -> None:
-    """Has the kernel send this process a signal when its parent has ended, even by SIGKILL."""
+    """Asks the kernel to send this process a signal when its parent has ended, even by SIGKILL."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 

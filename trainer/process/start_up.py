@@ -1,4 +1,4 @@
-"""What a process does at its start, and since when: nothing here imports TensorFlow.
+"""The start of a process: what it does then, and when it was. Nothing here imports TensorFlow.
 
 Loading TensorFlow takes most of the time until the first line, and building the graph most of the
 time from there to the first step.
@@ -86,7 +86,7 @@ def without_notes() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_the_unused() -> Iterator[None]:
-    """Has TensorFlow loaded without Keras, which `tf.keras` then loads when it is used, and others.
+    """Lets TensorFlow load without Keras, which `tf.keras` then loads when it is used, and others.
 
     Keras loads scikit-learn, scipy and matplotlib where they are installed. Nothing here uses Keras
     or them, and all together take nearly as long as TensorFlow itself. Whatever is hidden meanwhile

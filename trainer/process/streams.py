@@ -54,7 +54,7 @@ class Printer:
         threading.Thread(target=self._run, name="printer", daemon=True).start()
 
     def put(self, data: bytes) -> None:
-        """Has data written after all that waits. Returns at once."""
+        """Queues data, which are written after all that waits. Returns at once."""
         if not data:
             return
         with self._changed:
@@ -153,12 +153,12 @@ class _Stream:
         self._printer = printer
 
     def write(self, text: str) -> int:
-        """Has a text written; returns its length."""
+        """Passes a text to the printer; returns its length."""
         self._printer.put(text.encode(self._stream.encoding, "backslashreplace"))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """Has texts written."""
+        """Passes texts to the printer."""
         self.write("".join(lines))
 
     @property
@@ -180,7 +180,7 @@ class _Buffer:
         self._printer = printer
 
     def write(self, data: bytes) -> int:
-        """Has bytes written; returns their number."""
+        """Passes bytes to the printer; returns their number."""
         self._printer.put(bytes(data))
         return len(data)
 
@@ -193,14 +193,14 @@ _printers: dict[tuple[int, int], Printer] = {}
 
 
 def print_anything() -> None:
-    """Has the standard streams escape what they cannot encode, whatever they were told."""
+    """Makes the standard streams escape what they cannot encode, whatever they were told."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, io.UnsupportedOperation):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def write_to_terminal(descriptor: int, file: Path) -> None:
-    """Has all that this process writes to a standard stream go to a terminal itself from now on.
+    """Sends all that this process writes to a standard stream to a terminal itself from now on.
 
     A launcher that reads it from a pipe would pass it on line by line, behind a mark, and no
     program behind a pipe draws a progress bar.
@@ -223,7 +223,7 @@ def write_to_terminal(descriptor: int, file: Path) -> None:
 
 
 def never_wait() -> None:
-    """Has the process's standard streams written in threads from now on; see `Printer`.
+    """Makes threads write the process's standard streams from now on; see `Printer`.
 
     For a run that others depend on. Results that a program computes for its reader have to wait for
     the reader, and must not be dropped. Streams that were replaced are left as they are.

@@ -50,7 +50,7 @@ class Evaluation:
 
 
 class Observer(Protocol):
-    """Sees what an evaluation computes of each batch."""
+    """An observer of what an evaluation computes of each batch."""
 
     def fetches(self, evaluation: EvaluationGraph) -> Any:
         """Returns what `add` needs of the next batch."""

@@ -1,4 +1,4 @@
-"""Where a network is wrong: what an evaluation tells besides its accuracy and its loss."""
+"""Details of a network's errors: what an evaluation tells besides its accuracy and its loss."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

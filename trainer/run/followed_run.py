@@ -1,4 +1,4 @@
-"""What a process that evaluates a run's checkpoints beside it knows of the run."""
+"""A run as known to a process that evaluates the run's checkpoints beside it."""
 
 import time
 from collections.abc import Iterator

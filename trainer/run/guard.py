@@ -22,11 +22,11 @@ _SAVE = 2.0**-10
 
 
 class Requests(NamedTuple):
-    """What any of the workers asks all of them for, after a step.
+    """Requests of any of the workers to all of them, after a step.
 
     Attributes:
-      stop: to stop.
-      save: to save a checkpoint, by --checkpoint_every_minutes; a stop does so anyway.
+      stop: the request to stop.
+      save: the request to save a checkpoint, by --checkpoint_every_minutes; a stop does so anyway.
     """
 
     stop: bool

@@ -241,7 +241,7 @@ def as_begun(config: Config, group: Group) -> tuple[Config, tuple[str, ...]]:
 
 
 class Trained(NamedTuple):
-    """What is known of the checkpoint that a mode uses.
+    """The known facts about the checkpoint that a mode uses.
 
     Attributes:
       config: configuration with the network's own flags.

@@ -18,7 +18,7 @@ from trainer.process import files, texts
 
 
 class Prediction(NamedTuple):
-    """What a network says of an example.
+    """A network's prediction for an example.
 
     Attributes:
       name: file of the example, or place in the data set.

@@ -1,4 +1,4 @@
-"""What a run tells before its first step: what its data lack, and which flags have no effect."""
+"""Remarks of a run before its first step: what its data lack, and which flags have no effect."""
 
 from collections.abc import Sequence
 

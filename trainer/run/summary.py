@@ -32,7 +32,7 @@ class RunTimes:
 
     @property
     def has_begun(self) -> bool:
-        """Whether a part has begun."""
+        """Returns whether a part has begun."""
         return bool(self._parts)
 
     def begin_part(self) -> None:

@@ -1,1 +1,1 @@
-"""What protects a run: locks, signals, watchdogs, agreement of all workers, its status file."""
+"""Protection of a run: locks, signals, watchdogs, agreement of all workers, its status file."""

@@ -10,7 +10,7 @@ MAX_SKIPPED_IN_A_ROW = 100
 
 
 class Decision(enum.Enum):
-    """What to do after such a step."""
+    """The decision about what follows a step whose update was not applied."""
 
     GO_ON = enum.auto()
     STOP = enum.auto()

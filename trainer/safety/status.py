@@ -18,7 +18,7 @@ class Content(NamedTuple):
     Attributes:
       state: running, finished, preempted or failed; None: there is no file that can be read.
       step: step of the newest checkpoint.
-      reason: why the run is in this state, in one line.
+      reason: the reason for this state of the run, in one line.
     """
 
     state: str | None = None
@@ -65,7 +65,7 @@ class Status:
         Args:
           state: running, finished, preempted or failed.
           step: step of the newest checkpoint; None: as before.
-          reason: why the run is in this state, in one line.
+          reason: the reason for this state of the run, in one line.
         """
         with self._lock:
             self._has_begun = self._has_begun or state != "failed"

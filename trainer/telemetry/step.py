@@ -26,7 +26,7 @@ class Step(NamedTuple):
 
     @property
     def is_lost(self) -> bool:
-        """Whether it was not applied, and a smaller loss scale is no remedy."""
+        """Returns whether the step was not applied, and a smaller loss scale is no remedy."""
         is_overflow = math.isfinite(self.metrics.loss) and self.metrics.loss_scale > 1
         return not self.metrics.is_applied and not is_overflow
 

@@ -1,4 +1,4 @@
-"""What becomes of an image on its way into a shard: nothing, where training reads it as it is."""
+"""Changes to an image on its way into a shard: none where training reads it as it is."""
 
 import contextlib
 import dataclasses
@@ -33,7 +33,7 @@ CONVERTED = "of other formats turned into PNG"
 
 @dataclasses.dataclass(frozen=True)
 class Rewriting:
-    """What a user wants to become of images.
+    """The changes to images that a user asks for.
 
     Attributes:
       shorter_side: the shorter side of larger images afterwards, pixels. None: sizes stay.

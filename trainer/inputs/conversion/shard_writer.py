@@ -22,7 +22,7 @@ class Task:
       path: the path of the shard.
       digest: the digest of all that the shards depend on.
       images: the path, name, label and class of each image.
-      rewriting: what becomes of each image.
+      rewriting: the changes to each image.
     """
 
     path: str
@@ -41,7 +41,7 @@ class Receipt:
       bytes: the size of the shard.
       crc32c: the CRC-32C of all its bytes.
       unreadable: a line for each image that was left out.
-      changes: how many images each change was made in, by its name in messages.
+      changes: the number of images that each change was made in, by its name in messages.
       smallest_image, largest_image: the least and the greatest height and width, pixels.
     """
 

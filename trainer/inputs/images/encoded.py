@@ -79,7 +79,7 @@ class Format(NamedTuple):
 
 
 class ImageHeader(NamedTuple):
-    """What has to be known of an image before it is decoded.
+    """The facts about an image that have to be known before it is decoded.
 
     Attributes:
       format: the format's place in FORMATS. RAW: the image is decoded already.

@@ -25,7 +25,7 @@ _SEGMENT_BYTES = 4 + len(orientation.EXIF)
 
 
 class GraphHeader(NamedTuple):
-    """What `encoded.ImageHeader` has, as tensors: int64, each of the same shape.
+    """The fields of `encoded.ImageHeader` as tensors: int64, each of the same shape.
 
     Attributes:
       place: the format's place in `encoded.FORMATS`.

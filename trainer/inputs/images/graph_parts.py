@@ -1,4 +1,4 @@
-"""From encoded images to the network's input by operations of the graph, without Python.
+"""The network's input from encoded images by operations of the graph, without Python.
 
 For an exported network, which gets encoded images from its clients. What `augmentation`,
 `orientation` and `reduction` find for an evaluation is computed here in the graph, and `pixels`

@@ -40,8 +40,9 @@ class Rows(NamedTuple):
         the reduced one: int32 [n, 4].
       crops: top, left, height and width within that part of what becomes the network's input: all
         of it, but for what a reduced image has too much at the borders: float32 [n, 4].
-      filters: how it becomes as large as the network's input: `reduction.Filter`; int32 [n].
-      turns: how each input is turned then; see `orientation`: int32 [n].
+      filters: the filter by which it gets the size of the network's input: `reduction.Filter`;
+        int32 [n].
+      turns: the turn of each input after that; see `orientation`: int32 [n].
       randoms: the random numbers that augmentation uses: float32 [n, count_randoms] in [0, 1).
       labels: the classes: int32 [n].
       weights: the weight of each row: 1 for an example, 0 for a row that does not count, -1 where

@@ -76,7 +76,7 @@ class ImageReader:
 
     @property
     def bad_examples(self) -> int:
-        """How many different examples were found to be bad."""
+        """The number of different examples that were found to be bad."""
         return len(self._bad)
 
     def read(self, example: int) -> Image | None:

@@ -1,4 +1,4 @@
-"""Which part of a stored image is decoded, at which size, for a window of the upright image."""
+"""The part of a stored image that is decoded, and its size, for a window of the upright image."""
 
 import enum
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ LITTLE = 1.2
 
 
 class Filter(enum.IntEnum):
-    """How a decoded part becomes as large as the network's input.
+    """The way in which a decoded part becomes as large as the network's input.
 
     BILINEAR: each pixel lies between four neighbours. AREA: it is the mean of the area that it
     covers. TRIANGLE: a mean over twice that width in each direction, weighted by closeness, which

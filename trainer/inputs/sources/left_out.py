@@ -1,4 +1,4 @@
-"""What of a data set's folder is not read, so that nothing is left out without a word."""
+"""Files of a data set's folder that are not read, so that none is left out without a word."""
 
 import contextlib
 import os
@@ -34,7 +34,7 @@ class LeftOut:
 
     @property
     def count(self) -> int:
-        """How many files there are in all."""
+        """The number of files in all."""
         return sum(self._counts.values())
 
     def add(self, path: str, reason: str | None = None) -> None:

@@ -30,7 +30,7 @@ class Images(NamedTuple):
     Attributes:
       splits: the paths of the images, by split and by class; every split has the same classes.
       left_out: the files that are not read.
-      without_validation: how many classes have no image that was held out.
+      without_validation: the number of classes that have no image that was held out.
     """
 
     splits: dict[str, dict[str, list[str]]]

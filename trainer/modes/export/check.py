@@ -42,7 +42,7 @@ class Examples:
     Attributes:
       encoded: the pictures: JPEG and PNG.
       labels: a class for each, which nothing reads.
-      pixels: what an evaluation makes of them: uint8 [n, image_size, image_size, 3].
+      pixels: the pixels that an evaluation makes of them: uint8 [n, image_size, image_size, 3].
     """
 
     def __init__(self, config: DataConfig) -> None:

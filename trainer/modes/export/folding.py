@@ -37,7 +37,7 @@ class Affine(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """What is left of a BN and the ReLU behind it: min(max(x, lower), upper); float32 [channels].
+    """The rest of a BN and the ReLU behind it: min(max(x, lower), upper); float32 [channels].
 
     Attributes:
       norm: the name of the BN, which goes.
@@ -50,13 +50,13 @@ class Clip(NamedTuple):
 
 
 class Folds(NamedTuple):
-    """What changes in a network, by the names of its operations.
+    """The changes to a network, by the names of its operations.
 
     Attributes:
-      kernels: of convolutions.
-      biases: of the additions behind them; where a BN has that name, it becomes such an addition.
-      clips: of ReLUs, of which each becomes one or two bounds.
-      num_norms: how many BNs go.
+      kernels: the kernels of convolutions.
+      biases: the biases of the additions behind them; a BN of that name becomes such an addition.
+      clips: the clips of ReLUs, of which each becomes one or two bounds.
+      num_norms: the number of BNs that go.
     """
 
     kernels: Mapping[str, Array]

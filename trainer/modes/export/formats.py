@@ -1,4 +1,4 @@
-"""What --export_format chooses: how a network is written, and what it takes."""
+"""The formats of --export_format: how a network is written, and what it takes."""
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +24,8 @@ class Format(NamedTuple):
         OSError, tf.errors.OpError or `frozen.NotExportableError`.
       computes_in_float32: whether --export_precision is that of the weights as they are stored, and
         not of the network's operations.
-      packages: what it needs beside this program's own requirements: the name of a distribution by
-        that of its module.
+      packages: packages that it needs beside this program's own requirements: the name of a
+        distribution by that of its module.
     """
 
     runtime: str

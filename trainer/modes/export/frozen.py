@@ -32,7 +32,7 @@ class Frozen(NamedTuple):
       graph_def: its operations, but for the placeholder of the images, which they name.
       images: the name of that tensor.
       logits: the name of the tensor of the logits.
-      num_folded: how many BNs have become parts of convolutions.
+      num_folded: the number of BNs that have become parts of convolutions.
       loss: value of --loss that it was trained with, which tells what its probabilities are.
     """
 
@@ -51,7 +51,7 @@ class _Constants(NamedTuple):
     """The constants of a frozen network.
 
     Attributes:
-      values: by name.
+      values: the values by name.
       of_inputs: the name of the one that an operation, by its name, has at a place of its inputs.
     """
 

@@ -1,1 +1,1 @@
-"""Where a run's numbers go: event files, metrics.jsonl."""
+"""Writers of a run's numbers: event files, metrics.jsonl."""
