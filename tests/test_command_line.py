@@ -115,7 +115,7 @@ def test_benchmark_is_short_for_its_mode():
         ),
         (
             ["--mode=predict", "--predictions_csv=rows", "--result_json=./rows", "a.jpg"],
-            "--result_json: must be another file than --predictions_csv, got './rows'",
+            "--predictions_csv: must be another file than --result_json, got 'rows'",
         ),
         (
             ["--result_json=one", "--mllog=one"],

@@ -3,10 +3,9 @@
 import os
 import zipfile
 
+import build
 import pytest
 from processes import ROOT
-
-import build
 
 CHANGES = {"speed/01-a.patch": "@@ -1 +1 @@", "shared.h": "#pragma once"}
 VERSIONS = {"horovod": "0.28.1", "tensorflow": "2.21.0", "python": "3.11", "mpi": "none"}

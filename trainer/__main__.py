@@ -7,17 +7,14 @@
 The modes: train, evaluate, benchmark, export, predict FILE..., describe, doctor.
 """
 
-import contextlib
-import importlib.metadata
 import os
-import platform
 import signal
 import sys
 from collections.abc import Sequence
 
 from trainer import exit_status, modes
 from trainer.errors import UserError
-from trainer.process import keeper, launcher, settings, streams
+from trainer.process import installed, keeper, launcher, own_code, settings, streams
 from trainer.process.quick_exit import QuickExit
 
 try:
@@ -36,7 +33,7 @@ def main() -> None:
         if terminal is not None:
             streams.write_to_terminal(descriptor, terminal)
     streams.print_anything()
-    _find_plug_ins_here()
+    own_code.search_current_folder()  # Where plug-ins may be.
     keeper.stay_behind()
     leaving = QuickExit()
     try:
@@ -45,27 +42,6 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # What Python flushes at its end goes there.
         status = 128 + signal.SIGPIPE
     leaving.exit(status)
-
-
-def _find_plug_ins_here() -> None:
-    """Adds the current folder, where plug-ins may be: to the console script's search path, too."""
-    is_wanted = not getattr(sys.flags, "safe_path", False)
-    with contextlib.suppress(FileNotFoundError):  # The folder has been removed.
-        if is_wanted and os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())
-
-
-def _versions() -> str:
-    """Returns the versions of this program and of what it stands on, without loading any."""
-    parts = [f"Python {platform.python_version()}"]
-    for package in ("tensorflow", "tf-slim", "horovod"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            parts.append(f"{package} {importlib.metadata.version(package)}")
-    try:
-        own = importlib.metadata.version("slim-horovod")
-    except importlib.metadata.PackageNotFoundError:  # It runs from a folder, not installed.
-        own = "(not installed)"
-    return f"slim-horovod {own} on {', '.join(parts)}"
 
 
 def run(argv: Sequence[str]) -> int:
@@ -78,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
         print(__doc__ or "", help_text, sep="\n", flush=True)
         return 0
     except command_line.VersionRequested:
-        print(_versions())
+        print(installed.describe())
         return 0
     except UserError as error:
         if launcher.is_first() or not error.known_to_all:

@@ -15,7 +15,7 @@ from trainer.config import Config
 from trainer.distributed import Worker
 from trainer.errors import ConfigError
 from trainer.machine import environment
-from trainer.process import files
+from trainer.process import files, installed
 from trainer.telemetry.writers.background import BackgroundWriter
 from trainer.telemetry.writers.event_file import EventFileWriter
 
@@ -33,7 +33,7 @@ _FIGURES = (
 )
 _ENVIRONMENT = (
     *("date", "host", "device", "cpu", "cores", "threads"),
-    *(f"version_{name}" for name in ("python", *environment.PACKAGES)),
+    *(f"version_{name}" for name in ("python", *installed.PACKAGES)),
 )
 # The same columns for every benchmark, so that each fits into every file; a row may leave some
 # empty.

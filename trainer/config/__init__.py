@@ -39,8 +39,6 @@ __all__ = [
 
 # The modes that can find out how large a batch may be.
 _FINDS_BATCH_SIZE = ("train", "benchmark", "describe")
-# The later one would replace, or mix with, what the earlier one has.
-_WRITTEN_FILES = ("predictions_csv", "predictions_jsonl", "result_json", "result_csv", "mllog")
 MODES = ("train", "evaluate", "benchmark", "export", "predict", "describe", "doctor")
 
 
@@ -98,18 +96,14 @@ class Config:
         starts_anew = self.mode == "train" and self.run.init_checkpoint is None
         if self.fine_tuning.init_averages and starts_anew:
             raise ConfigError("--init_checkpoint: must be given with --init_averages, got none")
-        for name in ("exclude_scopes", "ignore_missing"):
-            if getattr(self.fine_tuning, name) and self.run.init_checkpoint is None:
-                raise ConfigError(f"--init_checkpoint: must be given with --{name}, got none")
-        needs_logdir = [
-            f"--{name}"
-            for name in ("histogram_every", "profile_steps")
-            if getattr(self.telemetry, name)
-        ]
-        if self.mode == "train" and self.run.on_nonfinite == "rollback":
-            needs_logdir.append("--on_nonfinite=rollback")
-        if needs_logdir and self.run.logdir is None:
-            raise ConfigError(f"--logdir: must be given with {needs_logdir[0]}, got none")
+        values = {each.name: each.value for each in self.flags()}
+        for each in self.flags():
+            needed = each.statement.needs
+            if needed is not None and each.value != each.default and values[needed] is None:
+                raise ConfigError(f"--{needed}: must be given with --{each.name}, got none")
+        rolls_back = self.mode == "train" and self.run.on_nonfinite == "rollback"
+        if rolls_back and self.run.logdir is None:
+            raise ConfigError("--logdir: must be given with --on_nonfinite=rollback, got none")
 
     def _check_batches(self) -> None:
         if self.mode == "benchmark" and self.optimizer.accumulate_steps > 1:
@@ -128,18 +122,17 @@ class Config:
             )
 
     def _check_written_files(self) -> None:
-        values = {each.name: each.value for each in self.flags() if each.name in _WRITTEN_FILES}
         named: dict[str, str] = {}
-        for name in _WRITTEN_FILES:
-            place = values[name]
+        for each in self.flags():
+            place = each.value if each.statement.is_written else None
             if place is None or (os.path.exists(place) and not os.path.isfile(place)):
                 continue  # What is no file, as /dev/null, may get several.
             with contextlib.suppress(OSError):  # The current folder may be gone.
                 place = os.path.realpath(place)
-            other = named.setdefault(place, name)
-            if other != name:
+            other = named.setdefault(place, each.name)
+            if other != each.name:  # Whose content it would replace, or mix with its own.
                 raise ConfigError(
-                    f"--{name}: must be another file than --{other}, got {values[name]!r}"
+                    f"--{each.name}: must be another file than --{other}, got {each.value!r}"
                 )
 
     def flags(self) -> Iterator[Flag]:

@@ -34,6 +34,7 @@ class BenchmarkConfig(Checked):
         "File to append a row per pass and batch size to.",
         changes_training=False,
         path=PathKind.LOCAL,
+        is_written=True,
         modes=("benchmark",),
     )
 

@@ -47,6 +47,7 @@ class FineTuningConfig(Checked):
         None,
         f"Variables that are not taken from --init_checkpoint, but initialized: {_SYNTAX}.",
         is_of_beginning=True,
+        needs="init_checkpoint",
         elsewhere=("checkpoint_exclude_scopes",),
     )
     ignore_missing: bool = flag(
@@ -54,6 +55,7 @@ class FineTuningConfig(Checked):
         "Initialize variables that --init_checkpoint lacks, or has in another shape, instead of "
         "refusing it.",
         is_of_beginning=True,
+        needs="init_checkpoint",
         elsewhere=("ignore_missing_vars", "ignore_missing_checkpoint_vars"),
     )
     init_averages: bool = flag(

@@ -19,6 +19,7 @@ class PredictionConfig(Checked):
         "classes with names and probabilities. -: the standard output, row by row.",
         changes_training=False,
         path=PathKind.LOCAL,
+        is_written=True,
         modes=_MODES,
     )
     predictions_jsonl: str | None = flag(
@@ -26,6 +27,7 @@ class PredictionConfig(Checked):
         "Likewise, as a JSON object in a line.",
         changes_training=False,
         path=PathKind.LOCAL,
+        is_written=True,
         modes=_MODES,
     )
     predictions_logits: bool = flag(

@@ -141,6 +141,7 @@ class RunConfig(Checked):
         changes_training=False,
         is_of_one_start=True,
         path=PathKind.LOCAL,
+        is_written=True,
     )
 
     on_nonfinite: str = flag(
@@ -234,12 +235,14 @@ class TelemetryConfig(Checked):
         "norms; these steps take longer. 0: none.",
         minimum=0,
         changes_training=False,
+        needs="logdir",
     )
     profile_steps: str | None = flag(
         None,
         "A:B: the first and the last step to profile: TensorFlow's trace and Horovod's timeline, "
         "in --logdir.",
         changes_training=False,
+        needs="logdir",
     )
     mllog: str | None = flag(
         None,
@@ -247,6 +250,7 @@ class TelemetryConfig(Checked):
         changes_training=False,
         is_of_one_start=True,
         path=PathKind.LOCAL,
+        is_written=True,
     )
 
     def __post_init__(self) -> None:

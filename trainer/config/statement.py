@@ -50,6 +50,9 @@ class Statement(NamedTuple):
       is_of_beginning: whether the flag says what a run begins with: other modes than training do
         not read it in the run's flag file, in place of what the run has learned.
       path: kind of a file or folder that the flag names; None: it names none.
+      is_written: whether the program writes the file that the flag names, which must then be
+        another one than those of such flags.
+      needs: name of the flag that must be given with this one; None: none must.
       read_by: kinds of data sets that read the flag; None: all. A plug-in may read any.
       modes: modes that use the flag, and others refuse; None: all.
       before: value of runs that were made before there was the flag; None: the default.
@@ -72,6 +75,8 @@ class Statement(NamedTuple):
     is_of_one_start: bool
     is_of_beginning: bool
     path: PathKind | None
+    is_written: bool
+    needs: str | None
     read_by: Sequence[str] | None
     modes: Sequence[str] | None
     before: Any
@@ -97,6 +102,8 @@ def flag(
     is_of_one_start: bool = False,
     is_of_beginning: bool = False,
     path: PathKind | None = None,
+    is_written: bool = False,
+    needs: str | None = None,
     read_by: Sequence[str] | None = None,
     modes: Sequence[str] | None = None,
     before: Any = None,
@@ -109,8 +116,8 @@ def flag(
     Args:
       default: value where the flag is not given. None: the help says what happens then.
       help, minimum, above, maximum, below, choices, is_hparam, changes_training, belongs_to_model,
-        belongs_to_weights, chooses_data, is_of_one_start, is_of_beginning, path, read_by, modes,
-        before, elsewhere, may_be_auto, short_name: see `Statement`.
+        belongs_to_weights, chooses_data, is_of_one_start, is_of_beginning, path, is_written, needs,
+        read_by, modes, before, elsewhere, may_be_auto, short_name: see `Statement`.
     """
     statement = Statement(
         help,
@@ -127,6 +134,8 @@ def flag(
         is_of_one_start,
         is_of_beginning,
         path,
+        is_written,
+        needs,
         read_by,
         modes,
         before,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import importlib.metadata
 import platform
 import re
 from pathlib import Path
@@ -11,9 +10,7 @@ import tensorflow as tf
 
 from trainer.cpu_kernels import library
 from trainer.machine import cores
-from trainer.process import host_cores
-
-PACKAGES = ("tensorflow", "tf-slim", "horovod", "tensorboard", "absl-py", "numpy")
+from trainer.process import host_cores, installed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +19,7 @@ class Environment:
 
     Attributes:
       date: date of the report, ISO 8601, UTC.
-      versions: versions of Python and of the `PACKAGES` that are installed.
+      versions: versions of Python and of the `installed.PACKAGES` that are installed.
       device: name of the accelerator, or of the CPU where there is none.
       cpu: name of the CPU.
       cores: number of cores that this process may use.
@@ -39,23 +36,6 @@ class Environment:
     threads: int
     compiled_operations: bool
     host: str
-
-
-def find_version(package: str) -> str | None:
-    """Returns the installed version of a package; None where it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the `PACKAGES` that are installed."""
-    found = {name: find_version(name) for name in PACKAGES}
-    return {
-        "python": platform.python_version(),
-        **{name: version for name, version in found.items() if version},
-    }
 
 
 def cpu_name() -> str:
@@ -79,7 +59,7 @@ def describe(local_rank: int = 0, local_size: int = 1) -> Environment:
         device = cpu
     return Environment(
         date=datetime.datetime.now(tz=datetime.timezone.utc).isoformat(timespec="seconds"),
-        versions=versions(),
+        versions=installed.versions(),
         device=device,
         cpu=cpu,
         cores=host_cores.available_cores(),

@@ -20,10 +20,9 @@ from trainer.graph.initial_values import build_initializer
 from trainer.graph.network import find_network
 from trainer.inputs import synthetic
 from trainer.inputs.dataset import AnyDataset, DatasetInfo, open_dataset
-from trainer.machine import environment
 from trainer.machine.session import open_session
 from trainer.plan import Plan, create_plan
-from trainer.process import start_up, texts
+from trainer.process import installed, start_up, texts
 from trainer.run import outputs, remarks
 from trainer.safety import nonfinite
 from trainer.telemetry.console import tell_phase
@@ -264,7 +263,7 @@ def _create_facts(config: Config, group: Group, info: DatasetInfo, plan: Plan) -
         total_steps=plan.total_steps,
         train_examples=info.num_train_examples,
         fingerprint=info.fingerprint,
-        versions=environment.versions(),
+        versions=installed.versions(),
         config=dataclasses.asdict(outputs.as_read(config, info)),
         kernels=library.describe(precision.compute_dtype(config.model.precision)),
     )

@@ -15,8 +15,8 @@ from trainer.distributed import Group
 from trainer.errors import UserError
 from trainer.graph import precision
 from trainer.inputs.dataset import DatasetInfo
-from trainer.machine import environment, gpu, session
-from trainer.process import own_code
+from trainer.machine import gpu, session
+from trainer.process import installed, own_code
 
 _MAX_DIFFERENCES = 3
 _KERNELS = "the compiled kernels"
@@ -86,7 +86,7 @@ def check_program(group: Group, config: Config) -> None:
     """
     facts: Facts = {}
     with group.fail_together():
-        versions = {f"version of {k}": v for k, v in environment.versions().items()}
+        versions = {f"version of {k}": v for k, v in installed.versions().items()}
         facts = {**flags_of(config), **code_of(config), **versions, **_named_kernels()}
     check(group, facts)
     check_kernels(group, precision.compute_dtype(config.model.precision))

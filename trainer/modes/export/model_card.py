@@ -11,7 +11,7 @@ from typing import Any
 from trainer.checkpoints import layout, manifest, model_file, search
 from trainer.config import Config
 from trainer.machine import environment
-from trainer.process import files
+from trainer.process import files, installed
 from trainer.telemetry import tags
 from trainer.telemetry.writers import metrics_lines
 
@@ -56,7 +56,7 @@ def write(
             **facts,
         },
         "versions": {
-            "slim-horovod": environment.find_version("slim-horovod"),
+            "slim-horovod": installed.find_version("slim-horovod"),
             **described.versions,
         },
     }
