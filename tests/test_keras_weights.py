@@ -269,4 +269,4 @@ def test_converted_weights_are_trained_with_another_head_evaluated_and_used(conv
     ) in trained.stdout
     assert "finished after 2 steps" in trained.stdout
     assert evaluated.returncode == 0, evaluated.stderr
-    assert "5 examples" in evaluated.stdout
+    assert "5 images" in evaluated.stdout

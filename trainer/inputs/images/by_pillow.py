@@ -17,8 +17,9 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError, __version__
 from trainer.inputs.images.orientation import EXIF, LAST, TAG, UPRIGHT, read_tiff_orientation
 from trainer.inputs.source import BadImageError
 
-# 300 MB of RGB; ImageNet's largest photograph has 61 million pixels.
-MAX_PIXELS = 100_000_000
+# 360 MB of RGB. ImageNet's largest photograph has 61 million pixels, and those of cameras and
+# telephones with large sensors have 102 and 108 million.
+MAX_PIXELS = 120_000_000
 
 # Modes of Pillow whose pixels become 8 bits of red, green and blue by themselves.
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
