@@ -34,6 +34,8 @@ def other(**changes):
     """A worker whose facts differ: its digest does, and then the facts themselves."""
 
     def answer(value):
+        if value is None:  # No error.
+            return None
         return {**value, **changes} if isinstance(value, dict) else "another digest"
 
     return answer
@@ -122,15 +124,14 @@ NO_CONVOLUTIONS = without("the compiled kernels of convolutions", "it has a matr
 
 
 def test_workers_with_other_libraries_of_kernels_are_refused(monkeypatch, tmp_path):
-    (tmp_path / "own.so").write_bytes(b"of one worker")
-    own = agreement._named_kernels()
-    assert own == {}
-    monkeypatch.setenv(switch.VARIABLE, str(tmp_path / "own.so"))
-    with pytest.raises(UserError, match=r"library of SLIM_HOROVOD_KERNELS"):
-        agreement.check(
-            OtherWorkers(same, lambda value: own if isinstance(value, dict) else ""),
-            agreement._named_kernels(),
-        )
+    assert agreement._named_kernels() == {}
+    named = []
+    for name in ("theirs.so", "own.so"):
+        (tmp_path / name).write_bytes(name.encode())
+        monkeypatch.setenv(switch.VARIABLE, str(tmp_path / name))
+        named.append(agreement._named_kernels())
+    with pytest.raises(UserError, match=r"worker 2 .*library of SLIM_HOROVOD_KERNELS"):
+        agreement.check_program(OtherWorkers(same, other(**named[0])), CONFIG)
 
 
 def test_workers_with_and_without_the_compiled_kernels_are_refused(monkeypatch):

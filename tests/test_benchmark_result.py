@@ -272,6 +272,21 @@ def test_rows_are_passed_on_to_who_reads_a_pipe(tmp_path):
     assert len(rows) == 3
 
 
+def test_rows_go_to_where_a_shell_has_sent_the_output(tmp_path):
+    place = tmp_path / "output.txt"
+    with open(place, "a", encoding="utf-8") as output:
+        output.write("printed before\n")
+        output.flush()
+        link = f"/proc/self/fd/{output.fileno()}"  # As /dev/stdout is one.
+        config = Config(mode="benchmark", benchmark=BenchmarkConfig(result_csv=link))
+        record.append_csv(config, Worker(), {"forward": sweep()})
+        output.write("printed after\n")
+    before, header, *rows, after = place.read_text().splitlines()
+    assert (before, after) == ("printed before", "printed after")
+    assert header.split(",") == list(record.COLUMNS)
+    assert len(rows) == 3
+
+
 def test_every_figure_has_a_column():
     figures = {field.name for field in dataclasses.fields(create([0.4]))}
     figures |= {field.name for field in dataclasses.fields(allreduce().gradients)}

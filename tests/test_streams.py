@@ -160,6 +160,24 @@ def test_a_full_disk_does_not_keep_a_program_from_its_end():
     assert done.returncode == 0
 
 
+@pytest.mark.slow
+def test_a_run_trains_whatever_becomes_of_its_first_line(tmp_path):
+    result = tmp_path / "result.json"
+    flags = ["--steps=1", "--image_size=32", "--batch_size=2", f"--result_json={result}"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "trainer", *flags],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            cwd=ROOT,
+            env=environment(),
+        )
+    assert done.returncode == 0, done.stderr
+    assert result.exists()
+
+
 def test_both_streams_keep_their_order_where_they_are_one_file(tmp_path):
     code = (
         "import sys; from trainer.process import streams; streams.never_wait()\n"

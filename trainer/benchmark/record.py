@@ -66,7 +66,7 @@ def append_csv(config: Config, worker: Worker, results: Mapping[str, Result]) ->
     Raises:
       OSError: the file can't be read or written.
     """
-    path = Path(os.path.realpath(config.benchmark.result_csv or ""))
+    path = Path(config.benchmark.result_csv or "")
     lines = io.StringIO()
     table = csv.DictWriter(lines, COLUMNS, extrasaction="ignore", lineterminator="\n")
     where = dataclasses.asdict(environment.describe(worker.local_rank, worker.local_size))
@@ -82,6 +82,7 @@ def append_csv(config: Config, worker: Worker, results: Mapping[str, Result]) ->
     if files.is_stream(path):  # What it has, it keeps.
         files.write_bytes(path, (header + lines.getvalue()).encode())
         return
+    path = Path(os.path.realpath(path))
     with open(path.with_name(f".{path.name}.lock"), "w") as lock:
         files.lock(lock, path, wait=True)  # Another benchmark may be adding its rows.
         before = path.read_bytes() if path.exists() else b""

@@ -11,7 +11,7 @@ from trainer.config import Config
 from trainer.distributed import Group
 from trainer.graph import learning_rate
 from trainer.machine.gpu import UseMeter
-from trainer.process import launcher, start_up, streams, texts
+from trainer.process import launcher, start_up, texts
 from trainer.run import first_allreduce, outputs, remarks, summary
 from trainer.run.evaluation import Evaluation
 from trainer.run.guard import LoopGuard
@@ -60,7 +60,6 @@ class Outcome(NamedTuple):
 
 def run(config: Config) -> int:
     """Trains; evaluates now and then and at the end. All workers of a run call it."""
-    streams.never_wait()
     phases = PhaseTimes(start_up.times_up_to_now())
     launched = launcher.find()
     if launched is not None and launched.size > 1:

@@ -14,8 +14,8 @@ from trainer.inputs.images.graph_headers import GraphHeader, read_header
 from trainer.inputs.images.pixels import Rows, build_pixels
 from trainer.inputs.images.reduction import Filter, Parts
 
-# Images of a batch that are decoded at once, as far as there are threads; an image that is decoded
-# whole may take 300 MB.
+# Images of a batch that are decoded at once, as far as there are threads; one that is decoded whole
+# takes up to 3 bytes for each of `by_pillow.MAX_PIXELS`.
 _AT_ONCE = 8
 # The turn of each orientation; of 0, which is none: no turn.
 _TURNS = orientation.turns(np.arange(9))
